@@ -1,0 +1,1 @@
+//! Receive and send connectors: from tables to checked values.

@@ -1,0 +1,1 @@
+//! Keys with line and column; those that nobody took are unknown.

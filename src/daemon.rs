@@ -1,0 +1,1 @@
+//! Puts the parts together: signals, reload, its user, a graceful end.

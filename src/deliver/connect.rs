@@ -1,0 +1,1 @@
+//! TCP, STARTTLS, the demand judged, EHLO, AUTH.

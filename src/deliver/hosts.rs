@@ -1,0 +1,1 @@
+//! Smart hosts or MX, in order, spread among equals.

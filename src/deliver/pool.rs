@@ -1,0 +1,1 @@
+//! Idle connections, limits per host, rates.

@@ -1,0 +1,1 @@
+//! A hybrid world in one process: CA, DNS, three servers and the relay between them.

@@ -1,0 +1,1 @@
+//! Records as our own types.

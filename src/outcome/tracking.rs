@@ -1,0 +1,1 @@
+//! Tracking events: one JSON object a line, a file per day (interface section 10).

@@ -1,0 +1,1 @@
+//! The hybrid matrix as one match: it reads like the table of interface section 5.

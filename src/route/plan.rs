@@ -1,0 +1,1 @@
+//! Bifurcation: recipients with equal connector and hop share one copy.

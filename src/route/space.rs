@@ -1,0 +1,1 @@
+//! Address spaces: most specific, then cheapest, then first in the file.

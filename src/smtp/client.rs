@@ -1,0 +1,1 @@
+//! The sending side of one SMTP session, without sockets, clocks or tasks.

@@ -1,0 +1,1 @@
+//! Commands and their parameters: one line in, one checked value out.

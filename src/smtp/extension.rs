@@ -1,0 +1,1 @@
+//! What we offer in reply to EHLO, and what a server offered us.

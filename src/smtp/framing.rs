@@ -1,0 +1,1 @@
+//! Lines, DATA and BDAT: the only place that looks for line ends.

@@ -1,0 +1,1 @@
+//! Files, directories, syncing many messages at once.

@@ -1,0 +1,1 @@
+//! A record as bytes: version, kind, length, checksum, payload.

@@ -1,0 +1,77 @@
+//! What a host must prove, and what it proved.
+
+use super::{Names, Roots};
+
+/// What one host must prove before a message may go to it. The connector's level, REQUIRETLS (and later MTA-STS
+/// and TLSA records) together make it.
+#[derive(Debug, Clone)]
+pub enum Demand {
+    /// `off`: STARTTLS is not used.
+    Plain,
+    /// `opportunistic`: STARTTLS if offered, any certificate; if TLS itself fails, in the clear.
+    Nothing,
+    /// `encrypt`: STARTTLS, any certificate.
+    Encryption,
+    /// `certificate`: a chain to these roots, in time, for server use.
+    Certificate(Roots),
+    /// `domain`: the same, and a name in it matches one of these.
+    Domain(Roots, Names),
+}
+
+/// What a connection proved: goes into the tracking event, the demo's output and the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// In the clear.
+    Plain,
+    /// Encrypted; the certificate was not asked about.
+    Encrypted {
+        /// Protocol version and cipher suite, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+        protocol: String,
+    },
+    /// The certificate chains to the roots that were demanded.
+    Chained {
+        /// Protocol version and cipher suite.
+        protocol: String,
+        /// The subject or first name of the certificate.
+        certificate: String,
+    },
+    /// It does, and carries a name that was demanded.
+    Named {
+        /// Protocol version and cipher suite.
+        protocol: String,
+        /// The subject or first name of the certificate.
+        certificate: String,
+        /// The entry of `tls_domain` that matched.
+        name: String,
+    },
+}
+
+/// Why a demand was not met: what was seen instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unmet {
+    /// STARTTLS was not offered.
+    #[error("the server does not offer STARTTLS")]
+    NotOffered,
+    /// STARTTLS was offered and then refused.
+    #[error("the server refused STARTTLS: {0}")]
+    Refused(String),
+    /// The handshake failed for a reason of TLS itself.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(String),
+    /// The certificate does not chain, is out of time, or is not for this use.
+    #[error("its certificate ({certificate}) was not accepted: {why}")]
+    Chain {
+        /// The subject or first name of the certificate.
+        certificate: String,
+        /// In words.
+        why: String,
+    },
+    /// The certificate chains but carries none of the names.
+    #[error("demanded a certificate for {demanded}, saw one for {seen}")]
+    Name {
+        /// What was demanded.
+        demanded: String,
+        /// The names in the certificate.
+        seen: String,
+    },
+}
