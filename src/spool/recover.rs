@@ -19,7 +19,7 @@ use super::format::{
 };
 use super::index::{Entry, Place, Segment};
 use super::shelf::Folders;
-use super::{OpenError, Shared, Waiting};
+use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
 use crate::route::Hop;
@@ -162,6 +162,11 @@ impl Recovery {
             crash_point("recover.segment");
         }
         scan.judge();
+        for (by, settlement) in std::mem::take(&mut scan.settles) {
+            if !scan.cancelled.contains(&by) {
+                scan.settle(&settlement);
+            }
+        }
 
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
         for (segment, from, to, reason) in scan.damaged {
@@ -221,6 +226,10 @@ impl Recovery {
 struct Scan {
     /// With the connector and hop of each copy, which the index does not keep.
     messages: HashMap<MessageId, (Entry, Vec<(ConnectorName, Hop)>)>,
+    /// What messages settle by existing.
+    settles: Vec<(MessageId, Settlement)>,
+    /// Messages that never were.
+    cancelled: HashSet<MessageId>,
     /// One of each connector's name, for all messages.
     names: HashSet<Arc<str>>,
     /// Stretches that are no records: segment, from, to, reason.
@@ -307,31 +316,37 @@ impl Scan {
     fn apply(&mut self, kind: Kind, payload: &[u8], place: Place) -> Result<(), format::Malformed> {
         match kind {
             Kind::Message => {
-                let decoded = format::decode_message(payload, payload.len() as u64)?;
-                decoded.settles.iter().for_each(|one| self.settle(one));
-                match self.messages.get_mut(&decoded.id) {
-                    // It was copied to the front; what had happened to it has been read already, or follows.
+                let mut decoded = format::decode_message(payload, payload.len() as u64)?;
+                let (settles, deferred) = (std::mem::take(&mut decoded.settles), std::mem::take(&mut decoded.deferred));
+                let id = decoded.id;
+                match self.messages.get_mut(&id) {
+                    // It was copied to the front.
                     Some((entry, _)) => entry.place = place,
                     None => {
                         let entry = Entry::found(&decoded, place);
                         let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
                         if !entry.is_done() {
-                            self.messages.insert(decoded.id, (entry, hops));
+                            self.messages.insert(id, (entry, hops));
                         }
                     }
                 }
+                // What it says of itself, in a copied record, is so. What it says of others is so if it was not cancelled.
+                for one in settles {
+                    if one.id == id { self.settle(&one) } else { self.settles.push((id, one)) }
+                }
+                deferred.iter().for_each(|one| self.defer(one));
             }
             Kind::Settled => format::decode_settled(payload)?.iter().for_each(|one| self.settle(one)),
-            Kind::Deferred => {
-                for deferral in format::decode_deferred(payload)? {
-                    if let Some((entry, _)) = self.messages.get_mut(&deferral.id) {
-                        entry.defer(&deferral);
-                    }
-                }
-            }
+            Kind::Deferred => format::decode_deferred(payload)?.iter().for_each(|one| self.defer(one)),
             Kind::Removed => {
                 for id in format::decode_removed(payload)? {
                     self.messages.remove(&id);
+                }
+            }
+            Kind::Cancelled => {
+                for id in format::decode_removed(payload)? {
+                    self.messages.remove(&id);
+                    self.cancelled.insert(id);
                 }
             }
             Kind::Mark => {
@@ -343,12 +358,18 @@ impl Scan {
         Ok(())
     }
 
-    fn settle(&mut self, settlement: &super::Settlement) {
+    fn settle(&mut self, settlement: &Settlement) {
         if let Some((entry, _)) = self.messages.get_mut(&settlement.id) {
             entry.settle(settlement);
             if entry.is_done() {
                 self.messages.remove(&settlement.id);
             }
+        }
+    }
+
+    fn defer(&mut self, deferral: &Deferral) {
+        if let Some((entry, _)) = self.messages.get_mut(&deferral.id) {
+            entry.defer(deferral);
         }
     }
 
