@@ -204,10 +204,11 @@ fn fail(mut answer: Message, failure: Failure) -> Message {
     answer
 }
 
-/// Zones are written in the program: a name that is none is a mistake in it.
+/// Any octets make a label, as in the DNS itself. Zones are written in the program: one that is too long is a
+/// mistake in it.
 fn name(text: &str) -> Name {
-    let mut name = Name::from_ascii(text).expect("a zone written in the program has names that are names");
-    name.set_fqdn(true);
+    let labels = text.split('.').filter(|label| !label.is_empty()).map(str::as_bytes);
+    let name = Name::from_labels(labels).expect("a zone written in the program has names that are not too long");
     name.to_lowercase()
 }
 
