@@ -2,12 +2,14 @@
 //!
 //! Answers are three-way: found, proven absent, unknown. Only a proven absence may ever bounce a message.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::message::Domain;
 
 pub mod records;
 pub mod zone;
+
+pub use zone::Zone;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,4 +46,31 @@ pub trait Resolve: Send + Sync {
     fn mx(&self, domain: &Domain) -> impl Future<Output = Answer<Vec<Mx>>> + Send;
     /// The addresses of `host`, IPv6 and IPv4.
     fn addresses(&self, host: &Domain) -> impl Future<Output = Answer<Vec<IpAddr>>> + Send;
+}
+
+/// Asks name servers, and remembers their answers. Cheap to clone.
+#[derive(Clone)]
+pub struct Resolver {}
+
+impl Resolver {
+    /// Asks `servers`, or, if there are none, those of the system's configuration.
+    ///
+    /// # Errors
+    /// What is wrong with the system's configuration.
+    pub fn new(servers: &[SocketAddr]) -> Result<Self, String> {
+        let _ = servers;
+        todo!()
+    }
+}
+
+impl Resolve for Resolver {
+    async fn mx(&self, domain: &Domain) -> Answer<Vec<Mx>> {
+        let _ = domain;
+        todo!()
+    }
+
+    async fn addresses(&self, host: &Domain) -> Answer<Vec<IpAddr>> {
+        let _ = host;
+        todo!()
+    }
 }

@@ -18,4 +18,10 @@ impl Names {
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
+
+    /// The name of these that the certificate `leaf` (DER) carries.
+    pub fn matches(&self, leaf: &[u8]) -> Option<String> {
+        let _ = leaf;
+        todo!()
+    }
 }
