@@ -256,12 +256,7 @@ impl<'a> Table<'a> {
     }
 
     /// The sections `[[key]]`, called by what stands in their key `name`.
-    pub(super) fn sections(
-        &mut self,
-        key: &'static str,
-        name: &str,
-        problems: &mut Problems,
-    ) -> Read<Vec<Table<'a>>> {
+    pub(super) fn sections(&mut self, key: &'static str, name: &str, problems: &mut Problems) -> Read<Vec<Table<'a>>> {
         let Some((at, value)) = self.take(key) else { return Ok(Vec::new()) };
         let wrong = |found| format!("found {found}, expected a section in double brackets: [[{key}]]");
         match value.get_ref() {
@@ -292,12 +287,7 @@ impl<'a> Table<'a> {
     }
 
     /// Every key that nobody asked for is unknown.
-    pub(super) fn finish(self, problems: &mut Problems) {
-        self.check_unknown(problems);
-    }
-
-    /// The same, for a table that is needed further.
-    pub(super) fn check_unknown(&self, problems: &mut Problems) {
+    pub(super) fn finish(&self, problems: &mut Problems) {
         for (key, _) in self.entries.into_iter().flatten() {
             let name: &str = key.get_ref();
             if self.known.contains(&name) {

@@ -196,8 +196,8 @@ pub(super) fn wild_domain(text: &str) -> Result<(Domain, bool), String> {
 
 /// A name for `tls_domain`: a host or domain name, or `"*."` and one.
 pub(super) fn tls_name(text: &str) -> Result<String, String> {
-    let (domain, wild) = wild_domain(text)
-        .map_err(|_| r#"expected a name such as "mail.contoso.com" or "*.contoso.com""#.to_owned())?;
+    let (domain, wild) =
+        wild_domain(text).map_err(|_| r#"expected a name such as "mail.contoso.com" or "*.contoso.com""#.to_owned())?;
     Ok(if wild { format!("*.{domain}") } else { domain.to_string() })
 }
 
@@ -278,7 +278,8 @@ pub(super) fn smart_host(text: &str) -> Result<SmartHost, String> {
         Some((host, preference)) => (host, number(preference)),
         None => (text, Some(10)),
     };
-    let preference = preference.ok_or_else(|| "expected a preference from 0 to 65535 behind the semicolon".to_owned())?;
+    let preference =
+        preference.ok_or_else(|| "expected a preference from 0 to 65535 behind the semicolon".to_owned())?;
     let (host, port) = host_and_port(host)?;
     Ok(SmartHost { host, port, preference })
 }
