@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 
 use super::{Names, Roots};
@@ -30,17 +29,6 @@ pub struct Seen {
     pub(super) chain: Arc<[CertificateDer<'static>]>,
     /// Protocol version and cipher suite.
     pub(super) protocol: String,
-}
-
-impl Demand {
-    /// Judges what a server presented.
-    ///
-    /// # Errors
-    /// What of the demand was not met.
-    pub fn judge(&self, seen: &Seen, now: Timestamp) -> Result<Proof, Unmet> {
-        let _ = (&seen.chain, &seen.protocol, now);
-        todo!()
-    }
 }
 
 /// What a connection proved: goes into the tracking event, the demo's output and the log.
