@@ -4,7 +4,6 @@
 //! sees the third.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
@@ -40,9 +39,11 @@ pub enum Failure {
 }
 
 /// What a host of that level must prove. `domain` is the recipients', if their MX is what we speak to.
-pub fn demand(level: &Level, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
-    match level {
+pub fn demand(connector: &SendConnector, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
+    match &connector.tls {
         Level::Off => Demand::Plain,
+        // A password is not said in the clear, nor is the message sent without it.
+        Level::Opportunistic if connector.login.is_some() => Demand::Encryption,
         Level::Opportunistic => Demand::Nothing,
         Level::Encrypt => Demand::Encryption,
         Level::Certificate(roots) => Demand::Certificate(roots.clone()),
@@ -157,7 +158,7 @@ async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, O
         Ok(stream) => stream.map_err(unreachable)?,
         Err(_) => {
             let waited = connector.connect_timeout.as_secs_f32();
-            return Err(OpenError::Unreachable(format!("no connection within {waited} s")));
+            return Err(OpenError::Unreachable(format!("timed out: no connection within {waited} s")));
         }
     };
     // Every write is a whole group of commands: none should wait for the reply to the one before.
@@ -186,17 +187,13 @@ async fn shake_hands(connection: Connection, target: &Target, way: &Way<'_>) -> 
 pub fn setback(host: &str, fault: Fault) -> Setback {
     let host = host.to_owned();
     match fault {
-        // RFC 5321 section 3.1: a server that is refusing everybody says nothing about this message.
-        Fault::Answered { command: command @ ("the connection" | "EHLO" | "HELO"), reply } if reply.is_permanent() => {
-            Setback::Unreachable { host, why: format!("it answered {command} with {reply}") }
-        }
         Fault::Answered { command, reply } => Setback::Answered { host, command, reply },
         Fault::Broken(why) => Setback::Unreachable { host, why },
         Fault::Ambiguous(why) => Setback::Ambiguous { host, why },
         Fault::Protocol { why, .. } => Setback::Protocol { host, why },
         Fault::TlsNotOffered => Setback::Unproven { host, unmet: Unmet::NotOffered },
         Fault::TlsRefused(reply) => Setback::Unproven { host, unmet: Unmet::Refused(reply.to_string()) },
-        Fault::Login(why) => Setback::Login { host, why },
+        Fault::Login(why) => Setback::Unreachable { host, why: format!("cannot log in: {why}") },
         Fault::Unsupported(extension) => Setback::Unsupported { host, extension },
         Fault::TooBig { limit, size } => Setback::TooBig { host, limit, size },
         Fault::NoChunking(reply) => Setback::Protocol { host, why: format!("it offers CHUNKING and answered BDAT with {reply}") },
@@ -207,7 +204,3 @@ pub fn setback(host: &str, fault: Fault) -> Setback {
 pub fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
-
-/// How long a connection may be idle before it is closed rather than kept: servers are asked to wait five minutes,
-/// and many wait ten seconds.
-pub const IDLE: Duration = Duration::from_secs(8);

@@ -106,7 +106,7 @@ pub enum Fault {
     TlsNotOffered,
     /// STARTTLS is demanded and was refused.
     TlsRefused(Reply),
-    /// Logging in failed, and why.
+    /// There is no way to log in, and why.
     Login(String),
     /// The message needs an extension that is not offered.
     Unsupported(&'static str),
@@ -274,7 +274,7 @@ impl Session {
 
     /// Nothing came by the deadline.
     pub fn expired(&mut self) {
-        self.ended.get_or_insert(Ended { why: "no answer in time".to_owned(), expired: true });
+        self.ended.get_or_insert(Ended { why: "timed out waiting for its answer".to_owned(), expired: true });
     }
 
     /// The connection has ended.
@@ -375,7 +375,7 @@ impl Session {
                     self.state = State::LoggingIn(exchange);
                 }
                 Next::Done => self.state = State::Ready,
-                Next::Refused => self.state = State::Failed(Fault::Login(format!("the server answered {reply}"))),
+                Next::Refused => self.state = answered("AUTH"),
             },
             State::Quitting | State::Ready | State::Handshake => self.state = State::Ready,
             State::Failed(fault) => self.state = State::Failed(fault),
