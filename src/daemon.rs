@@ -424,7 +424,9 @@ fn load_directory(config: &Config, old: Option<&Arc<Directory>>) -> Result<Arc<D
 fn files(config: &Config) -> Vec<PathBuf> {
     let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
     let identities = identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
-    let mut files: Vec<PathBuf> = identities.flat_map(|identity| identity.files()).collect();
+    let mut files: Vec<PathBuf> = identities
+        .flat_map(|identity| [identity.certificate.as_ref().clone(), identity.key.as_ref().clone()])
+        .collect();
     files.extend(config.directories.iter().map(|source| source.path.clone()));
     files.sort_unstable();
     files.dedup();

@@ -145,6 +145,12 @@ impl Template {
     }
 }
 
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.name)
+    }
+}
+
 impl Authority {
     /// A new authority of this name, with a certificate that it signed itself.
     pub fn new(name: &str) -> Self {

@@ -59,6 +59,24 @@ pub enum Proof {
     },
 }
 
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain => f.write_str("in the clear"),
+            Self::Encrypted { protocol } => write!(f, "{protocol}, the certificate was not asked about"),
+            Self::Chained { protocol, certificate } => {
+                write!(f, "{protocol}, certificate for {certificate} chains to the roots")
+            }
+            Self::Named { protocol, certificate, name } if certificate == name => {
+                write!(f, "{protocol}, certificate for {name} as demanded")
+            }
+            Self::Named { protocol, certificate, name } => {
+                write!(f, "{protocol}, certificate for {certificate}, which carries {name} as demanded")
+            }
+        }
+    }
+}
+
 /// Why a demand was not met: what was seen instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unmet {

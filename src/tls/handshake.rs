@@ -63,6 +63,12 @@ pub struct Accepted {
     pub client: Option<ClientCertificate>,
 }
 
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
 impl Acceptor {
     /// Presents `identity`; asks for the client's certificate if told so, and never insists.
     pub fn new(identity: &Identity, ask_client_certificate: bool) -> Self {

@@ -25,6 +25,8 @@ const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 pub struct Identity {
     /// Where the chain was read.
     pub certificate: Arc<PathBuf>,
+    /// Where the key was read.
+    pub key: Arc<PathBuf>,
     pub(super) certified: Arc<CertifiedKey>,
     leaf: Arc<Facts>,
 }
@@ -71,7 +73,8 @@ impl Identity {
     /// What is wrong with which file.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, String> {
         let (chain_name, key_name) = (certificate.display().to_string(), key.display().to_string());
-        Self::from_bytes(&read(certificate)?, &chain_name, &read(key)?, &key_name, certificate.to_owned())
+        let identity = Self::from_bytes(&read(certificate)?, &chain_name, &read(key)?, &key_name)?;
+        Ok(Self { certificate: Arc::new(certificate.to_owned()), key: Arc::new(key.to_owned()), ..identity })
     }
 
     /// The same from text.
@@ -79,11 +82,10 @@ impl Identity {
     /// # Errors
     /// What is wrong with it.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, String> {
-        let chain_name = "the certificate";
-        Self::from_bytes(certificate.as_bytes(), chain_name, key.as_bytes(), "the key", PathBuf::from(chain_name))
+        Self::from_bytes(certificate.as_bytes(), "the certificate", key.as_bytes(), "the key")
     }
 
-    fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str, path: PathBuf) -> Result<Self, String> {
+    fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str) -> Result<Self, String> {
         let chain = certificates(chain, chain_name)?;
         let key = private_key(key, key_name)?;
         let key = provider()
@@ -110,7 +112,8 @@ impl Identity {
             }
             Err(error) => return Err(format!("{chain_name}: its first certificate cannot be used: {error}")),
         }
-        Ok(Self { certificate: Arc::new(path), certified: Arc::new(certified), leaf: Arc::new(leaf) })
+        let [certificate, key] = [chain_name, key_name].map(|name| Arc::new(PathBuf::from(name)));
+        Ok(Self { certificate, key, certified: Arc::new(certified), leaf: Arc::new(leaf) })
     }
 
     /// When the certificate's time is over.
@@ -120,11 +123,7 @@ impl Identity {
 
     /// The names that the certificate carries: the DNS names of its subjectAltName, or else its CN.
     pub fn names(&self) -> Vec<String> {
-        match (&self.leaf.names.dns, &self.leaf.names.common_name) {
-            (Some(dns), _) => dns.iter().map(|name| printable(name)).collect(),
-            (None, Some(name)) => vec![printable(name)],
-            (None, None) => Vec::new(),
-        }
+        self.leaf.names.names().iter().map(|name| printable(name)).collect()
     }
 
     /// What its owner should know about the chain: out of time, soon out of time, incomplete.

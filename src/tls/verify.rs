@@ -65,6 +65,13 @@ impl ClientCertificate {
         named(&self.seen, names, constraints)
     }
 
+    /// The names it carries: the DNS names of its subjectAltName, or else its CN.
+    pub fn names(&self) -> Vec<String> {
+        Presented::read(self.seen.leaf())
+            .map(|presented| presented.names().iter().map(|name| printable(name)).collect())
+            .unwrap_or_default()
+    }
+
     /// The certificate in a few words, for the log.
     pub fn description(&self) -> String {
         match x509_parser::parse_x509_certificate(self.seen.leaf()) {
