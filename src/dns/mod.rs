@@ -165,6 +165,12 @@ impl Resolver {
     }
 }
 
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
 impl Resolve for Resolver {
     async fn mx(&self, domain: &Domain) -> Answer<Vec<Mx>> {
         if domain.literal().is_some() {

@@ -145,12 +145,6 @@ impl Template {
     }
 }
 
-impl std::fmt::Debug for Authority {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Authority({})", self.name)
-    }
-}
-
 impl Authority {
     /// A new authority of this name, with a certificate that it signed itself.
     pub fn new(name: &str) -> Self {
@@ -229,6 +223,12 @@ impl Authority {
     pub fn self_signed(template: &Template) -> (String, String) {
         let key = new_key();
         (template.params().self_signed(&key).expect(SIGNS).pem(), key.serialize_pem())
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.name)
     }
 }
 

@@ -63,15 +63,13 @@ impl std::fmt::Display for Proof {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Plain => f.write_str("in the clear"),
-            Self::Encrypted { protocol } => write!(f, "{protocol}, the certificate was not asked about"),
-            Self::Chained { protocol, certificate } => {
-                write!(f, "{protocol}, certificate for {certificate} chains to the roots")
-            }
+            Self::Encrypted { protocol } => f.write_str(protocol),
+            Self::Chained { protocol, certificate } => write!(f, "{protocol}, trusted certificate for {certificate}"),
             Self::Named { protocol, certificate, name } if certificate == name => {
-                write!(f, "{protocol}, certificate for {name} as demanded")
+                write!(f, "{protocol}, trusted certificate for {name}")
             }
             Self::Named { protocol, certificate, name } => {
-                write!(f, "{protocol}, certificate for {certificate}, which carries {name} as demanded")
+                write!(f, "{protocol}, trusted certificate for {certificate}, which carries {name}")
             }
         }
     }

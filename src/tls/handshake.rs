@@ -63,12 +63,6 @@ pub struct Accepted {
     pub client: Option<ClientCertificate>,
 }
 
-impl std::fmt::Debug for Acceptor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Acceptor")
-    }
-}
-
 impl Acceptor {
     /// Presents `identity`; asks for the client's certificate if told so, and never insists.
     pub fn new(identity: &Identity, ask_client_certificate: bool) -> Self {
@@ -163,6 +157,18 @@ impl Connector {
             .ok_or_else(|| Unmet::Handshake("the server presented no certificate".to_owned()))?;
         let proof = demand.judge(&seen, Timestamp::now())?;
         Ok((Stream::Connected(Box::new(tls)), proof))
+    }
+}
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connector")
     }
 }
 

@@ -103,8 +103,8 @@ impl Presented {
         Self { dns, common_name, subject: certificate.subject().to_string() }
     }
 
-    /// The names that count.
-    pub(super) fn names(&self) -> &[String] {
+    /// All names: the DNS names, or else the CN. Not checked to be names, nor printable.
+    pub(super) fn all(&self) -> &[String] {
         match (&self.dns, &self.common_name) {
             (Some(dns), _) => dns,
             (None, Some(name)) => std::slice::from_ref(name),
@@ -114,7 +114,7 @@ impl Presented {
 
     /// All names, as one shows them to a person.
     pub(super) fn list(&self) -> String {
-        let names = self.names();
+        let names = self.all();
         if names.is_empty() {
             return "no name".to_owned();
         }
