@@ -311,6 +311,11 @@ impl Reply {
         Self::new(421, Status(4, 3, 2), "shutting down")
     }
 
+    /// Something is wrong here, and the session cannot go on.
+    pub fn session_fault() -> Self {
+        Self::new(421, Status(4, 3, 0), "local error in processing")
+    }
+
     /// As many connections as there may be.
     pub fn too_many_connections() -> Self {
         Self::new(421, Status(4, 3, 2), "too many connections")

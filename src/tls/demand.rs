@@ -1,5 +1,9 @@
 //! What a host must prove, and what it proved.
 
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
 use super::{Names, Roots};
 
 /// What one host must prove before a message may go to it. The connector's level, REQUIRETLS (and later MTA-STS
@@ -16,6 +20,15 @@ pub enum Demand {
     Certificate(Roots),
     /// `domain`: the same, and a name in it matches one of these.
     Domain(Roots, Names),
+}
+
+/// What the other side of a connection in TLS presented.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its certificates as it sent them, its own first; it proved that it holds that one's key.
+    pub(super) chain: Arc<[CertificateDer<'static>]>,
+    /// Protocol version and cipher suite.
+    pub(super) protocol: String,
 }
 
 /// What a connection proved: goes into the tracking event, the demo's output and the log.
