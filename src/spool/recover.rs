@@ -18,6 +18,8 @@ use super::format::{self, Kind, RECORD_HEAD, RECORD_MAGIC, RecordHead, SEGMENT_H
 use super::index::{Entry, Place, Segment};
 use super::shelf::Folders;
 use super::{OpenError, Shared, Waiting};
+use jiff::Timestamp;
+
 use crate::config::ConnectorName;
 use crate::message::MessageId;
 use crate::route::Hop;
@@ -185,9 +187,9 @@ impl Recovery {
                 segment.end = end;
             }
         }
-        for (id, (entry, hops)) in found {
+        for (id, (entry, accepted, hops)) in found {
             known.extend(entry.own.map(|own| own.get()));
-            recovered.waiting.extend(entry.waiting(id, hops));
+            recovered.waiting.extend(entry.waiting(id, accepted, hops));
             let place = entry.place;
             index.insert(id, entry, place);
         }
@@ -213,7 +215,7 @@ impl Recovery {
 #[derive(Debug, Default)]
 struct Scan {
     /// With the connector and hop of each copy, which the index does not keep.
-    messages: HashMap<MessageId, (Entry, Vec<(ConnectorName, Hop)>)>,
+    messages: HashMap<MessageId, (Entry, Timestamp, Vec<(ConnectorName, Hop)>)>,
     /// One of each connector's name, for all messages.
     names: HashSet<Arc<str>>,
     /// Stretches that are no records: segment, from, to, reason.
@@ -303,12 +305,12 @@ impl Scan {
                 decoded.settles.iter().for_each(|one| self.settle(one));
                 match self.messages.get_mut(&decoded.id) {
                     // It was copied to the front; what had happened to it has been read already, or follows.
-                    Some((entry, _)) => entry.place = place,
+                    Some((entry, ..)) => entry.place = place,
                     None => {
                         let entry = Entry::found(&decoded, place);
                         let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
                         if !entry.is_done() {
-                            self.messages.insert(decoded.id, (entry, hops));
+                            self.messages.insert(decoded.id, (entry, decoded.accepted, hops));
                         }
                     }
                 }
@@ -316,7 +318,7 @@ impl Scan {
             Kind::Settled => format::decode_settled(payload)?.iter().for_each(|one| self.settle(one)),
             Kind::Deferred => {
                 for deferral in format::decode_deferred(payload)? {
-                    if let Some((entry, _)) = self.messages.get_mut(&deferral.id) {
+                    if let Some((entry, ..)) = self.messages.get_mut(&deferral.id) {
                         entry.defer(&deferral);
                     }
                 }
@@ -336,7 +338,7 @@ impl Scan {
     }
 
     fn settle(&mut self, settlement: &super::Settlement) {
-        if let Some((entry, _)) = self.messages.get_mut(&settlement.id) {
+        if let Some((entry, ..)) = self.messages.get_mut(&settlement.id) {
             entry.settle(settlement);
             if entry.is_done() {
                 self.messages.remove(&settlement.id);
