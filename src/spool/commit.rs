@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::disk::{DiskFile, crash_point, is_full, write_all_at};
 use super::format::{
-    self, Kind, RECORD_HEAD, RecordHead, SEGMENT_HEAD, checksum, encode_deferred, encode_mark, encode_removed,
+    self, Kind, RECORD_HEAD, RecordHead, SEGMENT_HEAD, Salt, checksum, encode_deferred, encode_mark, encode_removed,
     encode_settled,
 };
 use super::index::{Entry, Place, Segment};
@@ -32,6 +32,8 @@ use crate::message::MessageId;
 const RIDE: Duration = Duration::from_millis(10);
 /// A batch ends here, so that the first message of it does not wait for the last of many large ones.
 const BATCH: u64 = 8 << 20;
+/// How often a flush tries before it says that it could not.
+const ATTEMPTS: usize = 3;
 /// The pause before a broken disk is tried again, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(4));
 
@@ -190,8 +192,16 @@ struct Current {
     number: u32,
     file: Arc<dyn DiskFile>,
     size: u32,
+    salt: Salt,
     /// Up to where it was written, and synced.
     at: u32,
+}
+
+impl Current {
+    fn start(ready: &Ready) -> Self {
+        let Ready { number, file, size, salt } = ready;
+        Self { number: *number, file: file.clone(), size: *size, salt: *salt, at: SEGMENT_HEAD }
+    }
 }
 
 /// Why nothing can be written at the moment.
@@ -253,13 +263,8 @@ impl Record {
 impl Committer {
     /// Starts with this segment. With a `keeper` that one's work is done here, between batches.
     pub fn new(shared: Arc<Shared>, first: Ready, keeper: Option<keep::Keeper>) -> Self {
-        let mut committer = Self {
-            shared,
-            current: Current { number: first.number, file: first.file.clone(), size: first.size, at: SEGMENT_HEAD },
-            notes: Notes::default(),
-            broken: None,
-            keeper,
-        };
+        let mut committer =
+            Self { shared, current: Current::start(&first), notes: Notes::default(), broken: None, keeper };
         committer.enter(first);
         committer
     }
@@ -269,6 +274,16 @@ impl Committer {
         loop {
             let (puts, copies, flushes, closing) = self.take();
             self.round(puts, copies);
+            // What is noted may have been in a batch that failed. Those who wait for it wait for another attempt.
+            for _ in 0..ATTEMPTS {
+                if (flushes.is_empty() && !closing) || self.notes.is_empty() || self.broken.is_some() {
+                    break;
+                }
+                self.round(Vec::new(), Vec::new());
+            }
+            if (closing || !flushes.is_empty()) && !self.notes.is_empty() {
+                tracing::error!("what was settled last could not be made durable; it may be delivered twice");
+            }
             for flush in flushes {
                 let _ = flush.send(());
             }
@@ -493,6 +508,7 @@ impl Committer {
             Segment {
                 file: next.file.clone(),
                 size: next.size,
+                salt: next.salt,
                 end: SEGMENT_HEAD,
                 live: 0,
                 live_bytes: 0,
@@ -501,7 +517,7 @@ impl Committer {
             },
         );
         drop(index);
-        self.current = Current { number: next.number, file: next.file, size: next.size, at: SEGMENT_HEAD };
+        self.current = Current::start(&next);
         self.shared.kick_keeper();
     }
 
@@ -519,7 +535,7 @@ impl Committer {
                 length: record.length,
                 crc: record.crc,
             };
-            record.bytes[..RECORD_HEAD].copy_from_slice(&head.encode());
+            record.bytes[..RECORD_HEAD].copy_from_slice(&head.encode(self.current.salt));
             offset += head.size() as u32;
             pieces += 1 + record.body.as_ref().map_or(0, |body| body.len());
         }
@@ -641,10 +657,7 @@ impl Committer {
                 chunk.push(Record::small(Kind::Removed, encode_removed(some), What::Removed(Vec::new())));
             }
             let number = ready.number;
-            let old = std::mem::replace(
-                &mut self.current,
-                Current { number, file: ready.file.clone(), size: ready.size, at: SEGMENT_HEAD },
-            );
+            let old = std::mem::replace(&mut self.current, Current::start(&ready));
             let fits = chunk.iter().map(Record::size).sum::<u64>() <= u64::from(ready.size - SEGMENT_HEAD);
             let written = if fits { self.write(&mut chunk) } else { Err(io::ErrorKind::FileTooLarge.into()) };
             match written {

@@ -3,7 +3,8 @@
 //! A segment starts with a head of [`SEGMENT_HEAD`] bytes and is then a row of records without gaps. A record
 //! says in which segment and at which offset it stands, so what an older life of the file left behind, or a block
 //! that landed in the wrong place, is never taken for one. It also says where its batch began: everything before
-//! that was synced when it was written, which is how recovery tells a torn write from damage.
+//! that was synced when it was written, which is how recovery tells a torn write from damage. And it carries the
+//! salt of its segment, which nobody outside knows: a mail that holds the image of a record stays a mail.
 //!
 //! All numbers are little-endian; all texts carry their length, so no value can become a field. Decoding goes
 //! forward only, allocates no more than the input is long, checks every address again, and never panics.
@@ -27,8 +28,8 @@ pub const SEGMENT_HEAD: u32 = 64;
 pub const RECORD_HEAD: usize = 32;
 /// How a segment begins, in every version there will ever be.
 const SEGMENT_MAGIC: [u8; 8] = *b"CwaySeg\n";
-/// How a record begins. The first byte is in no text, so that a search for it is quick.
-pub const RECORD_MAGIC: [u8; 4] = [0xC3, b'w', b'R', 0x01];
+/// How a record begins; the first byte of every [`Salt`]. It is rare in mail, so that a search for it is quick.
+pub const RECORD_MARK: u8 = 0xC5;
 
 /// Why bytes are no record. The text goes to `corrupt/` beside them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,6 +89,26 @@ impl std::fmt::Debug for Checksum {
     }
 }
 
+/// A random number in each record of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Salt([u8; 7]);
+
+impl Salt {
+    /// Of a new segment.
+    pub fn random() -> Self {
+        // The keys of the standard hasher come from the system's random numbers.
+        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+        let [_, a, b, c, d, e, f, _] = random.to_le_bytes();
+        Self([RECORD_MARK, a, b, c, d, e, f])
+    }
+
+    /// As the record that begins here has it, if one does.
+    pub fn of_record(bytes: &[u8]) -> Option<Self> {
+        let [a, b, c, d, _, e, f, g, ..] = *bytes else { return None };
+        (a == RECORD_MARK).then_some(Self([a, b, c, d, e, f, g]))
+    }
+}
+
 /// What stands at the start of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentHead {
@@ -97,6 +118,8 @@ pub struct SegmentHead {
     pub number: u32,
     /// The start of the daemon that made it.
     pub generation: u64,
+    /// In each of its records.
+    pub salt: Salt,
 }
 
 impl SegmentHead {
@@ -107,21 +130,23 @@ impl SegmentHead {
         bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.number.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.generation.to_le_bytes());
-        let crc = checksum(&bytes[..24]);
-        bytes[24..28].copy_from_slice(&crc.to_le_bytes());
+        bytes[24..31].copy_from_slice(&self.salt.0);
+        let crc = checksum(&bytes[..32]);
+        bytes[32..36].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    /// From bytes; `None` if they are damaged or were never written. These 28 bytes mean the same in every version,
+    /// From bytes; `None` if they are damaged or were never written. These 36 bytes mean the same in every version,
     /// so that an older daemon can tell a newer spool from a damaged one.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..28)?;
-        let crc = u32_at(bytes, 24)?;
-        if bytes[..8] != SEGMENT_MAGIC || checksum(&bytes[..24]) != crc {
+        let bytes = bytes.get(..36)?;
+        let crc = u32_at(bytes, 32)?;
+        if bytes[..8] != SEGMENT_MAGIC || checksum(&bytes[..32]) != crc {
             return None;
         }
         let generation = u64::from(u32_at(bytes, 16)?) | u64::from(u32_at(bytes, 20)?) << 32;
-        Some(Self { version: u32_at(bytes, 8)?, number: u32_at(bytes, 12)?, generation })
+        let salt = Salt(bytes[24..31].try_into().ok()?);
+        Some(Self { version: u32_at(bytes, 8)?, number: u32_at(bytes, 12)?, generation, salt })
     }
 }
 
@@ -182,10 +207,11 @@ pub struct RecordHead {
 
 impl RecordHead {
     /// As bytes.
-    pub fn encode(&self) -> [u8; RECORD_HEAD] {
+    pub fn encode(&self, salt: Salt) -> [u8; RECORD_HEAD] {
         let mut bytes = [0; RECORD_HEAD];
-        bytes[..4].copy_from_slice(&RECORD_MAGIC);
+        bytes[..4].copy_from_slice(&salt.0[..4]);
         bytes[4] = self.kind.byte();
+        bytes[5..8].copy_from_slice(&salt.0[4..]);
         for (at, number) in [(8, self.segment), (12, self.offset), (16, self.batch), (20, self.length), (24, self.crc)]
         {
             bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
@@ -196,9 +222,9 @@ impl RecordHead {
     }
 
     /// From bytes that were read at `offset` of `segment`; `None` if no record was written there.
-    pub fn decode(bytes: &[u8], segment: u32, offset: u32) -> Option<Self> {
+    pub fn decode(bytes: &[u8], salt: Salt, segment: u32, offset: u32) -> Option<Self> {
         let bytes = bytes.get(..RECORD_HEAD)?;
-        if bytes[..4] != RECORD_MAGIC || u32_at(bytes, 28)? != checksum(&bytes[..28]) {
+        if Salt::of_record(bytes) != Some(salt) || u32_at(bytes, 28)? != checksum(&bytes[..28]) {
             return None;
         }
         let head = Self {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::disk::DiskFile;
-use super::format::{Content, Decoded};
+use super::format::{Content, Decoded, Salt};
 use super::{Deferral, End, Settlement, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
@@ -40,6 +40,8 @@ pub struct Segment {
     pub file: Arc<dyn DiskFile>,
     /// How long the file is.
     pub size: u32,
+    /// In each of its records.
+    pub salt: Salt,
     /// Up to where it holds durable records.
     pub end: u32,
     /// Messages that wait and whose record is here.

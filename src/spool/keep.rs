@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::Shared;
 use super::commit::Copied;
-use super::disk::{crash_point, read_full_at};
-use super::format::{RECORD_HEAD, RecordHead, checksum};
+use super::disk::{DiskFile, crash_point, read_full_at};
+use super::format::{RECORD_HEAD, RecordHead, Salt, checksum};
 use super::index::{Index, Place};
 use super::shelf::AHEAD;
 use crate::message::MessageId;
@@ -170,14 +170,14 @@ impl Keeper {
                 bytes += u64::from(entry.place.size);
             }
         }
-        let file = first.file.clone();
+        let (file, salt) = (first.file.clone(), first.salt);
         index.copying += some.len();
         drop(index);
 
         let wanted = some.len();
         let mut copies = Vec::with_capacity(wanted);
         for (id, place) in some {
-            match read_record(&*file, place) {
+            match read_record(&*file, salt, place) {
                 Ok((head, bytes)) => copies.push(Copied { id, from: place, bytes, crc: head.crc }),
                 Err(reason) => shared.set_aside(id, place, &reason),
             }
@@ -219,13 +219,13 @@ fn retire(shared: &Shared) -> bool {
 fn verify(shared: &Shared, number: u32) {
     let index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(segment) = index.segments.get(&number) else { return };
-    let file = segment.file.clone();
+    let (file, salt) = (segment.file.clone(), segment.salt);
     let here = |id: &MessageId| Some((*id, index.get(*id)?.place)).filter(|(_, place)| place.segment == number);
     let places: Vec<_> = segment.ids.iter().filter_map(here).collect();
     drop(index);
     let mut bad = 0;
     for &(id, place) in &places {
-        if let Err(reason) = read_record(&*file, place) {
+        if let Err(reason) = read_record(&*file, salt, place) {
             bad += 1;
             tracing::error!(%id, reason, "an acknowledged message cannot be read again after the disk failed");
         }
@@ -235,13 +235,13 @@ fn verify(shared: &Shared, number: u32) {
 }
 
 /// Reads a whole record and checks it. The bytes start with room for the head of the next.
-pub fn read_record(file: &dyn super::disk::DiskFile, place: Place) -> Result<(RecordHead, Vec<u8>), String> {
+pub fn read_record(file: &dyn DiskFile, salt: Salt, place: Place) -> Result<(RecordHead, Vec<u8>), String> {
     let mut bytes = vec![0; place.size as usize];
     let read = read_full_at(file, &mut bytes, place.offset.into()).map_err(|error| error.to_string())?;
     if read < bytes.len() {
         return Err("the file ends before it".into());
     }
-    let head = RecordHead::decode(&bytes, place.segment, place.offset).ok_or("its head is damaged")?;
+    let head = RecordHead::decode(&bytes, salt, place.segment, place.offset).ok_or("its head is damaged")?;
     if head.size() != u64::from(place.size) {
         return Err("its length changed".into());
     }

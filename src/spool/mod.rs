@@ -625,13 +625,13 @@ impl Shared {
                 let segment = index.segments.get(&entry.place.segment).ok_or(LoadError::Gone)?;
                 // Held until we are done: a segment somebody holds is never written over.
                 let held = segment.file.file();
-                (entry.place, entry.open(), (segment.file.clone(), held))
+                (entry.place, entry.open(), (segment.file.clone(), held, segment.salt))
             };
             let corrupt = |reason: String| {
                 self.set_aside(id, place, &reason);
                 Err(LoadError::Damaged(reason))
             };
-            let (_, record) = match keep::read_record(&*file.0, place) {
+            let (_, record) = match keep::read_record(&*file.0, file.2, place) {
                 Ok(read) => read,
                 // It may have been copied away, and its segment written over, between the look and the read.
                 Err(_) if before != Some(place) => {

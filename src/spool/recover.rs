@@ -14,7 +14,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use super::disk::{Disk, DiskFile, crash_point, read_full_at, write_all_at};
-use super::format::{self, Kind, RECORD_HEAD, RECORD_MAGIC, RecordHead, SEGMENT_HEAD, SegmentHead, VERSION, checksum};
+use super::format::{
+    self, Kind, RECORD_HEAD, RECORD_MARK, RecordHead, SEGMENT_HEAD, Salt, SegmentHead, VERSION, checksum,
+};
 use super::index::{Entry, Place, Segment};
 use super::shelf::Folders;
 use super::{OpenError, Shared, Waiting};
@@ -35,6 +37,7 @@ pub(crate) struct Old {
     pub number: u32,
     file: Arc<dyn DiskFile>,
     size: u32,
+    salt: Salt,
 }
 
 impl Old {
@@ -43,6 +46,7 @@ impl Old {
         Segment {
             file: self.file.clone(),
             size: self.size,
+            salt: self.salt,
             end: SEGMENT_HEAD,
             live: 0,
             live_bytes: 0,
@@ -78,10 +82,12 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
         }
         let Some(number) = Folders::segment_number(&name) else { continue };
         let file = disk.open(&path).map_err(io_error(&path))?;
-        let mut head = [0; SEGMENT_HEAD as usize];
-        // A head that does not read is damage in one block; the records behind it say themselves what they are.
-        let read = read_full_at(&*file, &mut head, 0).unwrap_or(0);
-        if let Some(head) = SegmentHead::decode(&head[..read]) {
+        let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
+        // A head that does not read is damage in one block; the first record behind it still has the salt.
+        let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
+        let head = SegmentHead::decode(&bytes[..read]);
+        let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
+        if let Some(head) = head {
             if head.version > VERSION {
                 return Err(OpenError::Newer { path, found: head.version });
             }
@@ -89,7 +95,8 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
         }
         found.next = found.next.max(number.saturating_add(1));
         let size = u32::try_from(file.len().map_err(io_error(&path))?).unwrap_or(u32::MAX);
-        found.segments.push(Old { number, file, size });
+        // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
+        found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random) });
     }
     found.segments.sort_by_key(|old| old.number);
     Ok(found)
@@ -255,7 +262,7 @@ impl Scan {
             // A good head says where the next record is, even if the payload is damaged.
             let next = search(old, &mut window, bad.end.unwrap_or(offset + 1));
             // The usual end: preallocated, and in this life of the file never written.
-            let is_end = next.is_none() && !bad.is_damage && !window.begins_record(offset);
+            let is_end = next.is_none() && !bad.is_damage && !window.begins_record(offset, old.salt);
             let to = next.or(bad.end).unwrap_or(0);
             if bad.is_damage {
                 let to = if to > offset { to } else { (offset + 4096).min(old.size) };
@@ -278,7 +285,8 @@ impl Scan {
         // make no sense.
         let damage = |end, reason| Bad { end, reason, is_damage: true };
         let bytes = window.get(offset, RECORD_HEAD).map_err(|error| damage(None, error))?;
-        let head = RecordHead::decode(bytes, old.number, offset).ok_or_else(|| torn(None, "no record begins here"))?;
+        let head = RecordHead::decode(bytes, old.salt, old.number, offset)
+            .ok_or_else(|| torn(None, "no record begins here"))?;
         let end = u64::from(offset) + head.size();
         if end > u64::from(old.size) {
             return Err(torn(None, "it is longer than its segment"));
@@ -384,10 +392,10 @@ fn search(old: &Old, window: &mut Window<'_>, mut from: u32) -> Option<u32> {
             from = from.checked_add(4096)?;
             continue;
         };
-        match memchr::memchr(RECORD_MAGIC[0], &bytes[..wanted - (RECORD_HEAD - 1)]) {
+        match memchr::memchr(RECORD_MARK, &bytes[..wanted - (RECORD_HEAD - 1)]) {
             Some(at) => {
                 let offset = from + at as u32;
-                if RecordHead::decode(&bytes[at..], old.number, offset).is_some() {
+                if RecordHead::decode(&bytes[at..], old.salt, old.number, offset).is_some() {
                     return Some(offset);
                 }
                 from = offset + 1;
@@ -437,8 +445,8 @@ impl Window<'_> {
     }
 
     /// Do the bytes here look like a record at all?
-    fn begins_record(&mut self, offset: u32) -> bool {
-        self.get(offset, RECORD_MAGIC.len()).is_ok_and(|bytes| bytes == RECORD_MAGIC)
+    fn begins_record(&mut self, offset: u32, salt: Salt) -> bool {
+        self.get(offset, RECORD_HEAD).is_ok_and(|bytes| Salt::of_record(bytes) == Some(salt))
     }
 }
 

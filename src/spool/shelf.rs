@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::PutError;
 use super::disk::{Disk, DiskFile, crash_point, write_all_at};
-use super::format::{SegmentHead, VERSION};
+use super::format::{Salt, SegmentHead, VERSION};
 
 /// How many segments are made ahead: one to go on with, one in reserve.
 pub const AHEAD: usize = 2;
@@ -84,6 +84,8 @@ pub struct Ready {
     pub file: Arc<dyn DiskFile>,
     /// How long it is.
     pub size: u32,
+    /// In each of its records.
+    pub salt: Salt,
 }
 
 /// See the module.
@@ -175,7 +177,8 @@ impl Shelf {
     }
 
     fn make(&self, number: u32) -> io::Result<Ready> {
-        let head = SegmentHead { version: VERSION, number, generation: self.generation }.encode();
+        let salt = Salt::random();
+        let head = SegmentHead { version: VERSION, number, generation: self.generation, salt }.encode();
         let path = self.folders.segment(number);
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let from = spare.as_ref().unwrap_or(&path);
@@ -196,7 +199,7 @@ impl Shelf {
             }
             self.disk.sync_folder(&self.folders.log)?;
             crash_point("segment.ready");
-            Ok(Ready { number, file, size: self.segment_size })
+            Ok(Ready { number, file, size: self.segment_size, salt })
         })();
         if made.is_err() {
             // Nothing was ever written to it but its head, so it may go or stay.
