@@ -97,7 +97,11 @@ fn directories(config: &Config, problems: &mut Problems) -> usize {
                 }
                 let more = loaded.faults.len().saturating_sub(SHOWN_FAULTS) + loaded.unlisted;
                 if more > 0 {
-                    problems.0.push(finding(Severity::Warning, None, format!("{more} more lines are faulty and skipped")));
+                    problems.0.push(finding(
+                        Severity::Warning,
+                        None,
+                        format!("{more} more lines are faulty and skipped"),
+                    ));
                 }
             }
             Err(error) => problems.0.push(finding(Severity::Error, None, error.to_string())),
