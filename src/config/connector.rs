@@ -113,6 +113,9 @@ pub(super) fn receive_connector(
     if let (Ok(relay), Ok(listen), Ok(remote_ips), Ok(None)) = (relay, &listen, &remote_ips, &tls_domain) {
         check_open_relay(table, relay, listen, remote_ips, problems);
     }
+    if let (Ok(true), Ok(Some(names)), Ok([])) = (relay, &tls_domain, sender_domains.as_deref()) {
+        warn_of_shared_certificate(table, names, problems);
+    }
 
     Ok(ReceiveConnector {
         name: name?,
@@ -280,6 +283,17 @@ fn check_open_relay(
             "{why}, and remote_ips is all the world: an open relay; narrow remote_ips, demand a tls_domain, or set relay = false"
         );
         table.complain("relay", text, problems);
+    }
+}
+
+/// `originator_org` would tell the customers of a cloud service apart, and is not built.
+fn warn_of_shared_certificate(table: &Table<'_>, names: &Names, problems: &mut Problems) {
+    let shared = |name: &&str| name.trim_start_matches("*.").ends_with("protection.outlook.com");
+    if let Some(name) = names.iter().find(shared) {
+        let text = format!(
+            "all customers of the cloud service show a certificate for {name}, and relay lets them send anywhere; set sender_domains, or relay = false"
+        );
+        table.warn("tls_domain", text, problems);
     }
 }
 

@@ -51,10 +51,10 @@ pub(super) fn check_listening(entries: &[Entry<'_, ReceiveConnector>], problems:
             for address in own.listen.iter().filter(|address| !other.listen.contains(address)) {
                 if let Some(wide) = other.listen.iter().find(|wide| clash(**wide, *address)) {
                     let text = format!(
-                        "{address} and {wide} of {} cannot both be bound; several connectors share an address if both write it alike",
+                        "{address} and {wide} of {} cannot both be bound; to share an address both write it alike",
                         before.table.what()
                     );
-                    entry.table.warn("listen", text, problems);
+                    entry.table.complain("listen", text, problems);
                 }
             }
         }
