@@ -1,1 +1,134 @@
 //! What we offer in reply to EHLO, and what a server offered us.
+//!
+//! Both sides are tables: a keyword is offered if its row says so for this session, so none can be listed and
+//! then refused. What a server offered holds until the next EHLO; after STARTTLS it is asked anew.
+//!
+//! Standards: RFC 5321 section 4.1.1.1, 1870 (SIZE), 2034 (ENHANCEDSTATUSCODES), 2920 (PIPELINING), 3030
+//! (CHUNKING), 3207 (STARTTLS), 3461 (DSN), 4954 (AUTH), 6152 (8BITMIME), 6531 (SMTPUTF8), 8689 (REQUIRETLS),
+//! 9422 (LIMITS).
+
+use std::borrow::Cow;
+
+use super::Reply;
+
+/// What decides which keywords we offer.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    /// The session is in TLS.
+    pub secure: bool,
+    /// STARTTLS would be obeyed.
+    pub starttls: bool,
+    /// The largest message taken, in octets.
+    pub max_message_size: Option<u64>,
+    /// The most recipients taken in one transaction.
+    pub max_recipients: usize,
+}
+
+/// One row: the parameter text behind the keyword, or `None` where it is not offered.
+type Row = (&'static str, fn(&Offer) -> Option<Cow<'static, str>>);
+
+/// The keywords in the order we list them. BINARYMIME is left out: it could not be sent on by DATA.
+const OFFERS: &[Row] = &[
+    ("PIPELINING", always),
+    // Without a limit the keyword stands alone; SIZE=n on MAIL is still understood. RFC 1870 section 4.
+    ("SIZE", |offer| Some(offer.max_message_size.map_or(Cow::Borrowed(""), |limit| limit.to_string().into()))),
+    ("8BITMIME", always),
+    ("SMTPUTF8", always),
+    ("ENHANCEDSTATUSCODES", always),
+    ("CHUNKING", always),
+    ("DSN", always),
+    ("STARTTLS", |offer| offer.starttls.then_some(Cow::Borrowed(""))),
+    // RFC 8689 section 2: only in a session that is in TLS.
+    ("REQUIRETLS", |offer| offer.secure.then_some(Cow::Borrowed(""))),
+    ("LIMITS", |offer| Some(format!("RCPTMAX={}", offer.max_recipients).into())),
+];
+
+fn always(_: &Offer) -> Option<Cow<'static, str>> {
+    Some(Cow::Borrowed(""))
+}
+
+impl Offer {
+    /// The lines behind the first of our reply to EHLO.
+    pub fn keywords(&self) -> impl Iterator<Item = Cow<'static, str>> {
+        OFFERS.iter().filter_map(|(keyword, parameter)| {
+            parameter(self).map(|parameter| match &*parameter {
+                "" => Cow::Borrowed(*keyword),
+                parameter => format!("{keyword} {parameter}").into(),
+            })
+        })
+    }
+}
+
+/// What a server said it can do, in its reply to EHLO.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offered {
+    /// PIPELINING: commands may be sent in groups.
+    pub pipelining: bool,
+    /// CHUNKING: BDAT may be used.
+    pub chunking: bool,
+    /// SIZE: `None` if not offered, `Some(None)` if without a limit.
+    pub size: Option<Option<u64>>,
+    /// 8BITMIME.
+    pub eightbitmime: bool,
+    /// SMTPUTF8.
+    pub smtputf8: bool,
+    /// DSN: RET, ENVID, NOTIFY and ORCPT may be used.
+    pub dsn: bool,
+    /// STARTTLS.
+    pub starttls: bool,
+    /// REQUIRETLS.
+    pub requiretls: bool,
+    /// ENHANCEDSTATUSCODES.
+    pub enhanced: bool,
+    /// AUTH: the mechanisms, in upper case; empty if not offered.
+    pub auth: Vec<Box<str>>,
+    /// LIMITS RCPTMAX: the most recipients one transaction may have. RFC 9422.
+    pub rcpt_max: Option<u64>,
+}
+
+/// How many mechanisms of an AUTH line are kept; more do not exist.
+const MECHANISMS: usize = 32;
+
+impl Offered {
+    /// Reads the reply to EHLO, as [`ReplyParser::next_hello`](super::reply::ReplyParser::next_hello) gives it.
+    /// Keywords we do not know are passed over; of one that comes twice the first counts.
+    pub fn parse(reply: &Reply) -> Self {
+        let mut offered = Self::default();
+        // The first line names the server.
+        for line in reply.text.split('\n').skip(1) {
+            // Some servers write "AUTH=LOGIN" beside or in place of "AUTH LOGIN".
+            let (keyword, parameter) = line.split_once([' ', '=']).unwrap_or((line, ""));
+            let mut words = parameter.split_ascii_whitespace();
+            match keyword.to_ascii_uppercase().as_str() {
+                "PIPELINING" => offered.pipelining = true,
+                "CHUNKING" => offered.chunking = true,
+                "SIZE" => {
+                    // 0 is "no limit", and so is what cannot be read: the server will say so at MAIL. RFC 1870.
+                    let limit = words.next().and_then(|word| word.parse().ok()).filter(|&limit| limit > 0);
+                    offered.size.get_or_insert(limit);
+                }
+                "8BITMIME" => offered.eightbitmime = true,
+                "SMTPUTF8" => offered.smtputf8 = true,
+                "DSN" => offered.dsn = true,
+                "STARTTLS" => offered.starttls = true,
+                "REQUIRETLS" => offered.requiretls = true,
+                "ENHANCEDSTATUSCODES" => offered.enhanced = true,
+                "AUTH" => {
+                    for mechanism in words.map(|word| word.to_ascii_uppercase().into_boxed_str()) {
+                        if offered.auth.len() < MECHANISMS && !offered.auth.contains(&mechanism) {
+                            offered.auth.push(mechanism);
+                        }
+                    }
+                }
+                "LIMITS" => {
+                    let limit = words.filter_map(|word| word.split_once('=')).find_map(|(name, value)| {
+                        name.eq_ignore_ascii_case("RCPTMAX").then(|| value.parse().ok()).flatten()
+                    });
+                    offered.rcpt_max = offered.rcpt_max.or(limit.filter(|&limit| limit > 0));
+                }
+                _ => {}
+            }
+        }
+        offered
+    }
+}
