@@ -138,7 +138,12 @@ impl Report<'_> {
         let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
         put(&self.header(sender, &boundary, utf8 || !returned.bytes.is_ascii()));
         put("\r\nThis is a report in MIME format.\r\n");
-        put(&part(&boundary, "Notification", if utf8 { "text/plain; charset=utf-8" } else { "text/plain; charset=us-ascii" }, &words));
+        put(&part(
+            &boundary,
+            "Notification",
+            if utf8 { "text/plain; charset=utf-8" } else { "text/plain; charset=us-ascii" },
+            &words,
+        ));
         let status = if utf8 { "message/global-delivery-status" } else { "message/delivery-status" };
         put(&part(&boundary, "Delivery report", status, &fields));
         let content_type = match (returned.whole, utf8) {
@@ -266,7 +271,10 @@ impl Report<'_> {
             ),
         );
         if self.original.requiretls {
-            words.paragraph("", "The message demanded TLS all the way (REQUIRETLS); this report does not, so it shows little of it.");
+            words.paragraph(
+                "",
+                "The message demanded TLS all the way (REQUIRETLS); this report does not, so it shows little of it.",
+            );
         } else if self.kind == Kind::Failure && self.original.ret == Some(Ret::Full) && self.whole.is_none() {
             let note = format!("The message has {} bytes. Only its header is returned.", self.size);
             words.paragraph("", &note);
@@ -389,9 +397,9 @@ fn can_travel(content: &[u8]) -> bool {
         let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
         let line = &rest[..end];
         let line = match line.split_last() {
-            Some((b'\r', line)) => line,
-            // The last line may lack its CRLF.
+            // The last line may lack its CRLF, but not half of it.
             _ if end == rest.len() => line,
+            Some((b'\r', line)) => line,
             _ => return false,
         };
         if line.len() > HARD_LINE || memchr::memchr2(b'\r', 0, line).is_some() {
@@ -545,5 +553,442 @@ impl fmt::Display for Kind {
             Self::Delay { .. } => "delay",
             Self::Relayed => "relayed",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mail_parser::{Message, MessageParser, MimeHeaders, PartType};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::OriginalRecipient;
+
+    const HEAD: &[u8] = b"Received: from a by b; now\r\nDate: Tue, 1 Jul 2025 10:00:00 +0000\r\nFrom: anna@contoso.com\r\n\
+        To: bob@example.net\r\nX-MS-Exchange-Organization-SCL: -1\r\n folded\r\nSubject: secret\r\nMessage-ID: <orig@contoso.com>\r\n\r\n";
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn recipient(text: &str, notify: Notify) -> Recipient {
+        Recipient { address: address(text), notify, orcpt: None }
+    }
+
+    fn envelope(sender: Option<&str>) -> Envelope {
+        Envelope {
+            sender: sender.map(address),
+            recipients: Vec::new(),
+            ret: None,
+            envid: None,
+            body: BodyType::SevenBit,
+            smtputf8: false,
+            requiretls: false,
+        }
+    }
+
+    fn refused(text: &str) -> Setback {
+        Setback::Answered {
+            host: "mx1.example.net [192.0.2.1]:25".into(),
+            command: "RCPT",
+            reply: Reply { code: 550, status: Some(Status(5, 1, 1)), text: text.into() },
+        }
+    }
+
+    /// What a report is made of, owned.
+    struct World {
+        kind: Kind,
+        hostname: Domain,
+        postmaster: Address,
+        original: Envelope,
+        asked: Address,
+        recipients: Vec<Recipient>,
+        setback: Setback,
+        head: Vec<u8>,
+        whole: Option<Vec<u8>>,
+        size: u64,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                kind: Kind::Failure,
+                hostname: Domain::parse("mail.contoso.com").unwrap(),
+                postmaster: address("postmaster@contoso.com"),
+                original: envelope(Some("anna@contoso.com")),
+                asked: address("bob@example.net"),
+                recipients: vec![recipient("bob@example.net", Notify::Unsaid)],
+                setback: refused("no such user"),
+                head: HEAD.to_vec(),
+                whole: None,
+                size: 5000,
+            }
+        }
+
+        fn write(&self) -> Option<(Envelope, Vec<u8>)> {
+            let end = End::Setback(&self.setback);
+            let last_attempt = at("2025-07-01T12:00:00Z");
+            Report {
+                kind: self.kind,
+                hostname: &self.hostname,
+                postmaster: &self.postmaster,
+                id: MessageId(43),
+                now: at("2025-07-01T12:00:01Z"),
+                original_id: MessageId(42),
+                original: &self.original,
+                arrived: at("2025-07-01T11:00:00Z"),
+                size: self.size,
+                recipients: self
+                    .recipients
+                    .iter()
+                    .map(|recipient| Told { asked: &self.asked, recipient, end, last_attempt })
+                    .collect(),
+                head: &self.head,
+                whole: self.whole.as_deref(),
+            }
+            .write()
+        }
+    }
+
+    fn text<'x>(message: &'x Message<'_>, index: u32) -> &'x str {
+        match &message.parts[index as usize].body {
+            PartType::Text(text) | PartType::Html(text) => text,
+            PartType::Binary(bytes) | PartType::InlineBinary(bytes) => str::from_utf8(bytes).unwrap(),
+            other => panic!("part {index} is {other:?}"),
+        }
+    }
+
+    /// Parses it, and checks what holds for all of them: three parts, one of each field, lines that fit.
+    fn check(bytes: &[u8]) -> Message<'_> {
+        for line in bytes.strip_suffix(b"\r\n").unwrap().split(|&byte| byte == b'\n') {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            assert!(line.len() <= HARD_LINE, "{} octets: {:.60}", line.len(), String::from_utf8_lossy(line));
+            assert!(!line.contains(&b'\r') && !line.contains(&0));
+        }
+        assert_eq!(memchr::memchr_iter(b'\n', bytes).count(), memmem::find_iter(bytes, b"\r\n").count(), "a bare LF");
+        for name in ["Message-ID", "Date", "From", "To", "Subject", "Auto-Submitted", "MIME-Version"] {
+            assert_eq!(header::fields(bytes).filter(|field| field.is(name)).count(), 1, "{name}");
+        }
+        let message = MessageParser::default().parse(bytes).unwrap();
+        let content_type = message.content_type().unwrap();
+        assert_eq!((content_type.ctype(), content_type.subtype()), ("multipart", Some("report")));
+        assert_eq!(content_type.attribute("report-type"), Some("delivery-status"));
+        assert_eq!(message.parts[0].sub_parts().map(<[u32]>::len), Some(3));
+        assert!(message.date().is_some() && message.message_id().is_some());
+        message
+    }
+
+    fn type_of(message: &Message<'_>, index: usize) -> String {
+        let content_type = message.parts[index].content_type().unwrap();
+        format!("{}/{}", content_type.ctype(), content_type.subtype().unwrap())
+    }
+
+    /// C193, and what a person finds in it.
+    #[test]
+    fn c193_a_failure_report_has_all_its_parts() {
+        let mut world = World::new();
+        world.original.envid = Some("QQ+314 159".into());
+        world.recipients[0].orcpt =
+            Some(OriginalRecipient { kind: "rfc822".into(), address: "bob+x@example.net".into() });
+        let (envelope, bytes) = world.write().unwrap();
+        assert_eq!((envelope.sender, envelope.smtputf8, envelope.body), (None, false, BodyType::SevenBit));
+        assert_eq!(envelope.recipients, [recipient("anna@contoso.com", Notify::Never)]);
+        let message = check(&bytes);
+        assert_eq!(message.from().unwrap().first().unwrap().address(), Some("postmaster@contoso.com"));
+        assert_eq!(message.to().unwrap().first().unwrap().address(), Some("anna@contoso.com"));
+        assert_eq!(message.header_raw("Auto-Submitted").map(str::trim), Some("auto-replied"));
+        assert_eq!(message.in_reply_to().as_text(), Some("orig@contoso.com"));
+        assert_eq!(
+            [1, 2, 3].map(|index| type_of(&message, index)),
+            ["text/plain", "message/delivery-status", "text/rfc822-headers"]
+        );
+        let words = text(&message, 1).split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+        for part in [
+            "mail.contoso.com",
+            "<bob@example.net>",
+            "What came:",
+            "550 5.1.1 no such user",
+            "spelled correctly",
+            "00000000002A",
+        ] {
+            assert!(words.contains(part), "{part:?} in {words}");
+        }
+        assert_eq!(
+            text(&message, 2).replace("\r\n", "\n").trim_end(),
+            "Original-Envelope-Id: QQ+314 159\n\
+             Reporting-MTA: dns; mail.contoso.com\n\
+             X-Causeway-Message: 00000000002A\n\
+             Arrival-Date: Tue, 1 Jul 2025 11:00:00 +0000\n\
+             \n\
+             Original-Recipient: rfc822;bob+x@example.net\n\
+             Final-Recipient: rfc822; bob@example.net\n\
+             Action: failed\n\
+             Status: 5.1.1\n\
+             Remote-MTA: dns; mx1.example.net\n\
+             Diagnostic-Code: smtp; 550 5.1.1 no such user\n\
+             Last-Attempt-Date: Tue, 1 Jul 2025 12:00:00 +0000"
+        );
+        let returned = text(&message, 3);
+        assert!(returned.contains("Subject: secret\r\nMessage-ID: <orig@contoso.com>\r\n"), "{returned}");
+        assert!(!returned.contains("Organization") && !returned.contains("folded"), "{returned}");
+    }
+
+    #[test]
+    fn delays_say_until_when_and_successes_who_took_it() {
+        let mut world = World::new();
+        world.kind = Kind::Delay { retry_until: at("2025-07-03T11:00:00Z") };
+        world.setback = Setback::NoDomain { domain: Domain::parse("example.net").unwrap() };
+        let (_, bytes) = world.write().unwrap();
+        let message = check(&bytes);
+        let fields = text(&message, 2);
+        for line in ["Action: delayed\r\n", "Status: 4.1.2\r\n", "Will-Retry-Until: Thu, 3 Jul 2025 11:00:00 +0000\r\n"]
+        {
+            assert!(fields.contains(line), "{line} in {fields}");
+        }
+        assert!(!fields.contains("Remote-MTA"), "nobody said anything");
+
+        let (hostname, postmaster) = (world.hostname.clone(), world.postmaster.clone());
+        let reply = Reply { code: 250, status: Some(Status(2, 1, 5)), text: "fine".into() };
+        let wanted = recipient("bob@example.net", Notify::On { success: true, failure: false, delay: false });
+        let (_, bytes) = Report {
+            kind: Kind::Relayed,
+            hostname: &hostname,
+            postmaster: &postmaster,
+            id: MessageId(1),
+            now: at("2025-07-01T12:00:01Z"),
+            original_id: MessageId(2),
+            original: &world.original,
+            arrived: at("2025-07-01T11:00:00Z"),
+            size: 10,
+            recipients: vec![Told {
+                asked: &world.asked,
+                recipient: &wanted,
+                end: End::Accepted { host: "mx9.example.net [192.0.2.9]:25", reply: &reply },
+                last_attempt: at("2025-07-01T12:00:00Z"),
+            }],
+            head: HEAD,
+            whole: Some(b"A: b\r\n\r\nwhole"),
+        }
+        .write()
+        .unwrap();
+        let message = check(&bytes);
+        let fields = text(&message, 2);
+        for line in [
+            "Action: relayed\r\n",
+            "Status: 2.1.5\r\n",
+            "Remote-MTA: dns; mx9.example.net\r\n",
+            "Diagnostic-Code: smtp; 250 2.1.5 fine\r\n",
+        ] {
+            assert!(fields.contains(line), "{line} in {fields}");
+        }
+        assert_eq!(type_of(&message, 3), "text/rfc822-headers", "RET is for failures: RFC 3461 section 4.3");
+    }
+
+    /// C188, C192.
+    #[test]
+    fn c188_only_those_who_want_it_are_told() {
+        let on = |success, failure, delay| Notify::On { success, failure, delay };
+        let delay = Kind::Delay { retry_until: at("2025-07-03T11:00:00Z") };
+        for (kind, notify, expected) in [
+            (Kind::Failure, Notify::Unsaid, true),
+            (Kind::Failure, on(false, true, false), true),
+            (Kind::Failure, Notify::Never, false),
+            (Kind::Failure, on(true, false, false), false),
+            (Kind::Failure, on(false, false, true), false),
+            (delay, Notify::Unsaid, true),
+            (delay, on(false, true, false), false),
+            (delay, on(false, false, true), true),
+            (Kind::Relayed, Notify::Unsaid, false),
+            (Kind::Relayed, on(true, false, false), true),
+            (Kind::Relayed, Notify::Never, false),
+        ] {
+            let mut world = World::new();
+            (world.kind, world.recipients[0].notify) = (kind, notify);
+            assert_eq!(world.write().is_some(), expected, "{kind} {notify:?}");
+            world.original.sender = None;
+            assert!(world.write().is_none(), "C192: {kind} {notify:?}");
+        }
+    }
+
+    /// C191, C196: one report for all who failed, and only for them.
+    #[test]
+    fn c191_one_report_lists_all() {
+        let mut world = World::new();
+        world.recipients = vec![
+            recipient("bob@example.net", Notify::Unsaid),
+            recipient("eve@example.net", Notify::Never),
+            recipient("kim@example.net", Notify::Unsaid),
+        ];
+        let (_, bytes) = world.write().unwrap();
+        let message = check(&bytes);
+        let found: Vec<_> =
+            text(&message, 2).lines().filter_map(|line| line.strip_prefix("Final-Recipient: rfc822; ")).collect();
+        assert_eq!(found, ["bob@example.net", "kim@example.net"]);
+        // C186: the hybrid routing address is ours, the sender knows the one that was asked for.
+        assert!(
+            text(&message, 2)
+                .contains("Original-Recipient: rfc822; bob@example.net\r\nFinal-Recipient: rfc822; kim@example.net")
+        );
+    }
+
+    /// C190.
+    #[test]
+    fn c190_what_is_returned_follows_ret_and_size() {
+        const MIB: u64 = 1 << 20;
+        for (ret, size, expected, note) in [
+            (Some(Ret::Headers), 100, "text/rfc822-headers", false),
+            (Some(Ret::Full), MIB, "message/rfc822", false),
+            (Some(Ret::Full), MIB + 1, "text/rfc822-headers", true),
+            (None, UNASKED_LIMIT, "message/rfc822", false),
+            (None, UNASKED_LIMIT + 1, "text/rfc822-headers", false),
+        ] {
+            let mut world = World::new();
+            (world.original.ret, world.size) = (ret, size);
+            let wants = Report::wants_whole(Kind::Failure, &world.original, size);
+            assert_eq!(wants, expected == "message/rfc822", "{ret:?} {size}");
+            world.whole = wants.then(|| [HEAD, b"The body.\r\n--x\r\n"].concat());
+            let (_, bytes) = world.write().unwrap();
+            let message = check(&bytes);
+            assert_eq!(type_of(&message, 3), expected, "{ret:?} {size}");
+            assert_eq!(text(&message, 1).contains("Only its header is returned"), note, "{ret:?} {size}");
+            if let PartType::Message(inner) = &message.parts[3].body {
+                assert_eq!(
+                    (inner.subject(), inner.body_text(0).as_deref()),
+                    (Some("secret"), Some("The body.\r\n--x\r\n"))
+                );
+                assert!(inner.header("X-MS-Exchange-Organization-SCL").is_none());
+            }
+        }
+    }
+
+    /// C213.
+    #[test]
+    fn c213_requiretls_shows_little() {
+        let mut world = World::new();
+        (world.original.requiretls, world.original.ret) = (true, Some(Ret::Full));
+        world.whole = Some([HEAD, b"body"].concat());
+        let (envelope, bytes) = world.write().unwrap();
+        assert!(!envelope.requiretls);
+        let message = check(&bytes);
+        let returned = text(&message, 3);
+        assert!(
+            returned.contains("Message-ID") && !returned.contains("secret") && !returned.contains("To:"),
+            "{returned}"
+        );
+        assert!(text(&message, 1).contains("REQUIRETLS"));
+    }
+
+    /// C169.
+    #[test]
+    fn c169_utf8_only_where_it_is_needed() {
+        for (sender, to, subject, smtputf8, expected) in [
+            ("anna@contoso.com", "bob@example.net", "x", true, false),
+            ("anna@contoso.com", "b\u{f6}b@example.net", "x", true, true),
+            ("\u{e4}nna@contoso.com", "bob@example.net", "x", true, true),
+            ("anna@contoso.com", "bob@example.net", "gr\u{fc}n", true, true),
+            ("anna@contoso.com", "bob@example.net", "gr\u{fc}n", false, false),
+        ] {
+            let mut world = World::new();
+            world.original = Envelope { smtputf8, ..envelope(Some(sender)) };
+            world.recipients = vec![recipient(to, Notify::Unsaid)];
+            world.asked = address(to);
+            world.setback = refused("unbekannter Empf\u{e4}nger");
+            world.head = format!("Subject: {subject}\r\n\r\n").into();
+            let (report, bytes) = world.write().unwrap();
+            assert_eq!(report.smtputf8, expected, "{sender} {to} {subject}");
+            assert_eq!(report.body == BodyType::EightBit, !bytes.is_ascii());
+            let message = check(&bytes);
+            let types = if expected {
+                ["message/global-delivery-status", "message/global-headers"]
+            } else {
+                ["message/delivery-status", "text/rfc822-headers"]
+            };
+            assert_eq!([2, 3].map(|index| type_of(&message, index)), types, "{sender} {to} {subject}");
+            let fields = text(&message, 2);
+            assert!(fields.contains(&format!("; {to}")) && expected != fields.is_ascii(), "{fields}");
+            assert_eq!(fields.contains("Final-Recipient: utf-8; "), !to.is_ascii());
+        }
+    }
+
+    /// C194.
+    #[test]
+    fn c194_hostile_diagnostics_are_escaped_and_cut() {
+        let long = "x".repeat(65_536);
+        for said in [
+            "a\rb\0c",
+            "\u{1b}[31m",
+            "--=_00000000002B.",
+            "\u{202e}",
+            &long,
+            "a\nFinal-Recipient: rfc822; eve@x",
+            &" ".repeat(5000),
+        ] {
+            let mut world = World::new();
+            world.setback = refused(said);
+            let (_, bytes) = world.write().unwrap();
+            let message = check(&bytes);
+            assert!(bytes.is_ascii() && !bytes.contains(&0x1b));
+            let fields = text(&message, 2);
+            assert_eq!(fields.lines().filter(|line| line.starts_with("Final-Recipient:")).count(), 1, "{fields}");
+            assert!(fields.len() < 2 * DIAGNOSTIC_LIMIT, "{} bytes", fields.len());
+        }
+    }
+
+    #[test]
+    fn an_original_that_cannot_travel_comes_as_its_header() {
+        let long = "y".repeat(5000);
+        for (body, expected) in [
+            ("fine\r\n".to_owned(), true),
+            ("fine without an end".into(), true),
+            ("bare\nline\r\n".into(), false),
+            ("bare\rreturn\r\n".into(), false),
+            ("nul\0\r\n".into(), false),
+            (long.clone(), false),
+        ] {
+            let mut world = World::new();
+            world.head = format!("Subject: {long}\nX-Bare: a\rb\0c\r\n\r\n").into();
+            world.whole = Some(format!("Subject: x\r\n\r\n{body}").into());
+            let (_, bytes) = world.write().unwrap();
+            let message = check(&bytes);
+            assert_eq!(type_of(&message, 3) == "message/rfc822", expected, "{body:.20?}");
+        }
+    }
+
+    #[test]
+    fn a_boundary_stands_in_no_part() {
+        let mut world = World::new();
+        let (_, bytes) = world.write().unwrap();
+        let boundary = |bytes: &[u8]| {
+            let message = MessageParser::default().parse(bytes).unwrap();
+            message.content_type().unwrap().attribute("boundary").unwrap().to_owned()
+        };
+        let first = boundary(&bytes);
+        world.whole = Some(format!("A: b\r\n\r\n--{first}--\r\n--{first}_\r\n").into());
+        let (_, bytes) = world.write().unwrap();
+        assert_eq!(boundary(&bytes), format!("{first}__"));
+        check(&bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn any_original_and_any_reply_make_a_report(
+            head in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b':'), Just(b'-'), any::<u8>()], 0..400),
+            said in any::<String>(), envid in "[ -~]{1,100}", full: bool, smtputf8: bool,
+        ) {
+            let mut world = World::new();
+            world.original = Envelope {
+                ret: full.then_some(Ret::Full), envid: Some(envid.into()), smtputf8, ..envelope(Some("anna@contoso.com"))
+            };
+            world.setback = refused(&said);
+            world.whole = Some(head.clone());
+            world.head = head;
+            let (envelope, bytes) = world.write().unwrap();
+            prop_assert_eq!(envelope.body == BodyType::SevenBit, bytes.is_ascii());
+            check(&bytes);
+        }
     }
 }

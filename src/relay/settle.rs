@@ -182,7 +182,7 @@ impl Relay {
         };
         let message = tried.message;
         let id = self.0.spool.next_id();
-        let Some((envelope, content)) = self.compose(snapshot, tried, kind, &ends, id, now) else {
+        let Some((envelope, content)) = compose(snapshot, tried, kind, &ends, id, now).await else {
             settle_alone(self);
             return true;
         };
@@ -236,45 +236,44 @@ impl Relay {
             }
         }
     }
+}
 
-    /// The report itself; `None`: nobody is to be told.
-    fn compose(
-        &self,
-        snapshot: &Snapshot,
-        tried: &Tried<'_>,
-        kind: Kind,
-        ends: &[(u16, ReportEnd<'_>)],
-        id: MessageId,
-        now: Timestamp,
-    ) -> Option<(Envelope, Vec<u8>)> {
-        let message = tried.message;
-        message.envelope.sender.as_ref()?;
-        let size = message.content.len() + message.prefix.len() as u64;
-        let wants_whole = Report::wants_whole(kind, &message.envelope, size);
-        let returned = read_original(message, wants_whole);
-        let recipients = ends
-            .iter()
-            .filter_map(|(index, end)| {
-                let recipient = tried.copy().recipients.get(usize::from(*index))?;
-                Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end: *end, last_attempt: now })
-            })
-            .collect();
-        let report = Report {
-            kind,
-            hostname: &snapshot.config.hostname,
-            postmaster: &snapshot.config.postmaster,
-            id,
-            now,
-            original_id: message.id,
-            original: &message.envelope,
-            arrived: message.accepted,
-            size,
-            recipients,
-            head: &returned,
-            whole: wants_whole.then_some(returned.as_slice()),
-        };
-        report.write()
-    }
+/// The report itself; `None`: nobody is to be told.
+async fn compose(
+    snapshot: &Snapshot,
+    tried: &Tried<'_>,
+    kind: Kind,
+    ends: &[(u16, ReportEnd<'_>)],
+    id: MessageId,
+    now: Timestamp,
+) -> Option<(Envelope, Vec<u8>)> {
+    let message = tried.message;
+    message.envelope.sender.as_ref()?;
+    let size = message.content.len() + message.prefix.len() as u64;
+    let wants_whole = Report::wants_whole(kind, &message.envelope, size);
+    let returned = original(message, wants_whole).await;
+    let recipients = ends
+        .iter()
+        .filter_map(|(index, end)| {
+            let recipient = tried.copy().recipients.get(usize::from(*index))?;
+            Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end: *end, last_attempt: now })
+        })
+        .collect();
+    let report = Report {
+        kind,
+        hostname: &snapshot.config.hostname,
+        postmaster: &snapshot.config.postmaster,
+        id,
+        now,
+        original_id: message.id,
+        original: &message.envelope,
+        arrived: message.accepted,
+        size,
+        recipients,
+        head: &returned,
+        whole: wants_whole.then_some(returned.as_slice()),
+    };
+    report.write()
 }
 
 fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
@@ -285,19 +284,29 @@ fn setbacks(list: &[(u16, Setback)]) -> Vec<(u16, ReportEnd<'_>)> {
     list.iter().map(|(index, setback)| (*index, ReportEnd::Setback(setback))).collect()
 }
 
+/// [`read_original`] where it may block.
+async fn original(message: &Message, whole: bool) -> Vec<u8> {
+    let (id, prefix, content) = (message.id, message.prefix.clone(), message.content.clone());
+    match &content {
+        Body::Memory(_) => read_original(id, &prefix, &content, whole),
+        Body::File { .. } => tokio::task::spawn_blocking(move || read_original(id, &prefix, &content, whole))
+            .await
+            .unwrap_or_default(),
+    }
+}
+
 /// The first bytes of a message, header block among them, or all of it. What cannot be read is not returned: the report
 /// matters more.
-fn read_original(message: &Message, whole: bool) -> Vec<u8> {
+fn read_original(id: MessageId, prefix: &[u8], content: &Body, whole: bool) -> Vec<u8> {
     let limit = if whole { u64::MAX } else { header::HEADER_LIMIT as u64 };
-    let mut read = message.prefix.to_vec();
-    let content: &Body = &message.content;
+    let mut read = prefix.to_vec();
     while (read.len() as u64) < limit {
-        let offset = (read.len() - message.prefix.len()) as u64;
+        let offset = (read.len() - prefix.len()) as u64;
         match content.read(offset, crate::message::body::BLOCK) {
             Ok(block) if block.is_empty() => break,
             Ok(block) => read.extend_from_slice(&block),
             Err(error) => {
-                warn!(id = %message.id, %error, "the original cannot be read for a report");
+                warn!(%id, %error, "the original cannot be read for a report");
                 break;
             }
         }

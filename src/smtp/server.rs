@@ -603,10 +603,10 @@ impl Session {
                 Move::Give(Step::Ask(question))
             }
             Err(reply) => {
-                if matches!(self.state, State::Ready) {
-                    self.refuse_sender(reply);
-                } else {
-                    self.fail(reply);
+                match self.state {
+                    State::Ready => self.refuse_sender(reply),
+                    State::Chunks(..) => self.out_of_sequence("the message has begun"),
+                    _ => self.fail(reply),
                 }
                 Move::Again
             }
@@ -1061,3 +1061,6 @@ impl Pace {
         now + block.min(allowed.saturating_sub(self.waited))
     }
 }
+
+#[cfg(test)]
+mod tests;
