@@ -41,7 +41,10 @@ impl Trouble {
         };
         match nothing.response_code {
             ResponseCode::NXDomain => Self::Absent(Absence::NoName),
-            ResponseCode::NoError if nothing.soa.is_some() => Self::Absent(Absence::NoRecord),
+            // Where hickory has given up following aliases it reports the same, but without the authority section.
+            ResponseCode::NoError if nothing.soa.is_some() && nothing.authorities.is_some() => {
+                Self::Absent(Absence::NoRecord)
+            }
             // The server does not know and names others who might: it is not responsible for the name (lame).
             ResponseCode::NoError if nothing.ns.is_some() => {
                 Self::Unknown("the name server only refers to others".to_owned())

@@ -18,6 +18,7 @@ const DAY: SignedDuration = SignedDuration::from_hours(24);
 /// An authority with its key in memory.
 pub struct Authority {
     name: String,
+    params: CertificateParams,
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     /// What a host that it certifies sends along: its own certificate and those above it, but not the root.
@@ -154,8 +155,8 @@ impl Authority {
     pub fn with_powers(name: &str, powers: &Powers) -> Self {
         let (params, key) = (powers.params(name), new_key());
         let certificate = params.self_signed(&key).expect(SIGNS);
-        let (issuer, pem) = (Issuer::new(params, key), certificate.pem());
-        Self { name: name.to_owned(), issuer, pem, sent_along: String::new() }
+        let (issuer, pem) = (Issuer::new(params.clone(), key), certificate.pem());
+        Self { name: name.to_owned(), params, issuer, pem, sent_along: String::new() }
     }
 
     /// An authority below this one. Hosts that it certifies send its certificate along.
@@ -170,7 +171,13 @@ impl Authority {
         let (params, key) = (powers.params(name), new_key());
         let pem = params.signed_by(&key, &self.issuer).expect(SIGNS).pem();
         let sent_along = format!("{pem}{}", self.sent_along);
-        Self { name: name.to_owned(), issuer: Issuer::new(params, key), pem, sent_along }
+        let issuer = Issuer::new(params.clone(), key);
+        Self { name: name.to_owned(), params, issuer, pem, sent_along }
+    }
+
+    /// Another certificate (PEM) for this authority and its key, issued by `other`.
+    pub fn cross_signed_by(&self, other: &Self) -> String {
+        self.params.signed_by(self.issuer.key(), &other.issuer).expect(SIGNS).pem()
     }
 
     /// What it is called.
@@ -216,6 +223,12 @@ impl Authority {
     pub fn self_signed(template: &Template) -> (String, String) {
         let key = new_key();
         (template.params().self_signed(&key).expect(SIGNS).pem(), key.serialize_pem())
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.name)
     }
 }
 

@@ -103,13 +103,18 @@ impl Presented {
         Self { dns, common_name, subject: certificate.subject().to_string() }
     }
 
-    /// All names, as one shows them to a person.
-    pub(super) fn list(&self) -> String {
-        let names = match (&self.dns, &self.common_name) {
-            (Some(dns), _) => dns.as_slice(),
+    /// All names: the DNS names, or else the CN. Not checked to be names, nor printable.
+    pub(super) fn all(&self) -> &[String] {
+        match (&self.dns, &self.common_name) {
+            (Some(dns), _) => dns,
             (None, Some(name)) => std::slice::from_ref(name),
             (None, None) => &[],
-        };
+        }
+    }
+
+    /// All names, as one shows them to a person.
+    pub(super) fn list(&self) -> String {
+        let names = self.all();
         if names.is_empty() {
             return "no name".to_owned();
         }
@@ -196,4 +201,139 @@ fn is_host_name(text: &str) -> bool {
 /// The name without its first label.
 fn parent(name: &str) -> Option<&str> {
     name.split_once('.').map(|(_, parent)| parent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::authority::{Authority, Template};
+    use super::*;
+
+    fn der(template: &Template) -> Vec<u8> {
+        let (pem, _) = Authority::self_signed(template);
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+        pem.contents
+    }
+
+    /// A subjectAltName with entries of these tags and octets.
+    fn raw(entries: &[(u8, &[u8])]) -> Template {
+        let length = |octets: usize| u8::try_from(octets).expect("short enough for the short form");
+        let mut content = Vec::new();
+        for (tag, octets) in entries {
+            content.extend([0x80 | tag, length(octets.len())]);
+            content.extend_from_slice(octets);
+        }
+        let mut sequence = vec![0x30, length(content.len())];
+        sequence.extend(content);
+        Template { raw_names: Some(sequence), common_name: Some("mail.contoso.com".to_owned()), ..Template::new(&[]) }
+    }
+
+    fn matched(names: &[&str], leaf: &[u8]) -> Option<String> {
+        Names::new(names.iter().map(|&name| name.to_owned()).collect()).unwrap().matches(leaf)
+    }
+
+    #[test]
+    fn names_match_as_the_interface_says() {
+        for (id, demanded, carried, expected) in [
+            ("S-050", "mail.contoso.com", "mail.contoso.com", true),
+            ("S-050", "mail.contoso.com", "MAIL.Contoso.COM", true),
+            ("S-050", "Mail.CONTOSO.com", "mail.contoso.com", true),
+            ("S-050", "mail.contoso.com.", "mail.contoso.com", true),
+            ("S-050", "mail.contoso.com", "mail.fabrikam.com", false),
+            ("S-050", "contoso.com", "notcontoso.com", false),
+            ("S-050", "mail.contoso.com", "contoso.com", false),
+            ("S-050", "contoso.com", "mail.contoso.com", false),
+            ("S-050", "localhost", "localhost", true),
+            ("S-052", "a.d.example", "*.d.example", true),
+            ("S-052", "A.D.example", "*.d.EXAMPLE", true),
+            ("S-052", "d.example", "*.d.example", false),
+            ("S-052", "a.b.d.example", "*.d.example", false),
+            ("S-052", ".d.example", "*.d.example", false),
+            ("S-053", "fa.d.example", "f*.d.example", false),
+            ("S-053", "af.d.example", "*f.d.example", false),
+            ("S-053", "a.b.d.example", "a.*.d.example", false),
+            ("S-053", "a.b.d.example", "*.*.d.example", false),
+            ("S-053", "com", "*", false),
+            ("S-053", "contoso.com", "*.com", false),
+            ("S-053", "*.com", "*.com", false),
+            ("S-053", "xn--a.d.example", "xn--*.d.example", false),
+            ("S-053", "xn--a.d.example", "*.d.example", true),
+            ("S-054", "mail.contoso.com", "mail.contoso.com.", false),
+            ("S-054", "mail.contoso.com", " mail.contoso.com", false),
+            ("S-054", "mail.contoso.com", "mail.contoso.com ", false),
+            ("S-054", "mail.contoso.com", "mail.contoso.com\0.evil.example", false),
+            ("S-054", "mail.contoso.com\0.evil.example", "mail.contoso.com\0.evil.example", false),
+            ("S-054", "192.0.2.1", "192.0.2.1", false),
+            ("section 6", "*.contoso.com", "mail.contoso.com", true),
+            ("section 6", "*.contoso.com", "*.contoso.com", true),
+            ("section 6", "*.contoso.com", "contoso.com", false),
+            ("section 6", "*.contoso.com", "a.b.contoso.com", false),
+            ("section 6", "*.contoso.com", "*.b.contoso.com", false),
+            ("section 6", "*.contoso.com", "mail.fabrikam.com", false),
+            ("section 6", "*", "mail.contoso.com", false),
+        ] {
+            let leaf = der(&raw(&[(2, carried.as_bytes())]));
+            let expected = expected.then(|| demanded.to_ascii_lowercase().trim_end_matches('.').to_owned());
+            assert_eq!(matched(&[demanded], &leaf), expected, "{id}: {demanded:?} against {carried:?}");
+        }
+    }
+
+    #[test]
+    fn s050_one_name_among_a_hundred() {
+        let names = (0..100).map(|at| format!("host{at}.example")).collect::<Vec<_>>();
+        let leaf = der(&Template::new(&names.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert_eq!(matched(&["host99.example"], &leaf).as_deref(), Some("host99.example"));
+        assert_eq!(matched(&["host100.example"], &leaf), None);
+        assert!(Presented::read(&leaf).unwrap().list().ends_with("host7.example and 92 more"));
+    }
+
+    #[test]
+    fn the_first_name_of_the_configuration_is_the_one_that_matched() {
+        let leaf = der(&Template::new(&["b.example", "a.example"]));
+        assert_eq!(matched(&["c.example", "a.example", "b.example"], &leaf).as_deref(), Some("a.example"));
+    }
+
+    /// S-051 and quality section 7 choice 5: the CN counts only where no DNS name stands beside it, well-formed or not.
+    #[test]
+    fn s051_the_cn_counts_where_there_is_no_dns_name() {
+        let mail = "mail.contoso.com";
+        for (what, template, expected) in [
+            ("CN alone", Template::new(&[mail]).common_name_only(), true),
+            ("only an address beside it", raw(&[(7, &[192, 0, 2, 1])]), true),
+            ("only a mailbox beside it", raw(&[(1, b"anna@contoso.com")]), true),
+            ("another DNS name beside it", raw(&[(2, b"other.example")]), false),
+            ("a DNS name that is not UTF-8 beside it", raw(&[(2, b"m\xff")]), false),
+            ("an empty DNS name beside it", raw(&[(2, b"")]), false),
+            ("names that cannot be read", Template { raw_names: Some(vec![0x30, 0x05, 0x82]), ..raw(&[]) }, false),
+            ("no CN", Template { common_name: None, ..Template::new(&[]) }, false),
+            ("an address as CN", Template { common_name: Some("192.0.2.1".into()), ..Template::new(&[]) }, false),
+        ] {
+            assert_eq!(matched(&[mail], &der(&template)).is_some(), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn s054_u_labels_and_addresses_are_no_names() {
+        for (entry, demanded) in [
+            ((2, "m\u{fc}ller.example".as_bytes()), "m\u{fc}ller.example"),
+            ((2, "m\u{fc}ller.example".as_bytes()), "xn--mller-kva.example"),
+            ((7, [192, 0, 2, 1].as_slice()), "192.0.2.1"),
+        ] {
+            assert_eq!(matched(&[demanded], &der(&raw(&[entry]))), None, "{demanded}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_certificate_carries_no_name() {
+        assert_eq!(matched(&["a.example"], b""), None);
+        assert_eq!(matched(&["a.example"], b"0\x82\xff\xff"), None);
+        assert_eq!(short(b"nonsense"), "not readable");
+    }
+
+    /// S-142 for names in certificates: they end up in logs and in reports to senders.
+    #[test]
+    fn what_is_shown_is_printable_and_short() {
+        let presented = Presented::read(&der(&raw(&[(2, b"a\r\nBcc: b@example.com")]))).unwrap();
+        assert_eq!(presented.list(), "a\\r\\nBcc: b@example.com");
+        assert_eq!(printable(&"x".repeat(1000)).len(), SHOWN_CHARS + 3);
+    }
 }

@@ -25,6 +25,8 @@ const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 pub struct Identity {
     /// Where the chain was read.
     pub certificate: Arc<PathBuf>,
+    /// Where it and the key were read; empty if they were not.
+    files: Arc<[PathBuf]>,
     pub(super) certified: Arc<CertifiedKey>,
     leaf: Arc<Facts>,
 }
@@ -71,7 +73,10 @@ impl Identity {
     /// What is wrong with which file.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, String> {
         let (chain_name, key_name) = (certificate.display().to_string(), key.display().to_string());
-        Self::from_bytes(&read(certificate)?, &chain_name, &read(key)?, &key_name, certificate.to_owned())
+        let mut identity = Self::from_bytes(&read(certificate)?, &chain_name, &read(key)?, &key_name)?;
+        identity.certificate = Arc::new(certificate.to_owned());
+        identity.files = [certificate.to_owned(), key.to_owned()].into();
+        Ok(identity)
     }
 
     /// The same from text.
@@ -79,11 +84,10 @@ impl Identity {
     /// # Errors
     /// What is wrong with it.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, String> {
-        let chain_name = "the certificate";
-        Self::from_bytes(certificate.as_bytes(), chain_name, key.as_bytes(), "the key", PathBuf::from(chain_name))
+        Self::from_bytes(certificate.as_bytes(), "the certificate", key.as_bytes(), "the key")
     }
 
-    fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str, path: PathBuf) -> Result<Self, String> {
+    fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str) -> Result<Self, String> {
         let chain = certificates(chain, chain_name)?;
         let key = private_key(key, key_name)?;
         let key = provider()
@@ -110,7 +114,17 @@ impl Identity {
             }
             Err(error) => return Err(format!("{chain_name}: its first certificate cannot be used: {error}")),
         }
-        Ok(Self { certificate: Arc::new(path), certified: Arc::new(certified), leaf: Arc::new(leaf) })
+        Ok(Self {
+            certificate: Arc::new(PathBuf::from(chain_name)),
+            files: Arc::default(),
+            certified: Arc::new(certified),
+            leaf: Arc::new(leaf),
+        })
+    }
+
+    /// The files it was read from, to be read again when one of them changes; none if it came from text.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.files.to_vec()
     }
 
     /// When the certificate's time is over.
@@ -120,11 +134,7 @@ impl Identity {
 
     /// The names that the certificate carries: the DNS names of its subjectAltName, or else its CN.
     pub fn names(&self) -> Vec<String> {
-        match (&self.leaf.names.dns, &self.leaf.names.common_name) {
-            (Some(dns), _) => dns.iter().map(|name| printable(name)).collect(),
-            (None, Some(name)) => vec![printable(name)],
-            (None, None) => Vec::new(),
-        }
+        self.leaf.names.all().iter().map(|name| printable(name)).collect()
     }
 
     /// What its owner should know about the chain: out of time, soon out of time, incomplete.
@@ -342,5 +352,133 @@ impl std::fmt::Debug for Identity {
 impl std::fmt::Debug for Roots {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Roots({})", self.origin)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::authority::{Authority, Powers, Template};
+    use super::*;
+
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    /// S-067: what is wrong, with which file.
+    #[test]
+    fn s067_files_that_do_not_fit_are_refused() {
+        let root = Authority::new("Root");
+        let (chain, key) = root.intermediate("Middle").issue(&["mail.contoso.com"]);
+        let (other, other_key) = root.issue(&["other.example"]);
+        let half = &chain[..chain.len() / 2];
+        let half_key = &key[..key.len() / 2];
+        let turned = root.pem() + &other;
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        for (what, chain, key, expected) in [
+            ("good", chain.as_str(), key.as_str(), "ok"),
+            ("key and chain in one file", &(key.clone() + &chain), &(chain.clone() + &key), "ok"),
+            ("key of another", &chain, &other_key, "the.key: the key does not belong to the first certificate in "),
+            (
+                "leaf not first (S-057)",
+                &turned,
+                &other_key,
+                "belongs to certificate number 2 in it, which must stand first",
+            ),
+            ("no certificate", "", &key, "the.crt: there is no certificate in it"),
+            ("a key for a certificate", &key, &key, "the.crt: there is no certificate in it"),
+            ("no key", &chain, "", "the.key: there is no key in it"),
+            ("encrypted key", &chain, encrypted, "the.key: the key is encrypted"),
+            ("half a certificate", half, &key, "the.crt: "),
+            ("half a key", &chain, half_key, "the.key: "),
+            ("no real certificate", nonsense, &key, "the.crt: its first certificate cannot be read"),
+        ] {
+            let folder = folder(&[("the.crt", chain), ("the.key", key)]);
+            let loaded = Identity::load(&folder.path().join("the.crt"), &folder.path().join("the.key"));
+            let seen = loaded.as_ref().map_or_else(String::clone, |_| "ok".to_owned());
+            let files = loaded.map_or(0, |identity| identity.files().len());
+            assert_eq!(files, if expected == "ok" { 2 } else { 0 }, "{what}");
+            assert!(if expected == "ok" { seen == "ok" } else { seen.contains(expected) }, "{what}: {seen}");
+        }
+        let missing = Identity::load(Path::new("/nowhere/the.crt"), Path::new("/nowhere/the.key"));
+        assert!(missing.unwrap_err().starts_with("/nowhere/the.crt: "));
+    }
+
+    #[test]
+    fn an_identity_knows_its_names_and_its_end() {
+        let root = Authority::new("Root");
+        let template = Template::new(&["mail.contoso.com", "*.contoso.com"]);
+        let identity = root.identity_as(&template);
+        assert_eq!(identity.names(), ["mail.contoso.com", "*.contoso.com"]);
+        assert_eq!(identity.expiry().as_second(), template.not_after.as_second());
+        assert_eq!(root.identity_as(&template.common_name_only()).names(), ["mail.contoso.com"]);
+    }
+
+    #[test]
+    fn s067_findings_about_a_chain() {
+        let root = Authority::new("Root");
+        let middle = root.intermediate("Middle");
+        let old = root.intermediate_with_powers("Old", &Powers { expired: true, ..Powers::default() });
+        let template = || Template::new(&["mail.contoso.com"]);
+        let ends_in = |days: i32| Template { not_after: Timestamp::now() + DAY * days, ..template() };
+        let (self_signed, key) = Authority::self_signed(&template());
+        for (what, identity, expected) in [
+            ("ordinary", root.identity(&["mail.contoso.com"]), vec![]),
+            ("with its intermediate", middle.identity(&["mail.contoso.com"]), vec![]),
+            ("without", middle.identity_as(&template().without_chain()), vec![(false, "(CN=Middle) is missing")]),
+            ("self-signed", Identity::from_pem(&self_signed, &key).unwrap(), vec![]),
+            ("expired", root.identity_as(&template().expired()), vec![(true, "was valid until")]),
+            ("not yet", root.identity_as(&template().not_yet_valid()), vec![(true, "is valid from")]),
+            ("31 days left", root.identity_as(&ends_in(31)), vec![]),
+            ("29 days left", root.identity_as(&ends_in(29)), vec![(false, "ends in 28 days")]),
+            ("old intermediate", old.identity(&["mail.contoso.com"]), vec![(false, "issuer Old was valid until")]),
+        ] {
+            let findings = identity.findings(Timestamp::now(), || Some(root.roots()));
+            let fit = findings.len() == expected.len()
+                && findings
+                    .iter()
+                    .zip(&expected)
+                    .all(|(found, (error, part))| found.error == *error && found.text.contains(part));
+            assert!(fit, "{what}: {findings:?}");
+        }
+        // Whose root nobody has: the file should hold it.
+        let findings = root.identity(&["mail.contoso.com"]).findings(Timestamp::now(), || None);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+    }
+
+    #[test]
+    fn roots_are_read_whole_or_not_at_all() {
+        let (one, other) = (Authority::new("One"), Authority::new("Other"));
+        let both = one.pem() + &other.pem();
+        let folder = folder(&[("ca.pem", &both), ("empty.pem", ""), ("broken.pem", &both[..both.len() - 40])]);
+        let roots = Roots::load(&folder.path().join("ca.pem")).unwrap();
+        assert_eq!(roots.count(), 2);
+        assert!(roots.origin.ends_with("ca.pem"));
+        assert!(
+            Roots::load(&folder.path().join("empty.pem")).unwrap_err().contains("empty.pem: there is no certificate")
+        );
+        assert!(Roots::load(&folder.path().join("broken.pem")).unwrap_err().contains("broken.pem: "));
+        assert!(Roots::load(Path::new("/nowhere.pem")).unwrap_err().starts_with("/nowhere.pem: "));
+        assert!(Roots::from_der(&[], "nothing").is_err());
+        assert!(Roots::from_der(&[b"nonsense".to_vec()], "nonsense").unwrap_err().contains("certificate number 1"));
+        let der = pem_der(&one.pem());
+        assert_eq!(Roots::from_der(&[der], "one").unwrap().count(), 1);
+    }
+
+    fn pem_der(pem: &str) -> Vec<u8> {
+        certificates(pem.as_bytes(), "it").unwrap().remove(0).to_vec()
+    }
+
+    #[test]
+    fn times_beyond_a_timestamp_are_its_ends() {
+        assert_eq!(timestamp(253_402_300_799), Timestamp::MAX, "the last second of 9999");
+        assert_eq!(timestamp(i64::MIN), Timestamp::MIN);
+        assert_eq!(timestamp(0), Timestamp::UNIX_EPOCH);
     }
 }

@@ -65,6 +65,12 @@ impl ClientCertificate {
         named(&self.seen, names, constraints)
     }
 
+    /// The names that the certificate claims, for people: it is not judged.
+    pub fn names(&self) -> Vec<String> {
+        let presented = Presented::read(self.seen.leaf());
+        presented.map_or_else(Vec::new, |names| names.all().iter().map(|name| printable(name)).collect())
+    }
+
     /// The certificate in a few words, for the log.
     pub fn description(&self) -> String {
         match x509_parser::parse_x509_certificate(self.seen.leaf()) {
@@ -136,10 +142,9 @@ fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, 
     })?;
     // Name constraints are checked against the subjectAltName only: below an authority that may issue for its own
     // domain alone, a CN could say anything.
-    if presented.dns.is_some() || constraints == Constraints::None {
-        if let Some(name) = names.found_in(&presented) {
-            return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name });
-        }
+    let names_count = presented.dns.is_some() || constraints == Constraints::None;
+    if names_count && let Some(name) = names.found_in(&presented) {
+        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name });
     }
     Err(Unmet::Name { demanded: names.to_string(), seen: presented.list() })
 }
@@ -307,5 +312,35 @@ impl ClientCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// S-061. The chains (leaf, root) were made once with openssl, their keys thrown away; they end in 100 years. The
+    /// control differs from the others in nothing but its algorithms: it shows that these are what is refused.
+    #[test]
+    fn s061_weak_algorithms_are_refused() {
+        let names = Names::new(vec!["mail.contoso.com".to_owned()]).expect("one name");
+        let now = "2040-01-01T00:00:00Z".parse().unwrap();
+        for (what, pem, good) in [
+            ("RSA 2048 and SHA-256", include_str!("weak/control.pem"), true),
+            ("SHA-1", include_str!("weak/sha1.pem"), false),
+            ("MD5", include_str!("weak/md5.pem"), false),
+            ("RSA 1024", include_str!("weak/rsa1024.pem"), false),
+            ("P-224", include_str!("weak/p224.pem"), false),
+        ] {
+            let chain = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()).map(|pem| pem.unwrap().contents);
+            let chain = chain.map(CertificateDer::from).collect::<Vec<_>>();
+            let roots = Roots::from_der(&[chain[1].to_vec()], "the root").unwrap();
+            let seen = Seen::new(&chain[..1], "TLSv1.3".to_owned()).unwrap();
+            let verdict = Demand::Domain(roots.clone(), names.clone()).judge(&seen, now);
+            assert_eq!(verdict.is_ok(), good, "{what}, as server: {verdict:?}");
+            let verdict = ClientCertificate::new(seen).judge(&roots, &names, now);
+            assert_eq!(verdict.is_ok(), good, "{what}, as client: {verdict:?}");
+            assert!(good || matches!(verdict, Err(Unmet::Chain { .. })), "{what}: {verdict:?}");
+        }
     }
 }
