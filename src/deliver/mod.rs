@@ -33,6 +33,7 @@ use pool::{Lease, Pool, Purpose, Turns};
 const STALE: usize = 1;
 
 /// Delivers copies by the send connectors of one configuration.
+#[derive(Debug)]
 pub struct Deliverer<R = Resolver> {
     config: Arc<Config>,
     resolver: R,
@@ -42,6 +43,7 @@ pub struct Deliverer<R = Resolver> {
 }
 
 /// What lives as long as a send connector.
+#[derive(Debug)]
 struct Lane {
     helo: String,
     tls: Option<tls::Connector>,
