@@ -134,8 +134,383 @@ pub enum Setback {
 }
 
 impl Setback {
-    /// RFC 3463. The first digit decides between retry and bounce, for queue, log, tracking and DSN alike.
+    /// RFC 3463. The first digit decides between retry and bounce, for queue, log, tracking and DSN alike; but for
+    /// [`Setback::Expired`], which keeps class 4 in its report although nobody tries again: X.4.7 "is useful only
+    /// as a persistent transient error", the example in RFC 3464 has `Action: failed` with a class 4 too, and it is
+    /// what Postfix, sendmail and Exchange (`4.4.7 message expired`) write. Ask [`Setback::is_permanent`].
     pub fn status(&self) -> Status {
-        todo!()
+        match self {
+            Self::Answered { command, reply, .. } => answered(command, reply),
+            Self::Unproven { .. } => Status(4, 7, 5),
+            Self::Unreachable { .. } => Status(4, 4, 1),
+            Self::Ambiguous { .. } => Status(4, 4, 2),
+            Self::Protocol { .. } => Status(4, 5, 0),
+            Self::Unsupported { extension, .. } => match *extension {
+                "8BITMIME" => Status(5, 6, 3),
+                "SMTPUTF8" => Status(5, 6, 7),
+                "REQUIRETLS" => Status(5, 7, 30),
+                _ => Status(5, 3, 3),
+            },
+            Self::TooBig { .. } => Status(5, 3, 4),
+            Self::NullMx { .. } => Status(5, 1, 10),
+            Self::NoDomain { .. } => Status(5, 1, 2),
+            Self::NoAddress { .. } => Status(5, 4, 4),
+            Self::Dns { .. } => Status(4, 4, 3),
+            Self::Ourselves { .. } => Status(5, 4, 6),
+            Self::RequireTls { .. } => Status(5, 7, 30),
+            Self::NoConnector { .. } => Status(4, 3, 5),
+            Self::Spool { .. } => Status(4, 3, 0),
+            Self::Expired { .. } => Status(4, 4, 7),
+        }
+    }
+
+    /// True if trying again is of no use.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::Expired { .. }) || self.status().0 == 5
+    }
+
+    /// True if this says that something does not exist, which DNS servers have been known to say in error: it has
+    /// to be seen twice before it counts (C246). A null MX is not among them: somebody wrote it down.
+    pub fn needs_confirmation(&self) -> bool {
+        matches!(self, Self::NoDomain { .. } | Self::NoAddress { .. })
+    }
+
+    /// True if fewer connections at a time might have helped: 421, 4.7.x, time-outs (F-037).
+    pub fn throttles(&self) -> bool {
+        match self {
+            Self::Answered { command, reply, .. } => {
+                reply.code == 421 || matches!(answered(command, reply), Status(4, 7, _) if reply.is_temporary())
+            }
+            Self::Unreachable { why, .. } | Self::Ambiguous { why, .. } => is_time_out(why),
+            Self::Unproven { .. }
+            | Self::Protocol { .. }
+            | Self::Unsupported { .. }
+            | Self::TooBig { .. }
+            | Self::NullMx { .. }
+            | Self::NoDomain { .. }
+            | Self::NoAddress { .. }
+            | Self::Dns { .. }
+            | Self::Ourselves { .. }
+            | Self::RequireTls { .. }
+            | Self::NoConnector { .. }
+            | Self::Spool { .. }
+            | Self::Expired { .. } => false,
+        }
+    }
+
+    /// True if every other message to this hop would fare alike: the hop is to be left alone for a while and then
+    /// probed, rather than tried with each message that waits (F-035).
+    pub fn concerns_hop(&self) -> bool {
+        match self {
+            // 421 is the wish for fewer connections: the hop is there. F-037.
+            Self::Answered { command, reply, .. } => {
+                !is_about_message(command) && !reply.is_positive() && reply.code != 421
+            }
+            Self::Unproven { .. }
+            | Self::Unreachable { .. }
+            | Self::NoAddress { .. }
+            | Self::NoDomain { .. }
+            | Self::Dns { .. }
+            | Self::NoConnector { .. } => true,
+            Self::Ambiguous { .. }
+            | Self::Protocol { .. }
+            | Self::Unsupported { .. }
+            | Self::TooBig { .. }
+            | Self::NullMx { .. }
+            | Self::Ourselves { .. }
+            | Self::RequireTls { .. }
+            | Self::Spool { .. }
+            | Self::Expired { .. } => false,
+        }
+    }
+
+    /// The host that was spoken with, as `Remote-MTA` wants it: its name, or its address in brackets. `None` where
+    /// no host said anything. RFC 3464 section 2.3.5.
+    pub fn remote_mta(&self) -> Option<&str> {
+        let host = match self {
+            Self::Answered { host, .. }
+            | Self::Unproven { host, .. }
+            | Self::Ambiguous { host, .. }
+            | Self::Protocol { host, .. }
+            | Self::Unsupported { host, .. }
+            | Self::TooBig { host, .. } => host,
+            Self::Expired { last, .. } => return last.remote_mta(),
+            Self::Unreachable { .. }
+            | Self::NullMx { .. }
+            | Self::NoDomain { .. }
+            | Self::NoAddress { .. }
+            | Self::Dns { .. }
+            | Self::Ourselves { .. }
+            | Self::RequireTls { .. }
+            | Self::NoConnector { .. }
+            | Self::Spool { .. } => return None,
+        };
+        let name = host.split(' ').next().unwrap_or_default();
+        // `[192.0.2.1]:25`, where there is no name.
+        let name = name.rfind(']').map_or(name, |end| &name[..=end]);
+        (!name.is_empty()).then_some(name)
+    }
+
+    /// The value of `Diagnostic-Code`, not yet escaped or cut: `smtp; 550 5.1.1 no such user` where a host said so,
+    /// else our own words. RFC 3464 section 2.3.6.
+    pub fn diagnostic(&self) -> String {
+        match self {
+            Self::Answered { reply, .. } => format!("smtp; {reply}"),
+            Self::Expired { last, .. } => last.diagnostic(),
+            Self::Unproven { .. }
+            | Self::Unreachable { .. }
+            | Self::Ambiguous { .. }
+            | Self::Protocol { .. }
+            | Self::Unsupported { .. }
+            | Self::TooBig { .. }
+            | Self::NullMx { .. }
+            | Self::NoDomain { .. }
+            | Self::NoAddress { .. }
+            | Self::Dns { .. }
+            | Self::Ourselves { .. }
+            | Self::RequireTls { .. }
+            | Self::NoConnector { .. }
+            | Self::Spool { .. } => format!("X-Causeway; {self}"),
+        }
+    }
+
+    /// What this relay had hoped for, as a report tells it.
+    pub fn expected(&self) -> &'static str {
+        match self {
+            Self::Answered { .. } => "that the receiving server accepts the message",
+            Self::Unproven { .. } => "a connection in TLS to a server that proves who it is",
+            Self::Unreachable { .. } => "a connection to the receiving server",
+            Self::Ambiguous { .. } => "an answer of the receiving server after the whole message was sent",
+            Self::Protocol { .. } => "a server that speaks SMTP by its rules",
+            Self::Unsupported { .. } => "a server that can take messages of this kind",
+            Self::TooBig { .. } => "a server that takes messages of this size",
+            Self::NullMx { .. } => "a domain that receives mail",
+            Self::NoDomain { .. } => "a domain that exists",
+            Self::NoAddress { .. } => "a mail server with an address for the domain",
+            Self::Dns { .. } => "an answer from the domain name system",
+            Self::Ourselves { .. } => "another relay that takes mail for the domain",
+            Self::RequireTls { .. } => {
+                "a way on which every server proves who it is, as the sender demanded (REQUIRETLS)"
+            }
+            Self::NoConnector { .. } => "the send connector that this message was routed to",
+            Self::Spool { .. } => "to read the message from the spool",
+            Self::Expired { last, .. } => last.expected(),
+        }
+    }
+
+    /// What the sender or an administrator can do, as a report tells it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Answered { .. } => match self.status() {
+                Status(_, 1, _) => {
+                    "Check that the address is spelled correctly; ask the recipient another way for the right one."
+                }
+                Status(_, 2, 2) => {
+                    "The mailbox is full. Tell the recipient another way, and send the message again later."
+                }
+                Status(_, 3, 4) | Status(_, 2, 3) => "Send a smaller message, or a link instead of the attachment.",
+                Status(_, 7, _) => {
+                    "The receiving side refuses this message by its policy. Its answer above may name a page that says \
+                     more; an administrator should look there and ask that side's postmaster."
+                }
+                _ => "Read the answer above: it comes from the receiving side, whose postmaster knows more.",
+            },
+            Self::Unproven { .. } => {
+                "An administrator should compare the certificate and TLS settings of that server with the send \
+                 connector's tls and tls_domain. The message is never sent in the clear instead."
+            }
+            Self::Unreachable { .. } => {
+                "The receiving server, or the way to it, is down. An administrator should check the network, the \
+                 firewall and that server."
+            }
+            Self::Ambiguous { .. } => "The recipient may have the message all the same. Ask before you send it again.",
+            Self::Protocol { .. } => "The administrator of the receiving server should look into its log.",
+            Self::Unsupported { extension, .. } => match *extension {
+                "8BITMIME" => "Send the message again in a 7-bit encoding (quoted-printable or base64).",
+                "SMTPUTF8" => "Ask the recipient for an address without accented or non-Latin letters.",
+                _ => "Send the message without this demand, if what it says may be less protected on its way.",
+            },
+            Self::TooBig { .. } => "Send a smaller message, or a link instead of the attachment.",
+            Self::NullMx { .. } => {
+                "This domain never receives mail. Ask the recipient another way for the right address."
+            }
+            Self::NoDomain { .. } => "Check that the part of the address behind the @ is spelled correctly.",
+            Self::NoAddress { .. } => {
+                "Check that the part of the address behind the @ is spelled correctly; if it is, the administrator of \
+                 that domain should check its MX records."
+            }
+            Self::Dns { .. } => "An administrator should check the name servers of that domain, and the relay's own.",
+            Self::Ourselves { .. } => {
+                "An administrator should check the MX records of this domain, and whether it is missing among the \
+                 relay's accepted domains."
+            }
+            Self::RequireTls { .. } => {
+                "Send the message without REQUIRETLS, if it may travel less protected, or ask the receiving side to \
+                 offer it."
+            }
+            Self::NoConnector { .. } => {
+                "An administrator should restore or enable the send connector, or route this mail anew."
+            }
+            Self::Spool { .. } => "An administrator should check the relay's disk and log. Send the message again.",
+            Self::Expired { last, .. } => last.advice(),
+        }
+    }
+}
+
+/// What follows from a reply, by what it answered.
+fn answered(command: &str, reply: &Reply) -> Status {
+    let status = reply.status_or_class();
+    if reply.is_positive() || reply.code / 100 == 3 {
+        // A good answer in a bad place.
+        return Status(4, 5, 0);
+    }
+    if !is_about_message(command) {
+        // A greeting or a failed login says nothing about the message: it is kept until its life ends (C260).
+        return Status(4, status.1, status.2);
+    }
+    let too_many = reply.code == 552
+        && (status == Status(5, 5, 3) || reply.text.to_ascii_lowercase().contains("too many recipients"));
+    if command == "RCPT" && too_many {
+        // RFC 821 had 552 where we say 452: RFC 5321 section 4.5.3.1.10.
+        return Status(4, 5, 3);
+    }
+    status
+}
+
+/// Was it about this message? What else a host refuses (the connection, EHLO, STARTTLS, AUTH, RSET) it refuses to us.
+fn is_about_message(command: &str) -> bool {
+    ["MAIL", "RCPT", "DATA", "BDAT", "the end of data"].iter().any(|about| command.starts_with(about))
+}
+
+/// The words of `std::io::ErrorKind::TimedOut`, of the system's ETIMEDOUT, and our own.
+fn is_time_out(why: &str) -> bool {
+    ["timed out", "time-out", "timeout", "deadline"].iter().any(|words| why.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> String {
+        "mx1.example.net [192.0.2.1]:25".into()
+    }
+
+    fn reply(code: u16, status: Option<Status>, text: &str) -> Reply {
+        Reply { code, status, text: text.into() }
+    }
+
+    fn answered_to(command: &'static str, code: u16, status: Option<Status>, text: &str) -> Setback {
+        Setback::Answered { host: host(), command, reply: reply(code, status, text) }
+    }
+
+    fn domain() -> Domain {
+        Domain::parse("example.net").unwrap()
+    }
+
+    /// One of each kind, with its status.
+    fn all() -> Vec<(Setback, Status)> {
+        let (host, why) = (host(), String::from("because"));
+        let of = |extension| Setback::Unsupported { host: self::host(), extension };
+        vec![
+            (answered_to("RCPT", 550, Some(Status(5, 1, 1)), "no such user"), Status(5, 1, 1)),
+            (Setback::Unproven { host: host.clone(), unmet: Unmet::NotOffered }, Status(4, 7, 5)),
+            (Setback::Unreachable { host: host.clone(), why: why.clone() }, Status(4, 4, 1)),
+            (Setback::Ambiguous { host: host.clone(), why: why.clone() }, Status(4, 4, 2)),
+            (Setback::Protocol { host: host.clone(), why: why.clone() }, Status(4, 5, 0)),
+            (of("8BITMIME"), Status(5, 6, 3)),
+            (of("SMTPUTF8"), Status(5, 6, 7)),
+            (of("REQUIRETLS"), Status(5, 7, 30)),
+            (Setback::TooBig { host, limit: 1, size: 2 }, Status(5, 3, 4)),
+            (Setback::NullMx { domain: domain() }, Status(5, 1, 10)),
+            (Setback::NoDomain { domain: domain() }, Status(5, 1, 2)),
+            (Setback::NoAddress { domain: domain(), why: why.clone() }, Status(5, 4, 4)),
+            (Setback::Dns { name: "example.net".into(), why: why.clone() }, Status(4, 4, 3)),
+            (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
+            (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
+            (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
+            (Setback::Spool { why }, Status(4, 3, 0)),
+        ]
+    }
+
+    #[test]
+    fn every_setback_has_its_status() {
+        for (setback, expected) in all() {
+            assert_eq!(setback.status(), expected, "{setback}");
+            assert_eq!(setback.is_permanent(), expected.0 == 5, "{setback}");
+            let expired = Setback::Expired { lifetime: "2 days".into(), last: Box::new(setback.clone()) };
+            assert_eq!((expired.status(), expired.is_permanent()), (Status(4, 4, 7), true), "{expired}");
+            assert_eq!(expired.diagnostic(), setback.diagnostic());
+            assert_eq!(expired.advice(), setback.advice());
+        }
+    }
+
+    /// C260, C265, C266, C267.
+    #[test]
+    fn replies_are_judged_by_what_they_answered() {
+        for (command, code, status, text, expected) in [
+            ("RCPT", 550, None, "no", Status(5, 0, 0)),
+            ("RCPT", 550, Some(Status(4, 1, 1)), "a status of another class", Status(5, 0, 0)),
+            ("RCPT", 450, Some(Status(4, 2, 0)), "greylisted", Status(4, 2, 0)),
+            ("RCPT", 552, Some(Status(5, 2, 2)), "mailbox full", Status(5, 2, 2)),
+            ("RCPT", 552, Some(Status(5, 5, 3)), "no more", Status(4, 5, 3)),
+            ("RCPT", 552, None, "Too many recipients", Status(4, 5, 3)),
+            ("the end of data", 552, Some(Status(5, 3, 4)), "too big", Status(5, 3, 4)),
+            ("the end of data", 354, None, "go on", Status(4, 5, 0)),
+            ("MAIL", 250, None, "fine", Status(4, 5, 0)),
+            ("the connection", 554, Some(Status(5, 7, 1)), "not you", Status(4, 7, 1)),
+            ("EHLO", 550, None, "who?", Status(4, 0, 0)),
+            ("AUTH", 535, Some(Status(5, 7, 8)), "wrong password", Status(4, 7, 8)),
+            ("BDAT", 554, Some(Status(5, 6, 0)), "bad content", Status(5, 6, 0)),
+        ] {
+            assert_eq!(answered_to(command, code, status, text).status(), expected, "{command}: {code} {text}");
+        }
+    }
+
+    #[test]
+    fn f037_what_throttles() {
+        for (setback, expected) in [
+            (answered_to("the connection", 421, None, "busy"), true),
+            (answered_to("RCPT", 450, Some(Status(4, 7, 1)), "slow down"), true),
+            (answered_to("RCPT", 450, Some(Status(4, 2, 0)), "greylisted"), false),
+            (answered_to("RCPT", 550, Some(Status(5, 7, 1)), "policy"), false),
+            (answered_to("the connection", 554, Some(Status(5, 7, 1)), "not you"), false),
+            (Setback::Unreachable { host: host(), why: "connection timed out".into() }, true),
+            (Setback::Unreachable { host: host(), why: "connection refused".into() }, false),
+            (Setback::Unproven { host: host(), unmet: Unmet::NotOffered }, false),
+        ] {
+            assert_eq!(setback.throttles(), expected, "{setback}");
+        }
+    }
+
+    #[test]
+    fn what_concerns_the_whole_hop() {
+        for (setback, expected) in [
+            (answered_to("the connection", 554, None, "not you"), true),
+            (answered_to("the connection", 421, None, "too many connections"), false),
+            (answered_to("RCPT", 450, None, "not now"), false),
+            (Setback::Unreachable { host: host(), why: "connection refused".into() }, true),
+            (Setback::Ambiguous { host: host(), why: "reset".into() }, false),
+            (Setback::TooBig { host: host(), limit: 1, size: 2 }, false),
+        ] {
+            assert_eq!(setback.concerns_hop(), expected, "{setback}");
+        }
+    }
+
+    #[test]
+    fn remote_mta_is_a_name_or_an_address() {
+        for (host, expected) in [
+            ("mx1.example.net [192.0.2.1]:25", Some("mx1.example.net")),
+            ("[192.0.2.1]:25", Some("[192.0.2.1]")),
+            ("mx1.example.net", Some("mx1.example.net")),
+            ("", None),
+        ] {
+            let setback = Setback::Protocol { host: host.into(), why: "x".into() };
+            assert_eq!(setback.remote_mta(), expected);
+        }
+        assert_eq!(Setback::Unreachable { host: host(), why: "refused".into() }.remote_mta(), None);
+        assert_eq!(
+            answered_to("RCPT", 550, Some(Status(5, 1, 1)), "no\nreally").diagnostic(),
+            "smtp; 550 5.1.1 no really"
+        );
     }
 }

@@ -1,5 +1,9 @@
 //! What a host must prove, and what it proved.
 
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
 use super::{Names, Roots};
 
 /// What one host must prove before a message may go to it. The connector's level, REQUIRETLS (and later MTA-STS
@@ -16,6 +20,15 @@ pub enum Demand {
     Certificate(Roots),
     /// `domain`: the same, and a name in it matches one of these.
     Domain(Roots, Names),
+}
+
+/// What the other side of a connection in TLS presented.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its certificates as it sent them, its own first; it proved that it holds that one's key.
+    pub(super) chain: Arc<[CertificateDer<'static>]>,
+    /// Protocol version and cipher suite.
+    pub(super) protocol: String,
 }
 
 /// What a connection proved: goes into the tracking event, the demo's output and the log.
@@ -44,6 +57,22 @@ pub enum Proof {
         /// The entry of `tls_domain` that matched.
         name: String,
     },
+}
+
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain => f.write_str("in the clear"),
+            Self::Encrypted { protocol } => f.write_str(protocol),
+            Self::Chained { protocol, certificate } => write!(f, "{protocol}, trusted certificate for {certificate}"),
+            Self::Named { protocol, certificate, name } if certificate == name => {
+                write!(f, "{protocol}, trusted certificate for {name}")
+            }
+            Self::Named { protocol, certificate, name } => {
+                write!(f, "{protocol}, trusted certificate for {certificate}, which carries {name}")
+            }
+        }
+    }
 }
 
 /// Why a demand was not met: what was seen instead.
