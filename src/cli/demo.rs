@@ -133,7 +133,9 @@ fn heading(text: &str) {
 }
 
 fn introduce(world: &World) {
-    println!("{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all of it in this process and on loopback.\n");
+    println!(
+        "{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all of it in this process and on loopback.\n"
+    );
     let row = |what: &str, address: SocketAddr, name: &str| println!("    {what:<22} {address:<18} {name}");
     row("the relay (MX)", world.internet_door, demo::RELAY);
     row("  its own servers' door", world.own_door, "");
@@ -238,7 +240,9 @@ fn verdict(arrivals: &[Arrival]) -> bool {
         && expected.iter().all(|(place, address)| got.iter().any(|(at, to)| at == place && to == address));
     let good = placed && proved && unchanged;
     if good {
-        println!("{GREEN}One message came in, one copy went to each premises, each over TLS with the names agreed.{GREEN:#}\n");
+        println!(
+            "{GREEN}One message came in, one copy went to each premises, each over TLS with the names agreed.{GREEN:#}\n"
+        );
     } else {
         println!("{RED}Not as it should be: expected {expected:?} over proved TLS, got {got:?}.{RED:#}\n");
     }
@@ -249,15 +253,24 @@ fn invite(world: &World) {
     let (mx, own) = (world.internet_door, world.own_door);
     heading("Now you; what happens is told here. Ctrl-C ends the demo.");
     for (what, line) in [
-        ("a group with members on both sides", format!("swaks --server {mx} --tls --from you@fabrikam.com --to sales@contoso.com")),
+        (
+            "a group with members on both sides",
+            format!("swaks --server {mx} --tls --from you@fabrikam.com --to sales@contoso.com"),
+        ),
         ("a forward to the Internet", format!("swaks --server {mx} --from you@fabrikam.com --to kate@contoso.com")),
         ("nobody", format!("swaks --server {mx} --from you@fabrikam.com --to nobody@contoso.com")),
         ("no open relay", format!("swaks --server {mx} --from you@fabrikam.com --to erin@fabrikam.com")),
-        ("from inside to the Internet, by MX", format!("swaks --server {own} --from julie@contoso.com --to erin@fabrikam.com")),
+        (
+            "from inside to the Internet, by MX",
+            format!("swaks --server {own} --from julie@contoso.com --to erin@fabrikam.com"),
+        ),
     ] {
         println!("    {line}\n        {DIM}{what}{DIM:#}");
     }
-    println!("    causeway -c {} explain --to david@contoso.com --from you@fabrikam.com", world.folder.join("causeway.toml").display());
+    println!(
+        "    causeway -c {} explain --to david@contoso.com --from you@fabrikam.com",
+        world.folder.join("causeway.toml").display()
+    );
     println!("        {DIM}the same without sending anything{DIM:#}\n");
     let _ = std::io::stdout().flush();
 }
