@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -170,7 +171,9 @@ fn terms(config: &Config, attribution: &Attribution, secure: bool) -> Terms {
 async fn turn_away(mut socket: TcpStream, reply: &Reply) -> io::Result<()> {
     use tokio::io::AsyncWriteExt as _;
     let said = async {
-        socket.write_all(&reply.to_bytes()).await?;
+        let mut said = BytesMut::new();
+        reply.write_to(&mut said);
+        socket.write_all(&said).await?;
         socket.shutdown().await
     };
     tokio::time::timeout(Duration::from_secs(1), said).await.unwrap_or(Ok(()))

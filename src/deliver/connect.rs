@@ -1,1 +1,208 @@
 //! TCP, STARTTLS, the demand judged, EHLO, AUTH.
+//!
+//! There are two ways to an open session: what was demanded is proved, or nothing was demanded. A message never
+//! sees the third.
+
+use std::sync::Arc;
+
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
+
+use super::drive::Connection;
+use super::hosts::Target;
+use crate::config::{Level, SendConnector};
+use crate::message::Domain;
+use crate::outcome::Setback;
+use crate::smtp::auth::Credentials;
+use crate::smtp::client::{Fault, HANDSHAKE_WAIT, Session, StartTls, Step, Terms};
+use crate::tls::{self, Demand, Names, Proof, Stream, Unmet};
+
+/// How a connector speaks to its hosts.
+pub struct Way<'a> {
+    /// The connector.
+    pub connector: &'a SendConnector,
+    /// What we call ourselves.
+    pub helo: &'a str,
+    /// Opens TLS, presenting the connector's certificate; `None` where it never does.
+    pub tls: Option<&'a tls::Connector>,
+    /// What the host must prove.
+    pub demand: Demand,
+}
+
+/// Why no connection came of it.
+#[derive(Debug)]
+pub enum Failure {
+    /// There is no way into that network from here; nothing was tried.
+    OutOfReach(Setback),
+    /// It was tried.
+    Setback(Setback),
+}
+
+/// What a host of that level must prove. `domain` is the recipients', if their MX is what we speak to.
+pub fn demand(connector: &SendConnector, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
+    match &connector.tls {
+        Level::Off => Demand::Plain,
+        // A password is not said in the clear, nor is the message sent without it.
+        Level::Opportunistic if connector.login.is_some() => Demand::Encryption,
+        Level::Opportunistic => Demand::Nothing,
+        Level::Encrypt => Demand::Encryption,
+        Level::Certificate(roots) => Demand::Certificate(roots.clone()),
+        Level::Domain(roots, Some(names)) => Demand::Domain(roots.clone(), names.clone()),
+        Level::Domain(roots, None) => {
+            let names = [host, domain].into_iter().flatten().map(Domain::to_string).collect();
+            match Names::new(names) {
+                Some(names) => Demand::Domain(roots.clone(), names),
+                // An address without a domain has no name to prove: no certificate can carry the empty one.
+                None => Demand::Domain(roots.clone(), unprovable()),
+            }
+        }
+    }
+}
+
+fn unprovable() -> Names {
+    Names::new(vec![String::new()]).expect("one name is not none")
+}
+
+/// The host as a person reads it: `mx1.example.net [192.0.2.1]:25`.
+pub fn describe(target: &Target) -> String {
+    let (ip, port) = (target.address.ip(), target.address.port());
+    match &target.name {
+        Some(name) => format!("{name} [{ip}]:{port}"),
+        None => format!("[{ip}]:{port}"),
+    }
+}
+
+/// Opens a session with `target`.
+///
+/// # Errors
+/// Why it cannot be had.
+pub async fn open(target: &Target, way: &Way<'_>) -> Result<Connection, Failure> {
+    let starttls = match way.demand {
+        Demand::Plain => StartTls::Never,
+        Demand::Nothing => StartTls::IfOffered,
+        Demand::Encryption | Demand::Certificate(_) | Demand::Domain(..) => StartTls::Demanded,
+    };
+    match open_with(target, way, starttls).await {
+        // Opportunistic: TLS that does not work is as if it had not been offered. RFC 7435.
+        Err(OpenError::Tls(unmet)) if starttls == StartTls::IfOffered => {
+            tracing::info!(host = describe(target), %unmet, "TLS failed and is not demanded: going on in the clear");
+            open_with(target, way, StartTls::Never).await.map_err(|error| error.at(target))
+        }
+        result => result.map_err(|error| error.at(target)),
+    }
+}
+
+enum OpenError {
+    OutOfReach(String),
+    Unreachable(String),
+    Tls(Unmet),
+    Session(Fault),
+}
+
+impl OpenError {
+    fn at(self, target: &Target) -> Failure {
+        let host = describe(target);
+        Failure::Setback(match self {
+            Self::OutOfReach(why) => return Failure::OutOfReach(Setback::Unreachable { host, why }),
+            Self::Unreachable(why) => Setback::Unreachable { host, why },
+            Self::Tls(unmet) => Setback::Unproven { host, unmet },
+            Self::Session(fault) => setback(&host, fault),
+        })
+    }
+}
+
+async fn open_with(target: &Target, way: &Way<'_>, starttls: StartTls) -> Result<Connection, OpenError> {
+    let tcp = dial(target, way.connector).await?;
+    let session = Session::new(Terms {
+        helo: way.helo.to_owned(),
+        starttls,
+        extended: starttls == StartTls::Demanded || way.connector.login.is_some(),
+        login: way
+            .connector
+            .login
+            .as_ref()
+            .map(|login| Credentials { username: login.username.clone(), password: login.password.clone() }),
+    });
+    let mut connection =
+        Connection::new(Stream::Plain(tcp), session, describe(target), target.address, Arc::new(Proof::Plain));
+    loop {
+        match connection.session.step(now()) {
+            Step::Send(bytes, _) => connection.send(&bytes).await,
+            Step::Receive { until } => connection.receive(until).await,
+            Step::StartTls => connection = shake_hands(connection, target, way).await?,
+            Step::Done => break,
+        }
+    }
+    connection.session.outcome().map_err(OpenError::Session)?;
+    Ok(connection)
+}
+
+async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, OpenError> {
+    let unreachable = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NetworkUnreachable | std::io::ErrorKind::Unsupported => {
+            OpenError::OutOfReach(error.to_string())
+        }
+        _ => OpenError::Unreachable(error.to_string()),
+    };
+    let (socket, source) = if target.address.is_ipv4() {
+        (TcpSocket::new_v4(), connector.source_v4)
+    } else {
+        (TcpSocket::new_v6(), connector.source_v6)
+    };
+    let socket = socket.map_err(unreachable)?;
+    if let Some(source) = source {
+        socket.bind((source, 0).into()).map_err(|error| {
+            OpenError::Unreachable(format!("source_ip {source} of send connector {}: {error}", connector.name))
+        })?;
+    }
+    let stream = match timeout(connector.connect_timeout, socket.connect(target.address)).await {
+        Ok(stream) => stream.map_err(unreachable)?,
+        Err(_) => {
+            let waited = connector.connect_timeout.as_secs_f32();
+            return Err(OpenError::Unreachable(format!("timed out: no connection within {waited} s")));
+        }
+    };
+    // Every write is a whole group of commands: none should wait for the reply to the one before.
+    stream.set_nodelay(true).map_err(unreachable)?;
+    Ok(stream)
+}
+
+/// The handshake is judged before any byte of SMTP follows.
+async fn shake_hands(connection: Connection, target: &Target, way: &Way<'_>) -> Result<Connection, OpenError> {
+    let (stream, mut session) = connection.into_parts();
+    let (Some(tcp), Some(tls)) = (stream.into_tcp(), way.tls) else {
+        return Err(OpenError::Tls(Unmet::Handshake("it is not possible here".to_owned())));
+    };
+    let server_name = match &target.name {
+        Some(name) => name.to_string(),
+        None => target.address.ip().to_string(),
+    };
+    let deadline = Instant::now() + HANDSHAKE_WAIT;
+    let (stream, proof) = tls.connect(tcp, &server_name, &way.demand, deadline).await.map_err(OpenError::Tls)?;
+    session.secured();
+    Ok(Connection::new(stream, session, describe(target), target.address, Arc::new(proof)))
+}
+
+/// A fault of the session, with the name of its host.
+pub fn setback(host: &str, fault: Fault) -> Setback {
+    let host = host.to_owned();
+    match fault {
+        Fault::Answered { command, reply } => Setback::Answered { host, command, reply },
+        Fault::Broken(why) => Setback::Unreachable { host, why },
+        Fault::Ambiguous(why) => Setback::Ambiguous { host, why },
+        Fault::Protocol { why, .. } => Setback::Protocol { host, why },
+        Fault::TlsNotOffered => Setback::Unproven { host, unmet: Unmet::NotOffered },
+        Fault::TlsRefused(reply) => Setback::Unproven { host, unmet: Unmet::Refused(reply.to_string()) },
+        Fault::Login(why) => Setback::Unreachable { host, why: format!("cannot log in: {why}") },
+        Fault::Unsupported(extension) => Setback::Unsupported { host, extension },
+        Fault::TooBig { limit, size } => Setback::TooBig { host, limit, size },
+        Fault::NoChunking(reply) => {
+            Setback::Protocol { host, why: format!("it offers CHUNKING and answered BDAT with {reply}") }
+        }
+    }
+}
+
+/// Tokio's clock, which tests can hold.
+pub fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}

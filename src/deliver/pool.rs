@@ -1,1 +1,300 @@
 //! Idle connections, limits per host, rates.
+//!
+//! A place is one address as one send connector uses it: the connector fixes our certificate, our name and our
+//! source, so none of them can be mixed up. Within a place a connection is used again only for the same host name and,
+//! where that is part of what was demanded, the same recipient domain: never for an address alone.
+//!
+//! A permit is a connection in use. Idle ones give theirs back, so that whoever waits gets them; an idle one is
+//! closed before a new one would exceed the limit.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::connect::now;
+use super::drive::Connection;
+use crate::config::{ConnectorName, Rate};
+use crate::message::Domain;
+
+/// How long a connection is kept without work: servers are asked to wait five minutes, and many wait ten seconds.
+pub const IDLE: Duration = Duration::from_secs(8);
+
+/// How many idle connections are kept in all: each is a descriptor, here and there.
+const IDLE_CONNECTIONS: usize = 500;
+
+/// How many places are remembered while nothing happens at them.
+const PLACES: usize = 10_000;
+
+/// How often idle connections are looked through, while there are any.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What a connection was opened for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purpose {
+    /// The host's name.
+    pub host: Option<Domain>,
+    /// The recipients' domain, where the certificate was to name it.
+    pub domain: Option<Domain>,
+}
+
+/// The connections of one configuration. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Connections that are saying goodbye.
+    leaving: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    places: HashMap<(ConnectorName, SocketAddr), Arc<Place>>,
+    idle: usize,
+    sweeping: bool,
+    closed: bool,
+}
+
+/// One address as one connector uses it.
+#[derive(Debug)]
+pub struct Place {
+    permits: Arc<Semaphore>,
+    limit: usize,
+    idle: Mutex<Vec<Idle>>,
+    /// BDAT failed here although it is offered.
+    no_chunking: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    purpose: Purpose,
+    connection: Connection,
+    since: Instant,
+}
+
+/// The right to have one connection in use.
+#[derive(Debug)]
+pub struct Lease {
+    pool: Pool,
+    place: Arc<Place>,
+    purpose: Purpose,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    /// Waits until `connector` may use another connection to `address`.
+    pub async fn lease(&self, connector: &ConnectorName, address: SocketAddr, limit: usize, purpose: Purpose) -> Lease {
+        let place = {
+            let mut state = self.state();
+            if state.places.len() >= PLACES {
+                state.places.retain(|_, place| Arc::strong_count(place) > 1 || !lock(&place.idle).is_empty());
+            }
+            let place = state.places.entry((connector.clone(), address)).or_insert_with(|| {
+                Arc::new(Place {
+                    permits: Arc::new(Semaphore::new(limit.max(1))),
+                    limit: limit.max(1),
+                    idle: Mutex::default(),
+                    no_chunking: AtomicBool::new(false),
+                })
+            });
+            Arc::clone(place)
+        };
+        let permit = Arc::clone(&place.permits).acquire_owned().await.expect("the semaphore is never closed");
+        Lease { pool: self.clone(), place, purpose, permit }
+    }
+
+    /// Says goodbye on all idle connections, keeps none from now on, and waits until all are closed.
+    pub async fn close(&self) {
+        let places: Vec<_> = {
+            let mut state = self.state();
+            state.closed = true;
+            state.idle = 0;
+            state.places.values().cloned().collect()
+        };
+        for place in places {
+            for idle in std::mem::take(&mut *lock(&place.idle)) {
+                self.leave(idle.connection);
+            }
+        }
+        let mut leaving = std::mem::take(&mut *lock(&self.shared.leaving));
+        while leaving.join_next().await.is_some() {}
+    }
+
+    /// Says goodbye without letting anybody wait for it.
+    fn leave(&self, connection: Connection) {
+        let mut leaving = lock(&self.shared.leaving);
+        // Those that have left are forgotten.
+        while leaving.try_join_next().is_some() {}
+        leaving.spawn(connection.quit());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.shared.state)
+    }
+
+    /// Closes what was idle too long. False: nothing is left to look after.
+    fn sweep(&self, now: Instant) -> bool {
+        let mut old = Vec::new();
+        let keep = {
+            let mut state = self.state();
+            for place in state.places.values() {
+                let mut idle = lock(&place.idle);
+                // The oldest stand first.
+                let count = idle.iter().take_while(|idle| now.saturating_duration_since(idle.since) >= IDLE).count();
+                old.extend(idle.drain(..count));
+            }
+            state.idle = state.idle.saturating_sub(old.len());
+            state.sweeping = state.idle > 0;
+            state.sweeping
+        };
+        for idle in old {
+            self.leave(idle.connection);
+        }
+        keep
+    }
+}
+
+impl Lease {
+    /// A connection that was kept and is still open.
+    pub fn take(&self) -> Option<Connection> {
+        loop {
+            let idle = {
+                let mut state = self.pool.state();
+                let mut idle = lock(&self.place.idle);
+                // The one used last is the likeliest to be open.
+                let at = idle.iter().rposition(|idle| idle.purpose == self.purpose)?;
+                state.idle = state.idle.saturating_sub(1);
+                idle.remove(at)
+            };
+            let Idle { mut connection, since, .. } = idle;
+            if now().saturating_duration_since(since) < IDLE && connection.session.is_usable() && connection.is_quiet()
+            {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Makes room for a new connection: one that is idle for another purpose goes if there would be too many.
+    pub fn make_room(&self) {
+        let surplus = {
+            let mut state = self.pool.state();
+            let mut idle = lock(&self.place.idle);
+            let in_use = self.place.limit.saturating_sub(self.place.permits.available_permits());
+            (in_use + idle.len() > self.place.limit && !idle.is_empty()).then(|| {
+                state.idle = state.idle.saturating_sub(1);
+                idle.remove(0)
+            })
+        };
+        if let Some(idle) = surplus {
+            self.pool.leave(idle.connection);
+        }
+    }
+
+    /// Gives back a connection that is open and in order, to be kept.
+    pub fn keep(self, connection: Connection) {
+        let kept = {
+            let mut state = self.pool.state();
+            if state.closed || state.idle >= IDLE_CONNECTIONS {
+                Err(connection)
+            } else {
+                state.idle += 1;
+                if !std::mem::replace(&mut state.sweeping, true) {
+                    tokio::spawn(sweep(Arc::downgrade(&self.pool.shared)));
+                }
+                lock(&self.place.idle).push(Idle { purpose: self.purpose, connection, since: now() });
+                Ok(())
+            }
+        };
+        if let Err(connection) = kept {
+            self.pool.leave(connection);
+        }
+        // Only now may another one look for it.
+        drop(self.permit);
+    }
+
+    /// Gives back a connection that has carried enough.
+    pub fn retire(self, connection: Connection) {
+        self.pool.leave(connection);
+    }
+
+    /// May BDAT be used here, if it is offered?
+    pub fn may_chunk(&self) -> bool {
+        !self.place.no_chunking.load(Ordering::Relaxed)
+    }
+
+    /// It may not, whatever is offered.
+    pub fn never_chunk(&self) {
+        self.place.no_chunking.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ends by itself when nothing is idle, or when the pool is gone.
+async fn sweep(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(shared) = shared.upgrade() else { return };
+        if !(Pool { shared }).sweep(now()) {
+            return;
+        }
+    }
+}
+
+/// No panic can leave the maps half changed, so a poisoned lock is as good as another.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `rate`: turns given out one by one, evenly; a pause saves up at most a second's worth.
+#[derive(Debug)]
+pub struct Turns {
+    /// Between two messages.
+    interval: Duration,
+    /// When the next turn would be if none had been saved up.
+    next: Mutex<Option<Instant>>,
+}
+
+impl Turns {
+    /// At this rate.
+    pub fn new(rate: Rate) -> Self {
+        Self { interval: rate.per / rate.count.max(1), next: Mutex::new(None) }
+    }
+
+    /// When the message that asks at `now` may go.
+    pub fn take(&self, now: Instant) -> Instant {
+        let mut next = lock(&self.next);
+        let saved = Duration::from_secs(1).saturating_sub(self.interval);
+        let due = next.unwrap_or(now).max(now.checked_sub(saved).unwrap_or(now));
+        *next = Some(due + self.interval);
+        due.max(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_come_evenly_and_a_pause_saves_a_second_at_most() {
+        let start = Instant::now();
+        let at =
+            |turns: &Turns, millis| turns.take(start + Duration::from_millis(millis)).duration_since(start).as_millis();
+
+        let slow = Turns::new(Rate { count: 30, per: Duration::from_mins(1) });
+        assert_eq!([at(&slow, 0), at(&slow, 0), at(&slow, 0)], [0, 2_000, 4_000]);
+        assert_eq!([at(&slow, 60_000), at(&slow, 60_000)], [60_000, 62_000], "nothing is saved up below one a second");
+
+        let fast = Turns::new(Rate { count: 600, per: Duration::from_mins(1) });
+        let given: Vec<_> = (0..3).map(|_| at(&fast, 0)).collect();
+        assert_eq!(given, [0, 100, 200]);
+        let after_a_pause = (0..20).filter(|_| at(&fast, 60_000) == 60_000).count();
+        assert_eq!(after_a_pause, 10, "a second's worth at once");
+    }
+}

@@ -1,8 +1,22 @@
 //! DNS: the only module that names the resolver.
 //!
 //! Answers are three-way: found, proven absent, unknown. Only a proven absence may ever bounce a message.
+//!
+//! Standards: RFC 1035, 2308 (negative answers), 5321 section 5.1 (what mail asks for).
+//!
+//! Not yet: DNSSEC; a second opinion from another server before NXDOMAIN is believed.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::message::Domain;
 
@@ -10,6 +24,19 @@ pub mod records;
 pub mod zone;
 
 pub use zone::Zone;
+
+use records::Trouble;
+
+/// The wait for one answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A question is asked once more before nobody could tell.
+const RETRIES: usize = 1;
+/// The wait for all that one look-up takes: aliases are asked for one after the other.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Answers that are remembered.
+const CACHE_ANSWERS: u64 = 8192;
+/// Questions under way at one time, each with its socket; more wait.
+const MAX_QUESTIONS: usize = 512;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +77,11 @@ pub trait Resolve: Send + Sync {
 
 /// Asks name servers, and remembers their answers. Cheap to clone.
 #[derive(Clone)]
-pub struct Resolver {}
+pub struct Resolver {
+    resolver: TokioResolver,
+    /// Each question under way holds a socket.
+    questions: Arc<Semaphore>,
+}
 
 impl Resolver {
     /// Asks `servers`, or, if there are none, those of the system's configuration.
@@ -58,19 +89,426 @@ impl Resolver {
     /// # Errors
     /// What is wrong with the system's configuration.
     pub fn new(servers: &[SocketAddr]) -> Result<Self, String> {
-        let _ = servers;
-        todo!()
+        Self::with_timeout(servers, TIMEOUT)
+    }
+
+    fn with_timeout(servers: &[SocketAddr], timeout: Duration) -> Result<Self, String> {
+        let mut servers = servers.iter().map(name_server).collect::<Vec<_>>();
+        if servers.is_empty() {
+            // Of the system's configuration only the servers: `search` and `ndots` would deliver mail to a domain
+            // that nobody named (RFC 5321 section 5.1).
+            let (system, _) = hickory_resolver::system_conf::read_system_conf()
+                .map_err(|error| format!("the system's DNS configuration: {error}"))?;
+            servers = system.name_servers;
+        }
+        if servers.is_empty() {
+            return Err("the system's DNS configuration names no server".to_owned());
+        }
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let options = builder.options_mut();
+        options.timeout = timeout;
+        options.attempts = RETRIES;
+        options.ndots = 0;
+        // Names in mail are those of the DNS, not of this machine.
+        options.use_hosts_file = ResolveHosts::Never;
+        options.cache_size = CACHE_ANSWERS;
+        options.positive_min_ttl = Some(Duration::from_secs(1));
+        options.positive_max_ttl = Some(Duration::from_secs(24 * 60 * 60));
+        options.negative_min_ttl = Some(Duration::from_secs(1));
+        options.negative_max_ttl = Some(Duration::from_secs(5 * 60));
+        options.max_active_requests = MAX_QUESTIONS;
+        // The aliases, so that `records` can tell whose record it is.
+        options.preserve_intermediates = true;
+        let resolver = builder.build().map_err(|error| error.to_string())?;
+        Ok(Self { resolver, questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) })
+    }
+
+    /// One question. Equal questions at one time are asked once (hickory's pool sees to it).
+    async fn ask(&self, name: &Name, kind: RecordType) -> Result<Lookup, Trouble> {
+        let asking = async {
+            let _permit = self.questions.acquire().await;
+            self.resolver.lookup(name.clone(), kind).await
+        };
+        match timeout(PATIENCE, asking).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Trouble::of(&error)),
+            Err(_) => Err(Trouble::Unknown("no name server answered in time".to_owned())),
+        }
+    }
+
+    /// The trouble as an answer.
+    async fn settle<T>(&self, name: &Name, trouble: Trouble) -> Answer<T> {
+        match trouble {
+            Trouble::Absent(absence) => Answer::Absent(absence),
+            Trouble::Unknown(why) => Answer::Unknown(why),
+            // Aliases that lead in a circle, or too far, look the same. Only a name that is no alias has no record.
+            Trouble::AbsentWithoutProof => match self.ask(name, RecordType::CNAME).await {
+                Err(Trouble::Absent(_) | Trouble::AbsentWithoutProof) => Answer::Absent(Absence::NoRecord),
+                Err(Trouble::Unknown(why)) => Answer::Unknown(why),
+                Ok(_) => Answer::Unknown("it is an alias that leads nowhere or in a circle".to_owned()),
+            },
+        }
+    }
+
+    async fn addresses_of(&self, name: &Name, kind: RecordType) -> Answer<Vec<IpAddr>> {
+        match self.ask(name, kind).await {
+            Ok(answer) => match records::addresses(name, &answer) {
+                Ok(addresses) if addresses.is_empty() => {
+                    Answer::Unknown("the answer holds no record of the name that was asked for".to_owned())
+                }
+                Ok(addresses) => Answer::Found(addresses),
+                Err(why) => Answer::Unknown(why),
+            },
+            Err(trouble) => self.settle(name, trouble).await,
+        }
+    }
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
     }
 }
 
 impl Resolve for Resolver {
     async fn mx(&self, domain: &Domain) -> Answer<Vec<Mx>> {
-        let _ = domain;
-        todo!()
+        if domain.literal().is_some() {
+            return Answer::Absent(Absence::NoRecord);
+        }
+        let name = match absolute(domain) {
+            Ok(name) => name,
+            Err(why) => return Answer::Unknown(why),
+        };
+        match self.ask(&name, RecordType::MX).await {
+            Ok(answer) => records::mx(&name, &answer),
+            Err(trouble) => self.settle(&name, trouble).await,
+        }
     }
 
     async fn addresses(&self, host: &Domain) -> Answer<Vec<IpAddr>> {
-        let _ = host;
-        todo!()
+        if let Some(address) = host.literal() {
+            return Answer::Found(vec![address]);
+        }
+        let name = match absolute(host) {
+            Ok(name) => name,
+            Err(why) => return Answer::Unknown(why),
+        };
+        let (v6, v4) =
+            tokio::join!(self.addresses_of(&name, RecordType::AAAA), self.addresses_of(&name, RecordType::A));
+        records::both(v6, v4)
+    }
+}
+
+/// UDP, and TCP for what does not fit.
+fn name_server(server: &SocketAddr) -> NameServerConfig {
+    let mut config = NameServerConfig::udp_and_tcp(server.ip());
+    for connection in &mut config.connections {
+        connection.port = server.port();
+    }
+    config
+}
+
+/// The domain as a name of the DNS, with the final dot that keeps everybody from adding to it.
+fn absolute(domain: &Domain) -> Result<Name, String> {
+    let mut name = Name::from_ascii(domain.as_str()).map_err(|error| format!("it is no name of the DNS: {error}"))?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::zone::{Failure, Serving, serve};
+    use super::*;
+
+    /// Longer than any look-up may take, and a limit to every test.
+    const LIMIT: Duration = Duration::from_secs(45);
+
+    fn domain(text: &str) -> Domain {
+        Domain::parse(text).unwrap()
+    }
+
+    fn loopback() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    async fn world(zone: Zone) -> (Resolver, Serving) {
+        let (address, serving) = serve(zone, loopback()).await.unwrap();
+        (Resolver::new(&[address]).unwrap(), serving)
+    }
+
+    /// `10 a.example, 20 b.example`, `null`, `no name`, `no record`, `unknown`.
+    fn mx_words(answer: &Answer<Vec<Mx>>) -> String {
+        match answer {
+            Answer::Found(records) => {
+                let words = records.iter().map(|mx| match &mx.host {
+                    Some(host) => format!("{} {host}", mx.preference),
+                    None => "null".to_owned(),
+                });
+                words.collect::<Vec<_>>().join(", ")
+            }
+            Answer::Absent(absence) => absence_words(*absence),
+            Answer::Unknown(_) => "unknown".to_owned(),
+        }
+    }
+
+    fn address_words(answer: &Answer<Vec<IpAddr>>) -> String {
+        match answer {
+            Answer::Found(found) => found.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", "),
+            Answer::Absent(absence) => absence_words(*absence),
+            Answer::Unknown(_) => "unknown".to_owned(),
+        }
+    }
+
+    fn absence_words(absence: Absence) -> String {
+        match absence {
+            Absence::NoName => "no name".to_owned(),
+            Absence::NoRecord => "no record".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn mx_answers_are_three_way() {
+        let mut zone = Zone::new()
+            .mx("two.example", 20, "b.example")
+            .mx("two.example", 10, "a.example")
+            .address("only-a.example", ip("192.0.2.1"))
+            .mx("null.example", 0, ".")
+            .mx("nearly-null.example", 0, ".")
+            .mx("nearly-null.example", 10, "a.example")
+            .mx("localhost.example", 10, "localhost")
+            .mx("odd.example", 5, "127.0.0.1")
+            .mx("odd.example", 6, "with space.example")
+            .mx("odd.example", 7, "nul\0.example")
+            .mx("odd.example", 10, "a.example")
+            .mx("odd-only.example", 5, "127.0.0.1")
+            .fails("servfail.example", Failure::ServFail)
+            .fails("refused.example", Failure::Refused)
+            .fails("formerr.example", Failure::FormErr)
+            .fails("notimp.example", Failure::NotImp)
+            .cname("alias.example", "two.example")
+            .cname("circle.example", "circle2.example")
+            .cname("circle2.example", "circle.example")
+            .cname("dangling.example", "nothing.example")
+            .cname("broken-alias.example", "servfail.example")
+            .cname("alias-of-a.example", "only-a.example")
+            .mx("c0.example", 10, "a.example")
+            .mx("below.exists.example", 10, "a.example");
+        for at in 1..=50 {
+            zone = zone.cname(&format!("c{at}.example"), &format!("c{}.example", at - 1));
+        }
+        let (resolver, _serving) = world(zone).await;
+        for (id, name, expected) in [
+            ("C240", "two.example", "10 a.example, 20 b.example"),
+            ("C240", "TWO.example", "10 a.example, 20 b.example"),
+            ("C242", "only-a.example", "no record"),
+            ("C244", "null.example", "null"),
+            ("C244", "nearly-null.example", "10 a.example"),
+            ("C245", "localhost.example", "null"),
+            ("C245", "odd.example", "10 a.example"),
+            ("C245", "odd-only.example", "unknown"),
+            ("C246", "nothing.example", "no name"),
+            ("C247", "servfail.example", "unknown"),
+            ("C247", "refused.example", "unknown"),
+            ("C247", "formerr.example", "unknown"),
+            ("C247", "notimp.example", "unknown"),
+            ("C248", "alias.example", "10 a.example, 20 b.example"),
+            ("C248", "c8.example", "10 a.example"),
+            ("C248", "circle.example", "unknown"),
+            ("C248", "c50.example", "unknown"),
+            ("C248", "dangling.example", "no name"),
+            ("C248", "broken-alias.example", "unknown"),
+            ("C248", "alias-of-a.example", "no record"),
+            ("an empty name between others", "exists.example", "no record"),
+            ("an address literal", "[192.0.2.1]", "no record"),
+        ] {
+            let answer = timeout(LIMIT, resolver.mx(&domain(name))).await.expect(name);
+            assert_eq!(mx_words(&answer), expected, "{id}: {name}: {answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_are_three_way() {
+        let zone = Zone::new()
+            .address("both.example", ip("192.0.2.1"))
+            .address("both.example", ip("2001:db8::1"))
+            .address("v4.example", ip("192.0.2.4"))
+            .mx("mail-only.example", 10, "both.example")
+            .cname("alias.example", "both.example")
+            .fails("servfail.example", Failure::ServFail);
+        let (resolver, _serving) = world(zone).await;
+        for (id, name, expected) in [
+            ("C251", "both.example", "2001:db8::1, 192.0.2.1"),
+            ("", "v4.example", "192.0.2.4"),
+            ("C243", "mail-only.example", "no record"),
+            ("C243", "nothing.example", "no name"),
+            ("C243", "servfail.example", "unknown"),
+            ("C249", "alias.example", "2001:db8::1, 192.0.2.1"),
+            ("", "[192.0.2.9]", "192.0.2.9"),
+            ("", "[IPv6:2001:db8::9]", "2001:db8::9"),
+        ] {
+            let answer = timeout(LIMIT, resolver.addresses(&domain(name))).await.expect(name);
+            assert_eq!(address_words(&answer), expected, "{id}: {name}: {answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn c247_silence_and_answers_to_other_questions_are_unknown() {
+        let zone = Zone::new()
+            .fails("silence.example", Failure::Silence)
+            .fails("wrong-id.example", Failure::WrongId)
+            .fails("wrong-question.example", Failure::WrongQuestion);
+        let (address, _serving) = serve(zone, loopback()).await.unwrap();
+        let patience = Duration::from_millis(300);
+        let resolver = Resolver::with_timeout(&[address], patience).unwrap();
+        let began = Instant::now();
+        let names = ["silence.example", "wrong-id.example", "wrong-question.example"].map(domain);
+        let (silence, wrong_id, wrong_question) = tokio::join!(
+            timeout(LIMIT, resolver.mx(&names[0])),
+            timeout(LIMIT, resolver.addresses(&names[1])),
+            timeout(LIMIT, resolver.mx(&names[2])),
+        );
+        assert!(matches!(silence, Ok(Answer::Unknown(_))), "{silence:?}");
+        assert!(matches!(wrong_id, Ok(Answer::Unknown(_))), "{wrong_id:?}");
+        assert!(matches!(wrong_question, Ok(Answer::Unknown(_))), "{wrong_question:?}");
+        assert!(began.elapsed() >= patience, "waited only {:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unknown() {
+        let socket = std::net::UdpSocket::bind(loopback()).unwrap();
+        let address = socket.local_addr().unwrap();
+        drop(socket);
+        let resolver = Resolver::with_timeout(&[address], Duration::from_millis(300)).unwrap();
+        let answer = timeout(LIMIT, resolver.mx(&domain("example.com"))).await.unwrap();
+        assert!(matches!(answer, Answer::Unknown(_)), "{answer:?}");
+    }
+
+    /// A circle of aliases without the SOA that would tell it from an absence.
+    #[tokio::test]
+    async fn c248_without_soa_a_circle_is_unknown_and_an_absence_is_one() {
+        let zone = Zone::new()
+            .without_soa()
+            .cname("circle.example", "circle2.example")
+            .cname("circle2.example", "circle.example")
+            .address("only-a.example", ip("192.0.2.1"));
+        let (resolver, _serving) = world(zone).await;
+        for (name, expected) in
+            [("circle.example", "unknown"), ("only-a.example", "no record"), ("nothing.example", "no name")]
+        {
+            let answer = timeout(LIMIT, resolver.mx(&domain(name))).await.expect(name);
+            assert_eq!(mx_words(&answer), expected, "{name}: {answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn c250_large_answers_come_by_tcp_and_are_cut() {
+        let mut zone = Zone::new();
+        for at in 0..300 {
+            zone = zone.mx("many.example", 300 - at, &format!("mx{at}.example"));
+            zone = zone.address("many-hosts.example", IpAddr::from([192, 0, (at / 256) as u8, (at % 256) as u8]));
+        }
+        zone = zone.address("many-hosts.example", ip("2001:db8::1"));
+        let (resolver, _serving) = world(zone).await;
+        let Answer::Found(hosts) = timeout(LIMIT, resolver.mx(&domain("many.example"))).await.unwrap() else {
+            panic!("no answer");
+        };
+        assert_eq!(hosts.len(), 200);
+        assert_eq!(hosts[0], Mx { preference: 1, host: Some(domain("mx299.example")) }, "the best are kept");
+        let Answer::Found(found) = timeout(LIMIT, resolver.addresses(&domain("many-hosts.example"))).await.unwrap()
+        else {
+            panic!("no answer");
+        };
+        assert_eq!(found.len(), 64);
+        assert_eq!(found.iter().filter(|address| address.is_ipv6()).count(), 1, "neither family is crowded out");
+    }
+
+    /// C253: the question that arrives is the name and nothing behind it.
+    #[tokio::test]
+    async fn c253_names_of_one_label_are_absolute() {
+        let (resolver, serving) = world(Zone::new().mx("host", 10, "a.example")).await;
+        let answer = timeout(LIMIT, resolver.mx(&domain("host"))).await.unwrap();
+        assert_eq!(mx_words(&answer), "10 a.example");
+        let answer = timeout(LIMIT, resolver.mx(&domain("other"))).await.unwrap();
+        assert_eq!(mx_words(&answer), "no name");
+        assert_eq!(serving.questions(), 2, "no second name was tried");
+    }
+
+    #[tokio::test]
+    async fn c254_answers_are_kept_also_with_ttl_0_for_a_second() {
+        let zone = Zone::new().ttl(0).mx("example.com", 10, "a.example");
+        let (resolver, serving) = world(zone).await;
+        for _ in 0..50 {
+            let answer = timeout(LIMIT, resolver.mx(&domain("example.com"))).await.unwrap();
+            assert_eq!(mx_words(&answer), "10 a.example");
+        }
+        // A slow machine may need several seconds for them.
+        assert!(serving.questions() < 25, "{} questions", serving.questions());
+    }
+
+    #[tokio::test]
+    async fn negative_answers_are_kept() {
+        let (resolver, serving) = world(Zone::new()).await;
+        for _ in 0..10 {
+            let answer = timeout(LIMIT, resolver.mx(&domain("nothing.example"))).await.unwrap();
+            assert_eq!(mx_words(&answer), "no name");
+        }
+        assert_eq!(serving.questions(), 1);
+    }
+
+    /// F-050: one question for all who ask at one time.
+    #[tokio::test]
+    async fn equal_questions_at_one_time_are_asked_once() {
+        let (resolver, serving) = world(Zone::new().mx("example.com", 10, "a.example")).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..2000 {
+            let resolver = resolver.clone();
+            tasks.spawn(async move { resolver.mx(&domain("example.com")).await });
+        }
+        while let Some(answer) = timeout(LIMIT, tasks.join_next()).await.unwrap() {
+            assert_eq!(mx_words(&answer.unwrap()), "10 a.example");
+        }
+        assert!(serving.questions() <= 2, "{} questions", serving.questions());
+    }
+
+    /// More questions than may be under way at one time: they wait, and none is lost.
+    #[tokio::test]
+    async fn many_questions_are_answered() {
+        let mut zone = Zone::new();
+        for at in 0..1500 {
+            zone = zone.mx(&format!("d{at}.example"), 10, "a.example");
+        }
+        let (resolver, _serving) = world(zone).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for at in 0..1500 {
+            let resolver = resolver.clone();
+            tasks.spawn(async move { resolver.mx(&domain(&format!("d{at}.example"))).await });
+        }
+        while let Some(answer) = timeout(LIMIT, tasks.join_next()).await.unwrap() {
+            assert_eq!(mx_words(&answer.unwrap()), "10 a.example");
+        }
+    }
+
+    #[test]
+    fn a_resolver_can_be_made_before_the_runtime() {
+        assert!(Resolver::new(&["127.0.0.1:5353".parse().unwrap()]).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_zone_ends_when_it_is_dropped() {
+        let (address, serving) = serve(Zone::new(), loopback()).await.unwrap();
+        drop(serving);
+        let free = async {
+            while tokio::net::UdpSocket::bind(address).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LIMIT, free).await.expect("the port is free again");
     }
 }

@@ -117,11 +117,12 @@ pub struct Submission {
 impl Relay {
     /// A relay over an open spool. Nothing moves before [`Relay::start`].
     pub fn new(snapshot: Snapshot, spool: Spool, tracker: Tracker) -> Self {
+        let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
             spool,
             tracker,
-            queue: Mutex::new(Schedule::new()),
+            queue,
             wake: Notify::new(),
             stopping: AtomicBool::new(false),
             workers: AtomicUsize::new(0),
@@ -137,6 +138,7 @@ impl Relay {
 
     /// From now on messages are judged by this. Messages under way keep what they began with.
     pub fn replace(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+        self.queue().set_retry(snapshot.config.spool.retry.clone());
         self.0.snapshot.swap(Arc::new(snapshot))
     }
 
@@ -215,7 +217,7 @@ impl Relay {
         };
         rules.resolve(&asking, &recipient).map_err(|refusal| {
             self.track_refusal(asked, &recipient, &refusal);
-            refusal.to_reply(&recipient.address)
+            refusal.to_reply()
         })
     }
 
@@ -232,19 +234,22 @@ impl Relay {
 
     /// Takes a whole message and says what the end of its data is answered with.
     pub async fn take(&self, snapshot: &Snapshot, submission: Submission) -> Reply {
-        let Submission { mut envelope, routed, draft, connector, peer } = submission;
+        let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
         let head = draft.head();
         let facts = header::facts(&head);
         drop(head);
         if facts.received >= HOP_LIMIT {
-            self.track_hops(&envelope, &connector, &peer, facts.received);
-            return Reply::too_many_hops();
+            let reply = Reply::too_many_hops();
+            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+            return reply;
         }
         let size = draft.len();
         let config = &snapshot.config;
         let rules = Rules { config, directory: snapshot.directory.as_ref() };
         if let Err(refusal) = rules.check_size(&routed, size) {
-            return refusal.to_reply(&routed[0].asked);
+            let reply = refusal.to_reply();
+            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &refusal);
+            return reply;
         }
         let accepted = Timestamp::now();
         let id = self.0.spool.next_id();
@@ -266,7 +271,7 @@ impl Relay {
         };
         let prefix = received.to_field().into();
         envelope.recipients = Vec::new();
-        let resolved = self.note_routes(&routed);
+        let noted = Self::note_routes(&mut routed);
         let message = NewMessage {
             id,
             accepted,
@@ -282,7 +287,7 @@ impl Relay {
         let reply = acknowledge::acknowledge(&put);
         match put {
             Ok(receipt) => {
-                self.track_received(&receipt.message, &peer, size, &resolved);
+                self.track_received(&receipt.message, &peer, size, &noted);
                 self.schedule(snapshot, receipt.message);
             }
             Err(error) => warn!(%id, %error, "a message was not accepted"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tracing::{error, warn};
 
 use super::schedule::{Feedback, LaneId};
@@ -14,6 +15,7 @@ use crate::config::{Config, ConnectorName};
 use crate::deliver::Attempt;
 use crate::message::MessageId;
 use crate::outcome::Setback;
+use crate::route::HopCopy;
 use crate::spool::{LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
@@ -22,15 +24,22 @@ const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 
+/// How often messages that nobody tries are asked for their age.
+const LOOK_THROUGH: Duration = Duration::from_secs(60);
+
 /// One copy that waits.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Item {
     pub(super) id: MessageId,
     pub(super) copy: u16,
     pub(super) attempts: u16,
     pub(super) warned: bool,
+    /// When the message was accepted.
+    pub(super) accepted: Timestamp,
+    /// When a look-up first said that its domain does not exist; forgotten at a restart.
+    pub(super) absent_since: Option<Instant>,
     /// The message itself while it is fresh; else it is read from the spool when its time comes.
-    resident: Option<Arc<Resident>>,
+    pub(super) resident: Option<Arc<Resident>>,
 }
 
 /// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
@@ -62,7 +71,15 @@ impl Drop for Resident {
 
 impl Item {
     pub(super) fn fresh(message: &Message, copy: usize, resident: Option<Arc<Resident>>) -> Self {
-        Self { id: message.id, copy: copy as u16, attempts: 0, warned: false, resident }
+        Self {
+            id: message.id,
+            copy: copy as u16,
+            attempts: 0,
+            warned: false,
+            accepted: message.accepted,
+            absent_since: None,
+            resident,
+        }
     }
 
     pub(super) fn recovered(waiting: &Waiting) -> Self {
@@ -71,22 +88,24 @@ impl Item {
             copy: waiting.copy,
             attempts: waiting.attempts,
             warned: waiting.warned,
+            accepted: waiting.accepted,
+            absent_since: None,
             resident: None,
         }
-    }
-
-    pub(super) fn again(id: MessageId, copy: u16, attempts: u16, warned: bool) -> Self {
-        Self { id, copy, attempts, warned, resident: None }
     }
 }
 
 /// A copy with what is known of it at the moment of its attempt.
 pub(super) struct Tried<'a> {
     pub(super) message: &'a Message,
-    pub(super) copy: u16,
-    pub(super) attempts: u16,
-    pub(super) warned: bool,
+    pub(super) item: Item,
     pub(super) lane: LaneId,
+}
+
+impl<'a> Tried<'a> {
+    pub(super) fn copy(&self) -> &'a HopCopy {
+        &self.message.copies[usize::from(self.item.copy)]
+    }
 }
 
 /// How many connections a lane of this connector may use.
@@ -108,11 +127,16 @@ impl Relay {
 
     /// Moves what is due to its lanes, for ever; ends when the relay stops.
     pub async fn keep_time(&self) {
+        let mut looked = Instant::now();
         loop {
             if self.0.stopping.load(Ordering::Acquire) {
                 return;
             }
             let now = Instant::now();
+            if now.duration_since(looked) >= LOOK_THROUGH {
+                looked = now;
+                self.look_through().await;
+            }
             let (start, next) = {
                 let mut queue = self.queue();
                 (queue.due(now), queue.next_due())
@@ -121,12 +145,8 @@ impl Relay {
                 self.work(lane);
             }
             let woken = self.0.wake.notified();
-            match next {
-                Some(at) => {
-                    let _ = tokio::time::timeout_at(at.into(), woken).await;
-                }
-                None => woken.await,
-            }
+            let at = next.map_or(looked + LOOK_THROUGH, |at| at.min(looked + LOOK_THROUGH));
+            let _ = tokio::time::timeout_at(at.into(), woken).await;
         }
     }
 
@@ -153,39 +173,59 @@ impl Relay {
 
     /// The next copy for a worker of this lane; `None` ends the worker.
     fn next(&self, lane: LaneId) -> Option<Item> {
-        let mut queue = self.queue();
         if self.0.stopping.load(Ordering::Acquire) {
-            queue.release(lane);
+            // The lane still counts this worker; nobody will ask it again.
             return None;
         }
-        queue.take(lane, Instant::now())
+        self.queue().take(lane, Instant::now())
     }
 
-    async fn attempt(&self, lane: LaneId, item: Item) -> Feedback {
+    async fn attempt(&self, lane: LaneId, mut item: Item) -> Feedback {
         let snapshot = self.snapshot();
-        let Item { id, copy, attempts, warned, resident } = item;
-        let fresh = resident.as_ref().filter(|_| attempts == 0);
-        let (message, open) = match fresh {
-            Some(resident) => {
-                let message = Arc::clone(&resident.message);
-                let open = (0..message.copies[usize::from(copy)].recipients.len() as u16).collect();
-                (message, open)
-            }
-            None => match self.load(id, copy).await {
-                Ok(loaded) => loaded,
-                Err(Unreadable::Gone) => return Feedback::Ok,
-                Err(Unreadable::Now(why)) => {
-                    warn!(%id, why, "a message cannot be read from the spool now");
-                    self.again(lane, Item::again(id, copy, attempts, warned), READ_RETRY);
-                    return Feedback::Ok;
-                }
-            },
-        };
-        let tried = Tried { message: &message, copy, attempts, warned, lane };
-        let attempt = self.deliver(&snapshot, &message, copy, &open).await;
+        let Some((message, open)) = self.fetch(lane, &mut item).await else { return Feedback::Ok };
+        let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
-        self.settle(&snapshot, tried, attempt).await;
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
         feedback
+    }
+
+    /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
+    async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
+        if let Some(resident) = item.resident.take() {
+            let message = Arc::clone(&resident.message);
+            let open = (0..message.copies[usize::from(item.copy)].recipients.len() as u16).collect();
+            return Some((message, open));
+        }
+        match self.load(item.id, item.copy).await {
+            Ok(loaded) => Some(loaded),
+            Err(Unreadable::Gone) => None,
+            Err(Unreadable::Now(why)) => {
+                warn!(id = %item.id, why, "a message cannot be read from the spool now");
+                self.again(lane, item.clone(), READ_RETRY);
+                None
+            }
+        }
+    }
+
+    /// Copies whose life is over, or whose senders are to be told that they are late, in lanes that rest: what would
+    /// have followed from an attempt follows without one.
+    pub(super) async fn look_through(&self) {
+        let snapshot = self.snapshot();
+        let settings = &snapshot.config.spool;
+        let wall = Timestamp::now();
+        let overdue = self.queue().sweep(|item| {
+            let age = age(item.accepted, wall);
+            let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
+            !late && age < settings.message_lifetime
+        });
+        for (lane, mut item) in overdue {
+            let Some((message, open)) = self.fetch(lane, &mut item).await else { continue };
+            let copy = &message.copies[usize::from(item.copy)];
+            let why = "no attempt was possible in this time".to_owned();
+            let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
+            let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
+            self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+        }
     }
 
     async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
@@ -244,9 +284,13 @@ impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
             let feedback = self.relay.attempt(self.lane, item).await;
-            let start = self.relay.queue().feedback(self.lane, Instant::now(), feedback);
-            for lane in start {
-                self.relay.work(lane);
+            let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
+            if feedback == Feedback::Down {
+                // The lane rests, and the timekeeper is to wake it.
+                self.relay.0.wake.notify_one();
+            }
+            for _ in 0..more {
+                self.relay.work(self.lane);
             }
         }
         self.ended = true;
@@ -259,7 +303,10 @@ impl Drop for Worker<'_> {
             // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
             // must not wait for this worker.
             error!("an attempt failed inside the relay; its message stays in the spool until the next start");
-            self.relay.queue().release(self.lane);
+            let more = self.relay.queue().abandoned(self.lane);
+            for _ in 0..more {
+                self.relay.work(self.lane);
+            }
         }
         if self.relay.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.relay.0.idle.notify_waiters();
@@ -273,9 +320,13 @@ fn feedback(attempt: &Attempt) -> Feedback {
     if setbacks.peek().is_none() {
         return Feedback::Ok;
     }
-    if attempt.results.iter().all(|(_, result)| matches!(result, Err(Setback::Unreachable { .. }))) {
+    if attempt.results.iter().all(|(_, result)| result.as_ref().is_err_and(Setback::concerns_hop)) {
         return Feedback::Down;
     }
     if setbacks.any(Setback::throttles) { Feedback::Throttled } else { Feedback::Ok }
 }
 
+/// How old a message is. A clock that was set back makes it new, not older than time.
+pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(accepted)).unwrap_or(Duration::ZERO)
+}

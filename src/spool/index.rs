@@ -191,11 +191,17 @@ impl Entry {
     }
 
     /// The copies of which somebody is open; `hops` are the connectors and next hops of all of them.
-    pub fn waiting(&self, id: MessageId, hops: Vec<(ConnectorName, Hop)>) -> impl Iterator<Item = Waiting> {
+    pub fn waiting(
+        &self,
+        id: MessageId,
+        accepted: Timestamp,
+        hops: Vec<(ConnectorName, Hop)>,
+    ) -> impl Iterator<Item = Waiting> {
         let copies = (0..).zip(&self.copies).zip(hops);
         copies.filter(|((_, copy), _)| !copy.open.is_empty()).map(move |((number, copy), (via, hop))| Waiting {
             id,
             copy: number,
+            accepted,
             via,
             hop,
             until: copy.until(),

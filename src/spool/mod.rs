@@ -167,6 +167,8 @@ pub struct Waiting {
     pub id: MessageId,
     /// Index into its copies.
     pub copy: u16,
+    /// When the message was accepted.
+    pub accepted: Timestamp,
     /// The copy's send connector.
     pub via: ConnectorName,
     /// The copy's next hop.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 
 use super::{Names, Roots};
@@ -32,17 +31,6 @@ pub struct Seen {
     pub(super) protocol: String,
 }
 
-impl Demand {
-    /// Judges what a server presented.
-    ///
-    /// # Errors
-    /// What of the demand was not met.
-    pub fn judge(&self, seen: &Seen, now: Timestamp) -> Result<Proof, Unmet> {
-        let _ = (&seen.chain, &seen.protocol, now);
-        todo!()
-    }
-}
-
 /// What a connection proved: goes into the tracking event, the demo's output and the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
@@ -69,6 +57,22 @@ pub enum Proof {
         /// The entry of `tls_domain` that matched.
         name: String,
     },
+}
+
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain => f.write_str("in the clear"),
+            Self::Encrypted { protocol } => f.write_str(protocol),
+            Self::Chained { protocol, certificate } => write!(f, "{protocol}, trusted certificate for {certificate}"),
+            Self::Named { protocol, certificate, name } if certificate == name => {
+                write!(f, "{protocol}, trusted certificate for {name}")
+            }
+            Self::Named { protocol, certificate, name } => {
+                write!(f, "{protocol}, trusted certificate for {certificate}, which carries {name}")
+            }
+        }
+    }
 }
 
 /// Why a demand was not met: what was seen instead.
