@@ -13,6 +13,8 @@ use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
+use jiff::Timestamp;
+
 use super::disk::{Disk, DiskFile, crash_point, read_full_at, write_all_at};
 use super::format::{
     self, Kind, RECORD_HEAD, RECORD_MARK, RecordHead, SEGMENT_HEAD, Salt, SegmentHead, VERSION, checksum,
@@ -197,9 +199,9 @@ impl Recovery {
                 segment.end = end;
             }
         }
-        for (id, (entry, hops)) in found {
+        for (id, Seen { entry, accepted, hops }) in found {
             known.extend(entry.own.map(|own| own.get()));
-            recovered.waiting.extend(entry.waiting(id, hops));
+            recovered.waiting.extend(entry.waiting(id, accepted, hops));
             let place = entry.place;
             index.insert(id, entry, place);
         }
@@ -224,8 +226,7 @@ impl Recovery {
 /// What reading the log brings to light.
 #[derive(Debug, Default)]
 struct Scan {
-    /// With the connector and hop of each copy, which the index does not keep.
-    messages: HashMap<MessageId, (Entry, Vec<(ConnectorName, Hop)>)>,
+    messages: HashMap<MessageId, Seen>,
     /// What messages settle by existing.
     settles: Vec<(MessageId, Settlement)>,
     /// Messages that never were.
@@ -240,6 +241,15 @@ struct Scan {
     ends: Vec<(u32, u32)>,
     damaged: Vec<(u32, u32, u32, String)>,
     torn: usize,
+}
+
+/// A message that was found, with what the index does not keep of it.
+#[derive(Debug)]
+struct Seen {
+    entry: Entry,
+    accepted: Timestamp,
+    /// Connector and hop of each copy.
+    hops: Vec<(ConnectorName, Hop)>,
 }
 
 /// Bytes where a record should be.
@@ -318,15 +328,15 @@ impl Scan {
             Kind::Message => {
                 let mut decoded = format::decode_message(payload, payload.len() as u64)?;
                 let (settles, deferred) = (std::mem::take(&mut decoded.settles), std::mem::take(&mut decoded.deferred));
-                let id = decoded.id;
+                let (id, accepted) = (decoded.id, decoded.accepted);
                 match self.messages.get_mut(&id) {
                     // It was copied to the front.
-                    Some((entry, _)) => entry.place = place,
+                    Some(seen) => seen.entry.place = place,
                     None => {
                         let entry = Entry::found(&decoded, place);
                         let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
                         if !entry.is_done() {
-                            self.messages.insert(id, (entry, hops));
+                            self.messages.insert(id, Seen { entry, accepted, hops });
                         }
                     }
                 }
@@ -359,17 +369,17 @@ impl Scan {
     }
 
     fn settle(&mut self, settlement: &Settlement) {
-        if let Some((entry, _)) = self.messages.get_mut(&settlement.id) {
-            entry.settle(settlement);
-            if entry.is_done() {
+        if let Some(seen) = self.messages.get_mut(&settlement.id) {
+            seen.entry.settle(settlement);
+            if seen.entry.is_done() {
                 self.messages.remove(&settlement.id);
             }
         }
     }
 
     fn defer(&mut self, deferral: &Deferral) {
-        if let Some((entry, _)) = self.messages.get_mut(&deferral.id) {
-            entry.defer(deferral);
+        if let Some(seen) = self.messages.get_mut(&deferral.id) {
+            seen.entry.defer(deferral);
         }
     }
 
