@@ -22,7 +22,7 @@ use super::format::{
     self, Kind, RECORD_HEAD, RecordHead, SEGMENT_HEAD, Salt, checksum, encode_deferred, encode_mark, encode_removed,
     encode_settled,
 };
-use super::index::{Entry, History, Place, Segment};
+use super::index::{Entry, Fate, History, Place, Segment};
 use super::keep;
 use super::shelf::Ready;
 use super::{Deferral, PutError, Sealed, Settlement, Shared};
@@ -34,8 +34,8 @@ const RIDE: Duration = Duration::from_millis(10);
 const BATCH: u64 = 8 << 20;
 /// How often a flush tries before it says that it could not.
 const ATTEMPTS: usize = 3;
-/// The pause before a broken disk is tried again, at first and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(4));
+/// The pause before a broken disk is tried again grows to so many times what it is at first: to 4 seconds.
+const PATIENCE: u32 = 40;
 
 /// What waits for the committer.
 #[derive(Debug, Default)]
@@ -322,7 +322,7 @@ impl Committer {
                 (Some(due), None) => Some(due),
                 // Notes can do nothing while the disk is broken.
                 (_, Some(again)) => Some(again),
-                (None, None) if !self.notes.is_empty() => Some(now + PAUSE.0),
+                (None, None) if !self.notes.is_empty() => Some(now + shared.options.pause),
                 (None, None) => None,
             };
             queue = match due {
@@ -510,7 +510,7 @@ impl Committer {
                 live: 0,
                 live_bytes: 0,
                 ids: Vec::new(),
-                leaving: false,
+                fate: Fate::Reuse,
             },
         );
         drop(index);
@@ -636,7 +636,13 @@ impl Committer {
         });
         let cancel = cancel.collect();
         self.shared.doubt(self.current.number);
-        self.broken = Some(Broken { error: error.clone(), cancel, again: Instant::now(), pause: PAUSE.0 });
+        let mut index = self.shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(segment) = index.segments.get_mut(&self.current.number) {
+            segment.fate = Fate::Remove;
+        }
+        drop(index);
+        self.broken =
+            Some(Broken { error: error.clone(), cancel, again: Instant::now(), pause: self.shared.options.pause });
         self.reopen();
         self.give_up(chunk, &error);
         self.shared.kick_keeper();
@@ -682,7 +688,7 @@ impl Committer {
                 tracing::info!("the spool can be written again");
             }
             Err(error) => {
-                let pause = (broken.pause * 2).min(PAUSE.1);
+                let pause = (broken.pause * 2).min(shared.options.pause * PATIENCE);
                 let error = put_error(&shared.folders.log.display().to_string(), &error);
                 if !matches!(shared.broken(), Some(PutError::Fault(_) | PutError::Full(_))) {
                     tracing::error!(%error, "new mail is refused until the spool can be written");

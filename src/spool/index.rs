@@ -50,8 +50,19 @@ pub struct Segment {
     pub live_bytes: u64,
     /// All messages whose record was put here, in order; some have gone since.
     pub ids: Vec<MessageId>,
-    /// It is being taken out of the log.
-    pub leaving: bool,
+    /// What becomes of its file when nothing in it lives.
+    pub fate: Fate,
+}
+
+/// What becomes of a segment's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is written over.
+    Reuse,
+    /// It is removed: a write or sync in it failed, so it is not touched again.
+    Remove,
+    /// It goes to `corrupt/`: a part of it could not be read, and perhaps can be another time.
+    Keep,
 }
 
 /// One message that waits.

@@ -215,19 +215,18 @@ fn copy(file: &dyn DiskFile, salt: Salt, from: Place, history: &History) -> Resu
 /// Takes dead segments out of the log, oldest first, each durably before the next.
 fn retire(shared: &Shared) -> bool {
     loop {
-        let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
         if !index.scanned || index.segments.len() < 2 {
             return true;
         }
-        let Some(mut first) = index.segments.first_entry() else { return true };
-        let number = *first.key();
-        if first.get().live > 0 {
+        let Some((&number, first)) = index.segments.iter().next() else { return true };
+        if first.live > 0 {
             return true;
         }
-        first.get_mut().leaving = true;
-        let (file, size) = (first.get().file.clone(), first.get().size);
+        // Nobody else takes a segment out, so it stays as it is until we have the lock again.
+        let (file, size, fate) = (first.file.clone(), first.size, first.fate);
         drop(index);
-        if let Err(error) = shared.shelf.retire(number, &*file, size) {
+        if let Err(error) = shared.shelf.retire(number, &*file, size, fate) {
             tracing::warn!(%error, path = %shared.folders.segment(number).display(), "a segment cannot be taken out");
             return false;
         }

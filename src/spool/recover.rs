@@ -19,7 +19,7 @@ use super::disk::{Disk, DiskFile, crash_point, read_full_at, write_all_at};
 use super::format::{
     self, Kind, RECORD_HEAD, RECORD_MARK, RecordHead, SEGMENT_HEAD, Salt, SegmentHead, VERSION, checksum,
 };
-use super::index::{Entry, Place, Segment};
+use super::index::{Entry, Fate, Place, Segment};
 use super::shelf::Folders;
 use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
@@ -51,7 +51,7 @@ impl Old {
             live: 0,
             live_bytes: 0,
             ids: Vec::new(),
-            leaving: false,
+            fate: Fate::Reuse,
         }
     }
 }
@@ -197,6 +197,9 @@ impl Recovery {
         for (number, end) in scan.ends {
             if let Some(segment) = index.segments.get_mut(&number) {
                 segment.end = end;
+                if scan.unreadable.contains(&number) {
+                    segment.fate = Fate::Keep;
+                }
             }
         }
         for (id, Seen { entry, accepted, hops }) in found {
@@ -239,6 +242,8 @@ struct Scan {
     synced: HashMap<u32, u32>,
     /// Up to where each segment holds records.
     ends: Vec<(u32, u32)>,
+    /// Segments that may tell more another time.
+    unreadable: HashSet<u32>,
     damaged: Vec<(u32, u32, u32, String)>,
     torn: usize,
 }
@@ -284,6 +289,7 @@ impl Scan {
             if bad.is_damage {
                 let to = if to > offset { to } else { (offset + 4096).min(old.size) };
                 self.damaged.push((old.number, offset, to, bad.reason));
+                self.unreadable.insert(old.number);
             } else {
                 self.suspects.push((old.number, offset, to, if is_end { String::new() } else { bad.reason }));
             }

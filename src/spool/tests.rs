@@ -16,7 +16,13 @@ use crate::route::{CopyRecipient, Hop};
 const ROOT: &str = "/spool";
 
 fn small() -> Options {
-    Options { segment_size: Some(8 << 10), large_at: 1500, dead_segments: 1, keeper_thread: false }
+    Options {
+        segment_size: Some(8 << 10),
+        large_at: 1500,
+        dead_segments: 1,
+        keeper_thread: false,
+        pause: Duration::from_millis(1),
+    }
 }
 
 fn settings() -> Settings {
@@ -436,6 +442,7 @@ fn f002_f003_f004_f008_f010_f018_nothing_acknowledged_is_lost_or_doubled_in_any_
                 world.restart().await;
             }
             world.spool.close().await;
+            assert_eq!(world.disk.touched_again(), 0, "seed {seed}: F-012: a file was touched after its sync failed");
         }
     });
 }
