@@ -413,9 +413,12 @@ fn snapshot(config: &Arc<Config>, directory: Arc<Directory>, bound: Vec<SocketAd
 }
 
 fn load_directory(config: &Config, old: Option<&Arc<Directory>>) -> Result<Arc<Directory>, Error> {
-    let (directory, faults) = Directory::load(&config.directories, old.map(Arc::as_ref)).map_err(Error::Directory)?;
-    for fault in &faults {
-        warn!("{fault}");
+    let (directory, reports) = match old {
+        Some(old) => old.reload(&config.directories),
+        None => Directory::load(&config.directories),
+    };
+    for report in reports.iter().filter(|report| report.is_faulty()) {
+        warn!("{report}");
     }
     Ok(Arc::new(directory))
 }
