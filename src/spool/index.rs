@@ -64,6 +64,15 @@ pub struct Entry {
     copies: Box<[CopyState]>,
 }
 
+/// What happened to a message since it came.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Who is done with.
+    pub settled: Vec<Settlement>,
+    /// What is tried again later.
+    pub deferred: Vec<Deferral>,
+}
+
 /// Where a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -201,8 +210,9 @@ impl Entry {
         })
     }
 
-    /// Everything that happened to the message, to be said again beside a copy of its record.
-    pub fn history(&self, id: MessageId, settled: &mut Vec<Settlement>, deferred: &mut Vec<Deferral>) {
+    /// Everything that happened to the message, to be said again in a copy of its record.
+    pub fn history(&self, id: MessageId) -> History {
+        let History { mut settled, mut deferred } = History::default();
         for (number, copy) in (0..).zip(&self.copies) {
             // How a recipient ended no longer matters to anyone; that it did, does.
             settled.extend(
@@ -219,6 +229,7 @@ impl Entry {
                 deferred.push(Deferral { id, copy: number, until, attempts: copy.attempts, warned: copy.warned });
             }
         }
+        History { settled, deferred }
     }
 }
 

@@ -497,7 +497,7 @@ impl Spool {
         };
         let message =
             Arc::new(Message { id, accepted, envelope, connector, message_id, prefix, content: body, copies });
-        let head = format::encode_message(&message, &settles, content);
+        let head = format::encode_message(&message, &settles, &[], content);
         let pieces = match (&message.content, content) {
             (Body::Memory(pieces), Content::Inline { .. }) => pieces.clone(),
             _ => Arc::from([]),
@@ -513,7 +513,7 @@ impl Spool {
 
         let (done, sealed) = oneshot::channel();
         // From here on the record may reach the disk, whether or not somebody still waits for it.
-        let mut undecided = Undecided { shared, id, own, decided: false };
+        let mut undecided = Undecided { shared, id, own, is_mail: settles.is_empty(), decided: false };
         shared.queue_put(Put {
             id,
             head,
@@ -577,11 +577,13 @@ impl Spool {
     }
 }
 
-/// A put whose outcome its caller has not read. Dropped in that state, it takes the message back.
+/// A put whose outcome its caller has not read. Dropped in that state, it takes the message back; not a report, which
+/// has settled what it reports.
 struct Undecided<'a> {
     shared: &'a Shared,
     id: MessageId,
     own: Option<draft::OwnFile>,
+    is_mail: bool,
     decided: bool,
 }
 
@@ -593,7 +595,9 @@ impl Drop for Undecided<'_> {
             if let Some(own) = &mut self.own {
                 own.kept = true;
             }
-            self.shared.note_removed(self.id);
+            if self.is_mail {
+                self.shared.note_removed(self.id);
+            }
         }
     }
 }

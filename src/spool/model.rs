@@ -198,7 +198,9 @@ impl Model {
 
     /// No fault is left.
     pub fn heal(&self) {
-        self.state().faults.clear();
+        let mut state = self.state();
+        state.faults.clear();
+        state.dies_at = None;
     }
 
     /// How many faults have fired.
