@@ -279,6 +279,12 @@ impl Room {
         }
     }
 
+    /// Lets the next check ask the disk.
+    #[cfg(test)]
+    pub fn ask_again(&self) {
+        self.due.store(0, Ordering::Relaxed);
+    }
+
     /// Room for so many more bytes?
     pub fn check(&self, disk: &dyn Disk, folder: &Path, size: u64) -> Result<(), PutError> {
         let now = self.started.elapsed().as_millis() as u64;
