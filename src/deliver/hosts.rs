@@ -157,7 +157,10 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                     vec![mx(SmartHostAddress::Ip(ip), 0)]
                 } else {
                     let exchangers = mail_exchangers(domain, resolver.mx(domain).await)?;
-                    exchangers.into_iter().map(|(preference, name)| mx(SmartHostAddress::Name(name), preference)).collect()
+                    exchangers
+                        .into_iter()
+                        .map(|(preference, name)| mx(SmartHostAddress::Name(name), preference))
+                        .collect()
                 };
                 (Some(domain), hosts)
             }
@@ -245,7 +248,8 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                 let allowed = is_public(ip) || self.private_targets.iter().any(|network| network.contains(&plain(ip)));
                 if !allowed {
                     let host = target.name.clone().unwrap_or_else(|| domain.clone());
-                    self.nothing.why = Some((host, format!("{ip} is private, and dns.private_targets does not list it")));
+                    self.nothing.why =
+                        Some((host, format!("{ip} is private, and dns.private_targets does not list it")));
                 }
                 allowed
             });
@@ -451,8 +455,7 @@ mod tests {
     /// The targets in order: `name=address`, or the setback's words.
     async fn walk(table: &Table, hops: Hops, hop: &Hop, private: &[IpNet], seed: u64) -> Vec<String> {
         let ourselves = ourselves();
-        let found =
-            Hosts::find(table, &connector(hops), hop, &ourselves, private, Rng::with_seed(seed)).await;
+        let found = Hosts::find(table, &connector(hops), hop, &ourselves, private, Rng::with_seed(seed)).await;
         let mut hosts = match found {
             Ok(hosts) => hosts,
             Err(setback) => return vec![format!("{} {setback}", setback.status())],
@@ -511,7 +514,10 @@ mod tests {
             assert_eq!(seen.len(), expected.len(), "{id}: {seen:?}");
             for (seen, expected) in seen.iter().zip(*expected) {
                 // Of setbacks only the status stands in the table.
-                assert!(seen == expected || seen.starts_with(&format!("{expected} ")), "{id}: {seen:?}, not {expected:?}");
+                assert!(
+                    seen == expected || seen.starts_with(&format!("{expected} ")),
+                    "{id}: {seen:?}, not {expected:?}"
+                );
             }
         }
     }
@@ -560,7 +566,9 @@ mod tests {
     #[tokio::test]
     async fn smart_hosts_may_be_anywhere() {
         let host = |text: &str, port, preference| SmartHost {
-            host: text.parse().map_or_else(|_| SmartHostAddress::Name(Domain::parse(text).unwrap()), SmartHostAddress::Ip),
+            host: text
+                .parse()
+                .map_or_else(|_| SmartHostAddress::Name(Domain::parse(text).unwrap()), SmartHostAddress::Ip),
             port,
             preference,
         };

@@ -423,8 +423,7 @@ impl Session {
 
     /// The next reply; or until when to wait for it; or why there will be none.
     fn reply(&mut self, now: Instant, wait: Duration, hello: bool) -> Result<Result<Reply, Instant>, Fault> {
-        let parsed =
-            if hello { self.parser.next_hello(&mut self.unread) } else { self.parser.next(&mut self.unread) };
+        let parsed = if hello { self.parser.next_hello(&mut self.unread) } else { self.parser.next(&mut self.unread) };
         match parsed {
             Ok(Some(reply)) => {
                 self.until = None;
@@ -718,9 +717,11 @@ impl<'s, 'm> Delivery<'s, 'm> {
         }
         let count = self.waiting.len().min(self.room);
         self.present.clear();
-        self.present.extend(
-            self.waiting.drain(..count).map(|(index, recipient)| Slot { index, recipient, state: SlotState::Open }),
-        );
+        self.present.extend(self.waiting.drain(..count).map(|(index, recipient)| Slot {
+            index,
+            recipient,
+            state: SlotState::Open,
+        }));
         (self.accepted, self.mail_accepted, self.handed_over, self.early) = (0, false, false, false);
         self.session.dirty = true;
         self.say_mail();
@@ -934,10 +935,9 @@ impl<'s, 'm> Delivery<'s, 'm> {
         let handed_over = self.handed_over && self.stage == Stage::Handing;
         let (here, elsewhere) = match fault {
             Fault::Broken(why) if handed_over => (Fault::Ambiguous(why.clone()), Fault::Broken(why)),
-            Fault::Protocol { why, .. } => (
-                Fault::Protocol { why: why.clone(), handed_over },
-                Fault::Protocol { why, handed_over: false },
-            ),
+            Fault::Protocol { why, .. } => {
+                (Fault::Protocol { why: why.clone(), handed_over }, Fault::Protocol { why, handed_over: false })
+            }
             // The reply to the end of data is no word about those who were not in it.
             Fault::Answered { command: END_OF_DATA, ref reply } => {
                 let why = format!("it closed the session: {reply}");
@@ -1433,10 +1433,9 @@ mod tests {
         let envelope = envelope();
         let people = people(1);
         let body = b"x".repeat(INLINE_LIMIT as usize);
-        for (acts, writes, expected) in [
-            (&[][..], 2, "delivered 250"),
-            (&[("RCPT", Act::Say("550 5.1.1 no\r\n"))][..], 1, "RCPT 550"),
-        ] {
+        for (acts, writes, expected) in
+            [(&[][..], 2, "delivered 250"), (&[("RCPT", Act::Say("550 5.1.1 no\r\n"))][..], 1, "RCPT 550")]
+        {
             let mut server = Server::new(FULL, acts);
             let mut session = open(&mut server, terms());
             server.writes.clear();
