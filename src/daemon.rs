@@ -1,1 +1,440 @@
 //! Puts the parts together: signals, reload, its user, a graceful end.
+//!
+//! Order at start: read the configuration, bind the ports (as root, perhaps), become the user, read the files again
+//! as that user, open the spool, open the doors. Deferred mail is indexed while the doors are open already.
+//!
+//! A reload replaces configuration, directory and certificates whole, or not at all. What was read stays in use
+//! until what is new is known to be good.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::accept::{self, ConnectionLimits, Door};
+use crate::config::{self, Config, Problems};
+use crate::deliver::Deliverer;
+use crate::directory::Directory;
+use crate::dns::Resolver;
+use crate::outcome::tracking::Tracker;
+use crate::relay::{Relay, Snapshot};
+use crate::spool::{OpenError, Settings, Spool};
+use crate::tls::Identity;
+
+mod log;
+mod privileges;
+mod watch_files;
+
+pub use log::start as start_log;
+use watch_files::Watcher;
+
+/// How many connections wait in the kernel to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Why the daemon did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Configuration(Problems),
+    /// A port cannot be bound.
+    #[error("cannot listen on {address}: {error}{hint}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The user cannot be become.
+    #[error("cannot become user \"{user}\": {why}")]
+    User {
+        /// Who.
+        user: String,
+        /// What went wrong.
+        why: String,
+    },
+    /// The spool cannot be opened.
+    #[error(transparent)]
+    Spool(#[from] OpenError),
+    /// DNS cannot be used.
+    #[error("dns: {0}")]
+    Dns(String),
+    /// Something of the system.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// Reads the configuration at `path` and runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why it could not start.
+pub fn run(path: &Path) -> Result<(), Error> {
+    let text = config::read(path).map_err(Error::Configuration)?;
+    let config = config::parse(&text, path).map_err(Error::Configuration)?;
+    log::start(&config.log);
+    privileges::take_descriptors();
+    let listeners = bind_all(&config)?;
+    let (text, config) = match &config.user {
+        Some(user) => {
+            privileges::become_user(user).map_err(|why| Error::User { user: user.clone(), why })?;
+            // Keys that only root could read would be missed at the first reload: better now.
+            let text = config::read(path).map_err(Error::Configuration)?;
+            let config = config::parse(&text, path).map_err(Error::Configuration)?;
+            (text, config)
+        }
+        None => {
+            privileges::umask();
+            (text, config)
+        }
+    };
+    // No thread was started before this line: all of them have the user's rights.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::System("the runtime", error))?;
+    runtime.block_on(async {
+        let daemon = Daemon::start(config, text, listeners).await?;
+        daemon.obey_signals().await
+    })
+}
+
+/// A running relay with its listeners.
+#[derive(Debug)]
+pub struct Daemon {
+    relay: Relay,
+    config: Arc<Config>,
+    /// The configuration as it was read: files it names are read again without it.
+    text: String,
+    spool: Spool,
+    doors: HashMap<SocketAddr, OpenDoor>,
+    limits: ConnectionLimits,
+    keeper: JoinHandle<()>,
+    recovery: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct OpenDoor {
+    bound: SocketAddr,
+    door: watch::Sender<Arc<Door>>,
+    close: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+/// Binds every listen address of `config`.
+///
+/// # Errors
+/// The first that cannot be bound, and why.
+pub fn bind_all(config: &Config) -> Result<HashMap<SocketAddr, StdListener>, Error> {
+    let mut listeners = HashMap::new();
+    for address in listen_addresses(config) {
+        listeners.insert(address, bind(address)?);
+    }
+    Ok(listeners)
+}
+
+fn listen_addresses(config: &Config) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> =
+        config.receive_connectors.iter().flat_map(|connector| connector.listen.iter().copied()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+fn bind(address: SocketAddr) -> Result<StdListener, Error> {
+    let bound = || -> io::Result<StdListener> {
+        let socket = Socket::new(SocketDomain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // 0.0.0.0:25 and [::]:25 are two listeners.
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    bound().map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::PermissionDenied => "; ports below 1024 need root (then set `user`) or CAP_NET_BIND_SERVICE",
+            io::ErrorKind::AddrInUse => "; another program listens there",
+            io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+            _ => "",
+        };
+        Error::Listen { address, error, hint }
+    })
+}
+
+impl Daemon {
+    /// Starts a relay with these listeners, which [`bind_all`] made of the same configuration.
+    ///
+    /// # Errors
+    /// Why it could not start.
+    pub async fn start(
+        config: Config,
+        text: String,
+        listeners: HashMap<SocketAddr, StdListener>,
+    ) -> Result<Self, Error> {
+        let tracker = match &config.tracking {
+            Some(settings) => Tracker::open(settings).map_err(|error| Error::System("tracking", error))?,
+            None => Tracker::none(),
+        };
+        Self::start_with(config, text, listeners, tracker).await
+    }
+
+    /// The same, with the events going where the caller says.
+    ///
+    /// # Errors
+    /// Why it could not start.
+    pub async fn start_with(
+        config: Config,
+        text: String,
+        listeners: HashMap<SocketAddr, StdListener>,
+        tracker: Tracker,
+    ) -> Result<Self, Error> {
+        let config = Arc::new(config);
+        let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();
+        let directory = load_directory(&config, None);
+        let snapshot = snapshot(&config, directory, bound)?;
+        let settings = Settings { path: config.spool.path.clone(), min_free_space: config.spool.min_free_space };
+        let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
+        let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
+        let relay = Relay::new(snapshot, spool.clone(), tracker);
+        let keeper = tokio::spawn({
+            let relay = relay.clone();
+            async move { relay.keep_time().await }
+        });
+        let recovery = tokio::spawn({
+            let relay = relay.clone();
+            async move {
+                match tokio::task::spawn_blocking(move || recovery.run()).await {
+                    Ok(recovered) => relay.resume(recovered),
+                    Err(error) => {
+                        error!(%error, "the spool could not be read; what waits there waits for the next start")
+                    }
+                }
+            }
+        });
+        let mut daemon = Self {
+            relay,
+            config: Arc::clone(&config),
+            text,
+            spool,
+            doors: HashMap::new(),
+            limits: ConnectionLimits::default(),
+            keeper,
+            recovery,
+        };
+        for (address, listener) in listeners {
+            daemon.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
+        }
+        Ok(daemon)
+    }
+
+    /// Where it listens: the address as configured, and as bound (the port, where 0 was configured).
+    pub fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.doors.iter().map(|(listen, open)| (*listen, open.bound)).collect()
+    }
+
+    /// The relay behind the doors.
+    pub fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
+    fn open(&mut self, address: SocketAddr, listener: StdListener, config: &Config) -> io::Result<()> {
+        let bound = listener.local_addr()?;
+        let listener = TcpListener::from_std(listener)?;
+        let (door, doors) = watch::channel(Arc::new(Door::new(address, config)));
+        let (close, closing) = watch::channel(false);
+        let task = tokio::spawn(accept::listen(listener, doors, self.relay.clone(), self.limits.clone(), closing));
+        info!(address = %bound, "listening");
+        self.doors.insert(address, OpenDoor { bound, door, close, task });
+        Ok(())
+    }
+
+    async fn obey_signals(mut self) -> Result<(), Error> {
+        let catch = |kind| signal(kind).map_err(|error| Error::System("signals", error));
+        let (mut term, mut int, mut hup) =
+            (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?);
+        let mut watcher = Watcher::new(&self.config);
+        info!(hostname = %self.config.hostname, version = env!("CARGO_PKG_VERSION"), "causeway is up");
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = int.recv() => break,
+                _ = hup.recv() => {
+                    info!("SIGHUP: reading the configuration again");
+                    if self.reload() {
+                        watcher = Watcher::new(&self.config);
+                    }
+                }
+                changed = watcher.changed() => {
+                    info!(files = %changed, "files changed: reading them again");
+                    self.reread();
+                }
+            }
+        }
+        info!("stopping: what is under way is finished, at most within {:?}", self.config.shutdown_grace);
+        let grace = self.config.shutdown_grace;
+        tokio::select! {
+            () = self.stop(grace) => {}
+            _ = term.recv() => warn!("a second signal: stopping at once"),
+            _ = int.recv() => warn!("a second signal: stopping at once"),
+        }
+        Ok(())
+    }
+
+    /// Reads the configuration file again. False if it is faulty: then everything stays as it was.
+    pub fn reload(&mut self) -> bool {
+        match config::read(&self.config.path) {
+            Ok(text) => self.adopt(text),
+            Err(problems) => {
+                refused(&problems);
+                false
+            }
+        }
+    }
+
+    /// Reads the files that the configuration names again, without the configuration itself: it may be half edited.
+    pub fn reread(&mut self) -> bool {
+        self.adopt(self.text.clone())
+    }
+
+    fn adopt(&mut self, text: String) -> bool {
+        let config = match config::parse(&text, &self.config.path) {
+            Ok(config) => Arc::new(config),
+            Err(problems) => {
+                refused(&problems);
+                return false;
+            }
+        };
+        match self.change_to(Arc::clone(&config)) {
+            Ok(()) => {
+                self.config = config;
+                self.text = text;
+                info!("the new configuration is in force");
+                true
+            }
+            Err(error) => {
+                error!("{error}; the old configuration stays");
+                false
+            }
+        }
+    }
+
+    fn change_to(&mut self, config: Arc<Config>) -> Result<(), Error> {
+        if config.spool.path != self.config.spool.path {
+            return Err(Error::System(
+                "[spool] path",
+                io::Error::other("cannot change while the daemon runs; restart it"),
+            ));
+        }
+        if config.user != self.config.user {
+            return Err(Error::System("user", io::Error::other("cannot change while the daemon runs; restart it")));
+        }
+        // Everything that can fail comes first; then nothing stands between the old and the new.
+        let mut fresh = Vec::new();
+        for address in listen_addresses(&config) {
+            if !self.doors.contains_key(&address) {
+                fresh.push((address, bind(address)?));
+            }
+        }
+        let old = self.relay.snapshot();
+        let directory = load_directory(&config, Some(&old.directory));
+        let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
+        bound.extend(
+            self.doors
+                .iter()
+                .filter(|(listen, _)| listen_addresses(&config).contains(listen))
+                .map(|(_, open)| open.bound),
+        );
+        let replaced = self.relay.replace(snapshot(&config, directory, bound)?);
+        tokio::spawn(async move { replaced.deliverer.close_idle().await });
+        let wanted = listen_addresses(&config);
+        self.doors.retain(|address, open| {
+            let stays = wanted.contains(address);
+            if stays {
+                open.door.send_replace(Arc::new(Door::new(*address, &config)));
+            } else {
+                info!(%address, "listening no more");
+                open.close.send_replace(true);
+            }
+            stays
+        });
+        for (address, listener) in fresh {
+            self.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
+        }
+        Ok(())
+    }
+
+    /// Stops accepting, finishes what is under way within `grace`, and makes everything durable.
+    pub async fn stop(&mut self, grace: Duration) {
+        let deadline = tokio::time::Instant::now() + grace;
+        for open in self.doors.values() {
+            open.close.send_replace(true);
+        }
+        for open in self.doors.values_mut() {
+            if tokio::time::timeout_at(deadline, &mut open.task).await.is_err() {
+                open.task.abort();
+            }
+        }
+        if !self.relay.stop(deadline).await {
+            warn!("not all deliveries ended in time; they are tried again at the next start");
+        }
+        self.keeper.abort();
+        self.recovery.abort();
+        self.spool.clone().close().await;
+        info!(waiting = self.relay.waiting(), "stopped");
+    }
+}
+
+fn refused(problems: &Problems) {
+    for problem in &problems.0 {
+        error!("{problem}");
+    }
+    error!("the new configuration is faulty; the old one stays");
+}
+
+fn snapshot(config: &Arc<Config>, directory: Arc<Directory>, bound: Vec<SocketAddr>) -> Result<Snapshot, Error> {
+    let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
+    let deliverer = Deliverer::new(Arc::clone(config), resolver, bound);
+    Ok(Snapshot { config: Arc::clone(config), directory, deliverer })
+}
+
+/// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
+fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
+    let (directory, reports) = match old {
+        Some(old) => old.reload(&config.directories),
+        None => Directory::load(&config.directories),
+    };
+    for report in &reports {
+        if report.is_faulty() {
+            warn!("{report}");
+        } else {
+            info!("{report}");
+        }
+    }
+    Arc::new(directory)
+}
+
+/// The files that a configuration names and that are read again when they change.
+fn files(config: &Config) -> Vec<PathBuf> {
+    let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
+    let identities =
+        identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
+    let mut files: Vec<PathBuf> = identities.flat_map(Identity::files).collect();
+    files.extend(config.directories.iter().map(|source| source.path.clone()));
+    files.sort_unstable();
+    files.dedup();
+    files
+}

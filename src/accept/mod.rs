@@ -1,1 +1,180 @@
 //! Listeners, connection limits, sessions.
+//!
+//! A [`Door`] is one listening address. Which receive connector a connection belongs to is decided per
+//! connection, from the configuration that stands when it comes.
+//!
+//! Not here: what a session says (`smtp::server`), what becomes of a message (`relay`).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use jiff::Timestamp;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+mod attribute;
+mod drive;
+mod limits;
+mod reception;
+
+pub use attribute::{Attribution, attribute};
+pub use drive::{Reception, drive};
+
+use limits::Limits;
+use reception::{HANDSHAKE_TIMEOUT, RelayReception};
+
+use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
+use crate::relay::Relay;
+use crate::smtp::Reply;
+use crate::smtp::server::{Session, Terms};
+use crate::tls::{Acceptor, Stream};
+
+/// After `accept` failed (no descriptors left, say), so long nothing is accepted: no spinning. Quality S-121.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One listening address under one configuration.
+#[derive(Debug)]
+pub struct Door {
+    /// The address as the configuration names it.
+    pub listen: SocketAddr,
+    acceptors: HashMap<ConnectorName, Acceptor>,
+}
+
+impl Door {
+    /// The door at `listen`, with an acceptor for every connector there that does TLS.
+    pub fn new(listen: SocketAddr, config: &Config) -> Self {
+        let here = || config.receive_connectors.iter().filter(|connector| connector.listen.contains(&listen));
+        let ask = here().any(|connector| connector.tls_domain.is_some());
+        let acceptors = here()
+            .filter_map(|connector| {
+                let identity = connector.identity.as_ref()?;
+                Some((connector.name.clone(), Acceptor::new(identity, ask)))
+            })
+            .collect();
+        Self { listen, acceptors }
+    }
+
+    fn acceptor(&self, connector: &ReceiveConnector) -> io::Result<&Acceptor> {
+        self.acceptors
+            .get(&connector.name)
+            .ok_or_else(|| io::Error::other(format!("receive connector {} has no certificate", connector.name)))
+    }
+}
+
+/// Accepts connections until `stopping`, then waits for the sessions under way. `doors` gives the door of the
+/// configuration that stands now.
+pub async fn listen(
+    listener: TcpListener,
+    mut door: watch::Receiver<Arc<Door>>,
+    relay: Relay,
+    limits: ConnectionLimits,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut sessions = JoinSet::new();
+    loop {
+        if *stopping.borrow() {
+            break;
+        }
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.changed() => break,
+            accepted = listener.accept() => accepted,
+            Some(_) = sessions.join_next(), if !sessions.is_empty() => continue,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                let door = Arc::clone(&door.borrow_and_update());
+                let (relay, limits, stopping) = (relay.clone(), limits.clone(), stopping.clone());
+                sessions.spawn(async move {
+                    if let Err(error) = serve(socket, peer, door, relay, limits, stopping).await {
+                        debug!(%peer, %error, "connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while sessions.join_next().await.is_some() {}
+}
+
+/// How many connections stand open, over all listeners and configurations.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionLimits(Limits);
+
+impl ConnectionLimits {
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.0.open()
+    }
+}
+
+async fn serve(
+    socket: TcpStream,
+    peer: SocketAddr,
+    door: Arc<Door>,
+    relay: Relay,
+    limits: ConnectionLimits,
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let snapshot = relay.snapshot();
+    let connectors = &snapshot.config.receive_connectors;
+    let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, Timestamp::now()) else {
+        return turn_away(socket, &Reply::peer_not_allowed()).await;
+    };
+    let slot = match limits.0.enter(&provisional.connector, peer.ip()) {
+        Ok(slot) => slot,
+        Err(reply) => return turn_away(socket, &reply).await,
+    };
+    let (stream, attribution, tls) = if provisional.connector.tls == ReceiveTls::Implicit {
+        let acceptor = door.acceptor(&provisional.connector)?;
+        let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
+        let certificate = accepted.client.as_ref();
+        let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, Timestamp::now());
+        (accepted.stream, proved.unwrap_or(provisional), Some(accepted.protocol))
+    } else {
+        (Stream::Plain(socket), provisional, None)
+    };
+    let secure = tls.is_some();
+    let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, Instant::now());
+    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, tls, slot);
+    drive(stream, session, &mut reception, stopping).await
+}
+
+/// What the session is held to.
+fn terms(config: &Config, attribution: &Attribution, secure: bool) -> Terms {
+    let connector = &attribution.connector;
+    Terms {
+        hostname: config.hostname.clone(),
+        offer_starttls: !secure && connector.identity.is_some() && connector.tls != ReceiveTls::Off,
+        require_tls: attribution.require_tls,
+        max_message_size: connector.max_message_size,
+        max_recipients: connector.max_recipients,
+        max_errors: connector.max_errors,
+        strict: connector.strict,
+        command_timeout: connector.command_timeout,
+        data_timeout: connector.data_timeout,
+    }
+}
+
+/// Says why and closes, within a second.
+async fn turn_away(mut socket: TcpStream, reply: &Reply) -> io::Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    let said = async {
+        let mut said = BytesMut::new();
+        reply.write_to(&mut said);
+        socket.write_all(&said).await?;
+        socket.shutdown().await
+    };
+    tokio::time::timeout(Duration::from_secs(1), said).await.unwrap_or(Ok(()))
+}

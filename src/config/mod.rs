@@ -3,22 +3,31 @@
 //! Every key is read before anything is judged, so one run shows every mistake. A key whose feature is not
 //! built is refused with "not supported in this version", unless its value turns the feature off.
 
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
+use nix::unistd::User;
 
+use self::files::Files;
+use self::read::{Document, Read, Reported, Table};
+use self::together::{Entry, Whole};
 use crate::message::{Address, Domain};
 use crate::tls::{Identity, Names, Roots};
 
-pub mod connector;
+mod connector;
+mod files;
 pub mod problem;
-pub mod read;
+mod read;
+mod together;
 pub mod value;
 
-pub use problem::{Problem, Problems};
+pub use problem::{Problem, Problems, Severity};
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 
 /// A configuration that makes sense.
@@ -316,13 +325,17 @@ impl Config {
     }
 }
 
-/// Reads and checks the file at `path` and every file it names, but for the directories' content.
+/// No configuration written by people is longer.
+const LENGTH_LIMIT: u64 = 16 << 20;
+
+/// Reads and checks the file at `path` and every file it names, but for the directories' content and the dates of
+/// certificates: a daemon whose certificate ran out last night still starts, and says so.
 ///
 /// # Errors
 /// All that is wrong with it.
 pub fn load(path: &Path) -> Result<Config, Problems> {
-    let _ = path;
-    todo!()
+    let text = read(path)?;
+    parse(&text, path)
 }
 
 /// Reads and checks `text` as if it stood in the file `path`.
@@ -330,6 +343,395 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 /// # Errors
 /// All that is wrong with it.
 pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
-    let _ = (text, path);
-    todo!()
+    match examine(text, path, None) {
+        (Some(config), _) => Ok(config),
+        (None, problems) => Err(problems),
+    }
+}
+
+/// Everything that can be said about the file at `path` without asking the network: what [`load`] would refuse, the
+/// chains of certificates as of `now`, and what should be looked at. There is a configuration if there is no error.
+pub fn check(path: &Path, now: Timestamp) -> (Option<Config>, Problems) {
+    match read(path) {
+        Ok(text) => examine(&text, path, Some(now)),
+        Err(problems) => (None, problems),
+    }
+}
+
+/// Reads the file at `path`, for [`parse`].
+///
+/// # Errors
+/// It cannot be read, or is no text.
+pub fn read(path: &Path) -> Result<String, Problems> {
+    let unreadable = |place, text: String| {
+        Problems(vec![Problem { severity: Severity::Unreadable, file: path.to_owned(), place, text }])
+    };
+    let mut bytes = Vec::new();
+    let length = File::open(path).and_then(|file| file.take(LENGTH_LIMIT + 1).read_to_end(&mut bytes));
+    if let Err(error) = length {
+        return Err(unreadable(None, format!("cannot be read: {error}")));
+    }
+    if bytes.len() as u64 > LENGTH_LIMIT {
+        return Err(unreadable(None, "is longer than 16MiB, which no configuration is".to_owned()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let sound = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let line = sound.matches('\n').count() + 1;
+        let column = sound.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        unreadable(Some((line, column)), "this is not UTF-8".to_owned())
+    })
+}
+
+fn examine(text: &str, path: &Path, now: Option<Timestamp>) -> (Option<Config>, Problems) {
+    let mut problems = Problems::default();
+    let document = Document::new(path, text);
+    let config = document.parse(&mut problems).and_then(|root| {
+        let mut files = Files::new(now);
+        config(document.root(&root), path, &mut files, &mut problems)
+    });
+    problems.sort();
+    let errors = problems.errors().next().is_some();
+    (config.ok().filter(|_| !errors), problems)
+}
+
+fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut Problems) -> Read<Config> {
+    let hostname = hostname(&mut table, problems);
+    let postmaster = table.text("postmaster", value::address, problems);
+    let shutdown_grace = table.text("shutdown_grace", value::duration, problems);
+    let user = user(&mut table, problems);
+    let spool = table.section("spool", problems).and_then(|table| spool(table, problems));
+    let dns = table.section("dns", problems).and_then(|table| dns(table, problems));
+    let mut hybrid_table = table.section("hybrid", problems);
+    let hybrid = hybrid_table.as_mut().map_err(|reported| *reported).and_then(|table| hybrid(table, problems));
+    let domains = entries(&mut table, "accepted_domain", "name", problems, accepted_domain);
+    let directories = entries(&mut table, "directory", "path", problems, directory);
+    let receives = entries(&mut table, "receive_connector", "name", problems, |table, problems| {
+        connector::receive_connector(table, files, problems)
+    });
+    let sends = entries(&mut table, "send_connector", "name", problems, |table, problems| {
+        connector::send_connector(table, files, problems)
+    });
+    let tracking = table.section("tracking", problems).and_then(|table| tracking(table, problems));
+    let log = table.section("log", problems).and_then(|table| log(table, problems));
+    refuse_sections(&mut table, problems);
+    table.finish(problems);
+
+    let postmaster = match (postmaster, &domains) {
+        (Ok(Some(postmaster)), _) => Ok(postmaster),
+        (Ok(None), Ok(domains)) => default_postmaster(&table, domains, problems),
+        _ => Err(Reported),
+    };
+    if let Ok(domains) = &domains {
+        together::check_domains(domains, problems);
+    }
+    if let (Ok(table), Ok(Some(_))) = (&hybrid_table, &hybrid) {
+        together::check_hybrid(table, &sends, problems);
+    }
+    if let Ok(sends) = &sends {
+        together::check_names(sends, problems);
+        if sends.is_empty() {
+            table.warn("send_connector", "missing; without one no mail can leave", problems);
+        }
+    }
+    let mut receives = receives?;
+    if receives.is_empty() {
+        table.complain("receive_connector", "missing; without one no mail can come", problems);
+    }
+    together::check_names(&receives, problems);
+    together::check_listening(&receives, problems);
+    together::imply_require(&mut receives);
+
+    let (hybrid, domains, sends) = (hybrid?, domains?, sends?);
+    let directories: Vec<DirectorySource> = all(directories?)?.collect();
+    if domains.iter().all(|entry| entry.read.is_ok()) && sends.iter().all(|entry| entry.read.is_ok()) {
+        let hybrid = hybrid_table.as_ref().ok().zip(hybrid.as_ref());
+        Whole { hybrid, domains: &domains, directories: &directories, sends: &sends }.warn(problems);
+    }
+    Ok(Config {
+        path: path.to_owned(),
+        hostname: hostname?,
+        postmaster: postmaster?,
+        shutdown_grace: shutdown_grace?.unwrap_or(Duration::from_secs(30)),
+        user: user?,
+        spool: spool?,
+        dns: dns?,
+        hybrid,
+        accepted_domains: all(domains)?.collect(),
+        directories,
+        receive_connectors: all(receives)?.map(Arc::new).collect(),
+        send_connectors: all(sends)?.map(Arc::new).collect(),
+        tracking: tracking?,
+        log: log?,
+    })
+}
+
+/// Reads each `[[key]]`; a faulty one does not hide the others.
+fn entries<'a, T>(
+    table: &mut Table<'a>,
+    key: &'static str,
+    name: &str,
+    problems: &mut Problems,
+    mut read: impl FnMut(&mut Table<'a>, &mut Problems) -> Read<T>,
+) -> Read<Vec<Entry<'a, T>>> {
+    let tables = table.sections(key, name, problems)?.into_iter();
+    Ok(tables.map(|mut table| Entry { read: read(&mut table, problems), table }).collect())
+}
+
+/// The values, if all of them are there.
+fn all<T>(entries: Vec<Entry<'_, T>>) -> Read<impl Iterator<Item = T>> {
+    entries.into_iter().map(|entry| entry.read).collect::<Read<Vec<T>>>().map(Vec::into_iter)
+}
+
+fn hostname(table: &mut Table<'_>, problems: &mut Problems) -> Read<Domain> {
+    let why = r#"by what name do other servers know this one? For example "mail.contoso.com""#;
+    let hostname = table.required("hostname", why, value::domain, problems)?;
+    if hostname.as_str() == "localhost" {
+        return Err(table.complain(
+            "hostname",
+            "every host calls itself \"localhost\"; other servers need a name of its own",
+            problems,
+        ));
+    }
+    if !hostname.as_str().contains('.') {
+        let text = "has no domain; other servers refuse a name that DNS does not know (RFC 5321 section 2.3.5)";
+        table.warn("hostname", text, problems);
+    }
+    Ok(hostname)
+}
+
+fn default_postmaster(
+    table: &Table<'_>,
+    domains: &[Entry<'_, AcceptedDomain>],
+    problems: &mut Problems,
+) -> Read<Address> {
+    let Some(first) = domains.first() else {
+        let text = "missing; without an accepted_domain there is no default for where mail to postmaster goes";
+        return Err(table.complain("postmaster", text, problems));
+    };
+    let domain = first.read.as_ref().map_err(|reported| *reported)?.name.clone();
+    Address::new("postmaster", domain)
+        .map_err(|malformed| table.complain("postmaster", malformed.to_string(), problems))
+}
+
+fn user(table: &mut Table<'_>, problems: &mut Problems) -> Read<Option<String>> {
+    let exists = |name: &str| match User::from_name(name) {
+        Ok(Some(_)) => Ok(name.to_owned()),
+        Ok(None) => Err("expected a user of this host".to_owned()),
+        Err(error) => Err(format!("and the users of this host cannot be read: {error}")),
+    };
+    table.text_or_empty("user", exists, problems)
+}
+
+fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
+    let path = folder(&mut table, "path", problems);
+    let acknowledge = table.choice("acknowledge", &[("durable", true), ("delivered-or-durable", false)], problems);
+    if acknowledge == Ok(Some(false)) {
+        table.refuse("acknowledge", r#""durable" is"#, problems);
+    }
+    if matches!(table.text("acknowledge_window", value::duration, problems), Ok(Some(window)) if !window.is_zero()) {
+        table.refuse("acknowledge_window", "leave it out", problems);
+    }
+    let message_lifetime = table.text("message_lifetime", value::some_time, problems);
+    let delay_warning = table.text("delay_warning", value::duration, problems);
+    let retry = table.texts("retry", value::some_time, problems);
+    let min_free_space = table.size("min_free_space", problems);
+    table.finish(problems);
+
+    let path = match path {
+        Ok(None) => {
+            Err(table.complain("path", "missing; in which folder is mail kept until it is delivered?", problems))
+        }
+        Ok(Some(path)) => Ok(path),
+        Err(Reported) => Err(Reported),
+    };
+    let message_lifetime = message_lifetime.map(|it| it.unwrap_or(Duration::from_hours(48)));
+    let delay_warning = delay_warning.map(|it| it.unwrap_or(Duration::from_hours(4)));
+    if let (Ok(lifetime), Ok(warning)) = (message_lifetime, delay_warning)
+        && table.has("delay_warning")
+        && warning >= lifetime
+    {
+        table.warn("delay_warning", "never comes to pass: message_lifetime is over before", problems);
+    }
+    if matches!(&retry, Ok(Some(waits)) if waits.is_empty()) {
+        table.complain("retry", r#"is empty; expected at least one wait, such as ["5m"]"#, problems);
+    }
+    let minutes = |waits: [u64; 5]| waits.map(Duration::from_mins).to_vec();
+    Ok(Spool {
+        path: path?,
+        message_lifetime: message_lifetime?,
+        delay_warning: Some(delay_warning?).filter(|warning| !warning.is_zero()),
+        retry: retry?.unwrap_or_else(|| minutes([1, 5, 10, 20, 30])),
+        min_free_space: min_free_space?.unwrap_or(256 << 20),
+    })
+}
+
+/// A path where a folder is or will be.
+fn folder(table: &mut Table<'_>, key: &'static str, problems: &mut Problems) -> Read<Option<PathBuf>> {
+    let path = table.path(key, problems)?;
+    match path.as_ref().map(fs::metadata) {
+        Some(Ok(metadata)) if !metadata.is_dir() => Err(table.complain(key, "is there, but is no folder", problems)),
+        Some(Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(table.complain(key, error.to_string(), problems))
+        }
+        _ => Ok(path),
+    }
+}
+
+fn dns(mut table: Table<'_>, problems: &mut Problems) -> Read<Dns> {
+    let servers = table.texts("servers", value::dns_server, problems);
+    let dnssec = table.choice("dnssec", &[("off", true), ("validate", false), ("trust-ad", false)], problems);
+    if dnssec == Ok(Some(false)) {
+        table.refuse("dnssec", r#""off" is"#, problems);
+    }
+    let private_targets = table.texts("private_targets", value::network, problems);
+    table.finish(problems);
+    Ok(Dns { servers: servers?.unwrap_or_default(), private_targets: private_targets?.unwrap_or_default() })
+}
+
+fn hybrid(table: &mut Table<'_>, problems: &mut Problems) -> Read<Option<Hybrid>> {
+    if !table.is_written() {
+        return Ok(None);
+    }
+    let side = table.choice("side", &[("on-premises", true), ("cloud", false)], problems);
+    let which = "which send_connector leads to the mailboxes";
+    let on_premises = table.required("on_premises", &format!("{which} on-premises?"), value::connector_name, problems);
+    let cloud = table.required("cloud", &format!("{which} in the cloud?"), value::connector_name, problems);
+    let why = r#"under which domain does the cloud know its mailboxes? For example "contoso.mail.onmicrosoft.com""#;
+    let routing_domain = table.required("routing_domain", why, value::domain, problems);
+    let words = [("direct", Some(Internet::Direct)), ("cloud", Some(Internet::Cloud)), ("on-premises", None)];
+    let internet = table.choice("internet", &words, problems);
+    let grace = table.text("disagreement_grace", value::duration, problems);
+    if matches!(grace, Ok(Some(grace)) if !grace.is_zero()) {
+        table.refuse("disagreement_grace", r#""0s" is"#, problems);
+    }
+    let first_hop = table.choice("inbound_first_hop", &[("here", true), ("on-premises", false)], problems);
+    table.finish(problems);
+
+    if side == Ok(Some(false)) {
+        // All that is for the other side would be said to be wrong here.
+        table.refuse("side", r#""on-premises" is"#, problems);
+        return Err(Reported);
+    }
+    if first_hop == Ok(Some(false)) {
+        table.complain("inbound_first_hop", r#""on-premises" is for the cloud side; here it is "here""#, problems);
+    }
+    let internet = match internet? {
+        Some(None) => {
+            let text = r#""on-premises" is for the cloud side; here it is "direct" or "cloud""#;
+            Err(table.complain("internet", text, problems))
+        }
+        Some(Some(internet)) => Ok(internet),
+        None => Ok(Internet::Direct),
+    };
+    side?;
+    Ok(Some(Hybrid { on_premises: on_premises?, cloud: cloud?, routing_domain: routing_domain?, internet: internet? }))
+}
+
+fn accepted_domain(table: &mut Table<'_>, problems: &mut Problems) -> Read<AcceptedDomain> {
+    let why = r#"which domain? "*.contoso.com" is the domain and its subdomains"#;
+    let name = table.required("name", why, value::wild_domain, problems);
+    let words = [
+        ("authoritative", DomainKind::Authoritative),
+        ("internal-relay", DomainKind::InternalRelay),
+        ("external-relay", DomainKind::ExternalRelay),
+    ];
+    let kind = table.choice("type", &words, problems);
+    table.finish(problems);
+    let (name, subdomains) = name?;
+    Ok(AcceptedDomain { name, subdomains, kind: kind?.unwrap_or(DomainKind::Authoritative) })
+}
+
+fn directory(table: &mut Table<'_>, problems: &mut Problems) -> Read<DirectorySource> {
+    if table.choice("kind", &[("file", true), ("ldap", false)], problems)? == Some(false) {
+        table.refuse("kind", r#""file" is"#, problems);
+        return Err(Reported);
+    }
+    let path = table.path("path", problems);
+    table.finish(problems);
+    let Some(path) = path? else {
+        return Err(table.complain("path", "missing; in which file are the recipients?", problems));
+    };
+    if let Err(error) = File::open(&path).and_then(|file| file.take(1).read(&mut [0])) {
+        return Err(table.complain("path", format!("{} cannot be read: {error}", path.display()), problems));
+    }
+    Ok(DirectorySource { name: table.peek("path").unwrap_or_default().into(), path })
+}
+
+fn tracking(mut table: Table<'_>, problems: &mut Problems) -> Read<Option<Tracking>> {
+    let path = folder(&mut table, "path", problems);
+    let keep = table.text("keep", value::some_time, problems);
+    table.finish(problems);
+    if !table.is_written() {
+        return Ok(None);
+    }
+    Ok(Some(Tracking {
+        path: path?.unwrap_or_else(|| "/var/log/causeway".into()),
+        keep: keep?.unwrap_or(Duration::from_hours(30 * 24)),
+    }))
+}
+
+fn log(mut table: Table<'_>, problems: &mut Problems) -> Read<Log> {
+    let json = table.choice("format", &[("text", false), ("json", true)], problems);
+    let level = table.text("level", value::log_level, problems);
+    table.finish(problems);
+    Ok(Log { json: json?.unwrap_or(false), level: level?.unwrap_or_else(|| "info".to_owned()) })
+}
+
+/// Sections whose features are not built. What would turn them off is taken.
+fn refuse_sections(table: &mut Table<'_>, problems: &mut Problems) {
+    if let Ok(mut section) = table.section("inbound_authentication", problems)
+        && section.is_written()
+    {
+        inbound_authentication(&mut section, problems);
+    }
+    for (key, name) in [("milter", "address"), ("journal", "recipient"), ("rule", "name")] {
+        for section in table.sections(key, name, problems).unwrap_or_default() {
+            section.refuse_whole("leave the section out", problems);
+        }
+    }
+    if let Ok(mut section) = table.section("admin", problems)
+        && section.is_written()
+    {
+        admin(&mut section, problems);
+    }
+}
+
+/// It listens unless it is told not to.
+fn admin(section: &mut Table<'_>, problems: &mut Problems) {
+    match section.text_or_empty("listen", value::listen, problems) {
+        Ok(Some(_)) => section.refuse("listen", r#""" is"#, problems),
+        Ok(None) if !section.has("listen") => {
+            section.refuse_whole(r#"leave the section out, or set listen = """#, problems);
+        }
+        Ok(None) | Err(Reported) => {}
+    }
+    // A path that cannot be one has been reported; nobody reads the file in this version.
+    let _ = section.path("token_file", problems);
+    section.finish(problems);
+}
+
+/// SPF, DKIM and DMARC are on unless they are turned off.
+fn inbound_authentication(section: &mut Table<'_>, problems: &mut Problems) {
+    let spf = section.flag("spf", problems);
+    let dkim = section.flag("dkim", problems);
+    let dmarc = section.choice("dmarc", &[("off", false), ("record", true), ("enforce", true)], problems);
+    let mut wanted = false;
+    for (key, on) in [("spf", spf), ("dkim", dkim), ("dmarc", dmarc)] {
+        if on == Ok(Some(true)) {
+            section.refuse(key, "", problems);
+        }
+        wanted |= on == Ok(None);
+    }
+    if wanted {
+        section.refuse_whole(r#"leave the section out, or set spf = false, dkim = false and dmarc = "off""#, problems);
+    }
+    if let Ok(mut seal) = section.section("arc_seal", problems) {
+        let parts = ["selector", "domain", "key"];
+        let parts = parts.map(|key| seal.text_or_empty(key, value::something, problems));
+        if parts.iter().any(|part| matches!(part, Ok(Some(_)))) {
+            section.refuse("arc_seal", "", problems);
+        }
+        seal.finish(problems);
+    }
+    section.finish(problems);
 }

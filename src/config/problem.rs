@@ -6,6 +6,8 @@ use std::path::PathBuf;
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
+    /// The file cannot be read or is not TOML: nothing behind that was looked at.
+    Unreadable,
     /// The configuration cannot be used.
     Error,
     /// It can, but somebody should look.
@@ -28,6 +30,37 @@ pub struct Problem {
 /// Findings, in the order of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
+
+impl Problems {
+    /// Those without which the configuration would stand.
+    pub fn errors(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter().filter(|problem| problem.severity != Severity::Warning)
+    }
+
+    /// The others.
+    pub fn warnings(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter().filter(|problem| problem.severity == Severity::Warning)
+    }
+
+    /// True if the file could not be read, or not as TOML.
+    pub fn unreadable(&self) -> bool {
+        self.0.iter().any(|problem| problem.severity == Severity::Unreadable)
+    }
+
+    /// Puts them in the order of the file; those that mean the whole file come first.
+    pub(super) fn sort(&mut self) {
+        self.0.sort_by_key(|problem| problem.place);
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unreadable | Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
 
 impl fmt::Display for Problem {
     /// `causeway.toml:41:1: send_connector "to-cloud": tls_domain: missing; …`

@@ -183,12 +183,7 @@ impl<R: Resolve> Deliverer<R> {
                 // The hosts to come are no better.
                 break;
             }
-            let way = Way {
-                connector,
-                helo: &lane.helo,
-                tls: lane.tls.as_ref(),
-                demand: connect::demand(connector, target.name.as_ref(), domain),
-            };
+            let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain };
             let purpose = Purpose {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),

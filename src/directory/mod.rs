@@ -1,11 +1,27 @@
 //! Who has a mailbox where: look-up over all sources, as an immutable snapshot.
+//!
+//! A [`Directory`] never changes; the daemon replaces it whole. [`Directory::reload`] makes the next one: sources
+//! whose file is the same are shared with the last, and a source whose new file is refused keeps its last good table.
+//! A source that never had one cannot say that it does not know somebody, so what would be its turn to answer is
+//! [`Found::Unavailable`]: order among sources is precedence, and a later one is not asked in its stead.
+//!
+//! Not here: where mail goes (`route`), when to reload (`daemon`).
 
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::message::Address;
+use crate::config::DirectorySource;
+use crate::message::{Address, Domain};
 
 pub mod file;
 pub mod table;
+
+pub use file::{Fault, Fingerprint, LoadError};
+pub use table::Table;
+
+/// A file that changes while it is read is read again so often before it is refused.
+const ATTEMPTS: usize = 3;
 
 /// What the directory says of an address. Types as in interface section 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,4 +60,342 @@ pub enum Found {
 pub trait Lookup: Send + Sync {
     /// Finds `address`, without regard to case; `+tag` whole first, then without the tag.
     fn find(&self, address: &Address) -> Found;
+}
+
+/// All sources as they were at one moment, in the order of the configuration.
+#[derive(Debug, Default)]
+pub struct Directory {
+    sources: Vec<Arc<Source>>,
+}
+
+#[derive(Debug)]
+struct Source {
+    name: Arc<str>,
+    path: PathBuf,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The table, and what its file looked like.
+    Good(Arc<Table>, Fingerprint),
+    /// There never was a good one, and why.
+    Missing(String),
+}
+
+/// What became of one source at a load.
+#[derive(Debug)]
+pub struct Report {
+    /// The source, as the configuration names it.
+    pub source: Arc<str>,
+    /// Its file.
+    pub path: PathBuf,
+    /// What became of it.
+    pub outcome: LoadOutcome,
+}
+
+/// What became of a source's file.
+#[derive(Debug)]
+pub enum LoadOutcome {
+    /// It was read.
+    Loaded {
+        /// How many recipients it has.
+        recipients: usize,
+        /// Lines that were skipped, in order; at most a thousand.
+        faults: Vec<Fault>,
+        /// How many more were skipped.
+        unlisted: usize,
+    },
+    /// It is the same as before.
+    Unchanged,
+    /// It was refused.
+    Refused {
+        /// Why.
+        why: LoadError,
+        /// The last good table stays; else the source cannot answer.
+        kept: bool,
+    },
+}
+
+impl Directory {
+    /// Reads all sources. Blocking.
+    pub fn load(sources: &[DirectorySource]) -> (Self, Vec<Report>) {
+        Self::default().reload(sources)
+    }
+
+    /// The next snapshot: reads those of `sources` whose file is not as it was. Blocking.
+    pub fn reload(&self, sources: &[DirectorySource]) -> (Self, Vec<Report>) {
+        let mut next = Vec::with_capacity(sources.len());
+        let mut reports = Vec::with_capacity(sources.len());
+        for source in sources {
+            let last = self.sources.iter().find(|last| last.path == source.path);
+            let (state, outcome) = load_source(source, last);
+            next.push(Arc::new(Source { name: source.name.clone(), path: source.path.clone(), state }));
+            reports.push(Report { source: source.name.clone(), path: source.path.clone(), outcome });
+        }
+        (Self { sources: next }, reports)
+    }
+
+    /// True if a file of these sources is not as this snapshot read it. Cheap: for a slow poll beside file events.
+    pub fn is_stale(&self, sources: &[DirectorySource]) -> bool {
+        sources.len() != self.sources.len()
+            || sources.iter().zip(&self.sources).any(|(source, known)| {
+                source.path != known.path
+                    || match known.state {
+                        State::Good(_, fingerprint) => Fingerprint::of(&source.path).ok() != Some(fingerprint),
+                        State::Missing(_) => true,
+                    }
+            })
+    }
+
+    /// How many recipients all sources know; one that two of them know counts twice.
+    pub fn len(&self) -> usize {
+        self.tables().map(Table::len).sum()
+    }
+
+    /// True if no source knows anybody.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of memory the tables hold.
+    pub fn memory(&self) -> usize {
+        self.tables().map(Table::memory).sum()
+    }
+
+    /// A single source with this table, or without any.
+    #[cfg(test)]
+    pub(crate) fn of(name: &str, table: Option<Table>) -> Self {
+        let state = match table {
+            // Nobody reloads it; any file's fingerprint will do.
+            Some(table) => State::Good(Arc::new(table), Fingerprint::of(".".as_ref()).expect("the folder we are in")),
+            None => State::Missing("cannot be read".to_owned()),
+        };
+        Self { sources: vec![Arc::new(Source { name: name.into(), path: name.into(), state })] }
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        self.sources.iter().filter_map(|source| match &source.state {
+            State::Good(table, _) => Some(&**table),
+            State::Missing(_) => None,
+        })
+    }
+
+    /// The first source that knows it, or cannot say.
+    fn find_as(&self, local: &str, domain: &Domain, untagged: bool) -> Found {
+        for source in &self.sources {
+            match &source.state {
+                State::Good(table, _) => {
+                    if let Some(entry) = table.find(local, domain) {
+                        return Found::Entry { source: source.name.clone(), entry, untagged };
+                    }
+                }
+                State::Missing(why) => return Found::Unavailable(format!("{} {why}", source.name)),
+            }
+        }
+        Found::Unknown
+    }
+}
+
+impl Lookup for Directory {
+    fn find(&self, address: &Address) -> Found {
+        match self.find_as(address.local(), address.domain(), false) {
+            Found::Unknown => match untagged(address.local()) {
+                Some(local) => self.find_as(local, address.domain(), true),
+                None => Found::Unknown,
+            },
+            found => found,
+        }
+    }
+}
+
+/// The local part without its `+tag`; `None` if it has none. The first `+` counts, as in RFC 5233; one at the very
+/// front leaves nobody.
+pub fn untagged(local: &str) -> Option<&str> {
+    local.split_once('+').map(|(user, _)| user).filter(|user| !user.is_empty())
+}
+
+fn load_source(source: &DirectorySource, last: Option<&Arc<Source>>) -> (State, LoadOutcome) {
+    let good = match last.map(|last| &last.state) {
+        Some(State::Good(table, fingerprint)) => Some((table, *fingerprint)),
+        Some(State::Missing(_)) | None => None,
+    };
+    if let Some((table, fingerprint)) = good
+        && Fingerprint::of(&source.path).is_ok_and(|now| now == fingerprint)
+    {
+        return (State::Good(table.clone(), fingerprint), LoadOutcome::Unchanged);
+    }
+    match load_steady(source) {
+        Ok(loaded) => {
+            let recipients = loaded.table.len();
+            let state = State::Good(Arc::new(loaded.table), loaded.fingerprint);
+            (state, LoadOutcome::Loaded { recipients, faults: loaded.faults, unlisted: loaded.unlisted })
+        }
+        Err(why) => {
+            let state = match good {
+                // The old fingerprint stays with the old table: the next reload tries again.
+                Some((table, fingerprint)) => State::Good(table.clone(), fingerprint),
+                None => State::Missing(why.to_string()),
+            };
+            (state, LoadOutcome::Refused { why, kept: good.is_some() })
+        }
+    }
+}
+
+fn load_steady(source: &DirectorySource) -> Result<file::Loaded, LoadError> {
+    let mut attempt = 1;
+    loop {
+        match file::load(&source.path) {
+            Err(LoadError::Changing) if attempt < ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+    }
+}
+
+impl Report {
+    /// True if somebody should look: the file, or a line of it, was refused.
+    pub fn is_faulty(&self) -> bool {
+        match &self.outcome {
+            LoadOutcome::Loaded { faults, .. } => !faults.is_empty(),
+            LoadOutcome::Unchanged => false,
+            LoadOutcome::Refused { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    /// One line for the source, and one for each of its faults: `recipients.csv:17: …`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = &self.source;
+        match &self.outcome {
+            LoadOutcome::Unchanged => write!(f, "{source}: unchanged"),
+            LoadOutcome::Refused { why, kept: true } => write!(f, "{source}: {why}; the last good one stays"),
+            LoadOutcome::Refused { why, kept: false } => {
+                write!(f, "{source}: {why}; until it is there, its recipients get 451 4.4.3")
+            }
+            LoadOutcome::Loaded { recipients, faults, unlisted } => {
+                write!(f, "{source}: {recipients} recipients")?;
+                for Fault { line, text } in faults {
+                    write!(f, "\n{source}:{line}: {text}; the line is skipped")?;
+                }
+                if *unlisted > 0 {
+                    write!(f, "\n{source}: {unlisted} more lines are faulty and skipped")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn source(folder: &tempfile::TempDir, name: &str, content: &str) -> DirectorySource {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        DirectorySource { name: name.into(), path }
+    }
+
+    /// Replaces a file as a careful writer does; the new inode makes it another file within the same tick of the clock.
+    fn replace(source: &DirectorySource, content: &str) {
+        let new = source.path.with_extension("new");
+        fs::write(&new, content).unwrap();
+        fs::rename(&new, &source.path).unwrap();
+    }
+
+    fn find(directory: &Directory, address: &str) -> String {
+        match directory.find(&Address::parse(address).unwrap()) {
+            Found::Entry { source, entry, untagged } => {
+                format!("{source}: {entry:?}{}", if untagged { ", untagged" } else { "" })
+            }
+            Found::Unknown => "unknown".into(),
+            Found::Unavailable(why) => format!("unavailable: {why}"),
+        }
+    }
+
+    const HEADER: &str = "address,type,target\n";
+
+    #[test]
+    fn the_first_source_that_knows_an_address_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = source(&folder, "a.csv", &format!("{HEADER}anna@contoso.com,on-premises,\n"));
+        let second = source(
+            &folder,
+            "b.csv",
+            &format!("{HEADER}anna@contoso.com,cloud,\ndavid@contoso.com,cloud,\nAnna+Lists@contoso.com,cloud,\n"),
+        );
+        let (directory, reports) = Directory::load(&[first, second]);
+        assert!(reports.iter().all(|report| !report.is_faulty()), "{reports:?}");
+        for (address, expected) in [
+            ("anna@contoso.com", "a.csv: OnPremises"),
+            ("ANNA@CONTOSO.COM", "a.csv: OnPremises"),
+            ("david@contoso.com", "b.csv: Cloud(None)"),
+            ("david+news@contoso.com", "b.csv: Cloud(None), untagged"),
+            ("david+news+more@contoso.com", "b.csv: Cloud(None), untagged"),
+            // The whole address comes first, even where an earlier source knows the one without the tag.
+            ("anna+LISTS@contoso.com", "b.csv: Cloud(None)"),
+            ("anna+x@contoso.com", "a.csv: OnPremises, untagged"),
+            ("+david@contoso.com", "unknown"),
+            ("nobody@contoso.com", "unknown"),
+            ("david@fabrikam.com", "unknown"),
+        ] {
+            assert_eq!(find(&directory, address), expected, "{address}");
+        }
+        assert_eq!(directory.len(), 4);
+    }
+
+    #[test]
+    fn a_source_that_cannot_answer_is_never_taken_for_one_that_does_not_know() {
+        // S-110, F-051: 451, not 550; and not what a source of lower rank says.
+        let folder = tempfile::tempdir().unwrap();
+        let good = source(&folder, "a.csv", &format!("{HEADER}anna@contoso.com,on-premises,\n"));
+        let missing = DirectorySource { name: "gone.csv".into(), path: folder.path().join("gone.csv") };
+        let last = source(&folder, "z.csv", &format!("{HEADER}david@contoso.com,cloud,\n"));
+        let (directory, reports) = Directory::load(&[good, missing, last]);
+        assert!(matches!(reports[1].outcome, LoadOutcome::Refused { kept: false, .. }), "{reports:?}");
+        assert_eq!(find(&directory, "anna@contoso.com"), "a.csv: OnPremises");
+        for address in ["david@contoso.com", "nobody@contoso.com", "anna+x@contoso.com"] {
+            assert!(find(&directory, address).starts_with("unavailable: gone.csv cannot be read"), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_refused_file_leaves_the_last_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = [source(&folder, "a.csv", &format!("{HEADER}anna@contoso.com,on-premises,\n"))];
+        let (first, _) = Directory::load(&sources);
+
+        let (second, reports) = first.reload(&sources);
+        assert!(matches!(reports[0].outcome, LoadOutcome::Unchanged), "{reports:?}");
+        assert!(!second.is_stale(&sources));
+        assert!(std::ptr::eq(first.tables().next().unwrap(), second.tables().next().unwrap()), "read anew");
+
+        replace(&sources[0], "nonsense\n");
+        assert!(second.is_stale(&sources));
+        let (third, reports) = second.reload(&sources);
+        assert!(matches!(reports[0].outcome, LoadOutcome::Refused { kept: true, .. }), "{reports:?}");
+        assert!(reports[0].to_string().ends_with("the last good one stays"), "{}", reports[0]);
+        assert_eq!(find(&third, "anna@contoso.com"), "a.csv: OnPremises");
+
+        fs::remove_file(&sources[0].path).unwrap();
+        let (fourth, _) = third.reload(&sources);
+        assert_eq!(find(&fourth, "anna@contoso.com"), "a.csv: OnPremises");
+
+        fs::write(&sources[0].path, format!("{HEADER}anna@contoso.com,cloud,\nbad\n")).unwrap();
+        let (fifth, reports) = fourth.reload(&sources);
+        assert_eq!(find(&fifth, "anna@contoso.com"), "a.csv: Cloud(None)");
+        assert_eq!(
+            reports[0].to_string(),
+            "a.csv: 1 recipients\na.csv:3: expected address,type,target; found one column; the line is skipped"
+        );
+        assert_eq!(find(&first, "anna@contoso.com"), "a.csv: OnPremises", "a snapshot changed");
+    }
+
+    #[test]
+    fn no_sources_know_nobody() {
+        assert_eq!(find(&Directory::default(), "anna@contoso.com"), "unknown");
+    }
 }

@@ -1,1 +1,397 @@
-//! A million recipients, compactly.
+//! A million recipients, compactly: one stretch of bytes, and an index of positions in it.
+//!
+//! A record is kind, domain number, local part in lower case, and what the kind needs. Domains are kept once and
+//! numbered; a hybrid routing address with the same local part costs its domain's number only. So a recipient takes
+//! some 35 bytes with its share of the index, and a look-up touches three cache lines and allocates nothing unless
+//! the entry carries addresses. The index hashes with random keys, because it is asked for what strangers send.
+//!
+//! A table is built once and never changes; a changed file makes a new one.
+//!
+//! Not here: several sources and `+tag` (`directory`), the file's syntax (`directory::file`).
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use super::Entry;
+use crate::message::{Address, Domain};
+
+/// Local parts up to this length are lowered on the stack. RFC 5321 section 4.5.3.1.1 allows no longer ones.
+const LOCAL: usize = 64;
+
+/// What a source knows, unchangeable.
+pub struct Table {
+    records: Records,
+    index: HashTable<u32>,
+}
+
+/// A table under construction.
+#[derive(Default)]
+pub struct Builder {
+    records: Records,
+    index: HashTable<u32>,
+}
+
+/// Why an entry was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The address is there already, in whatever case; the first one stays.
+    #[error("it is there already; the first line with it holds")]
+    Duplicate,
+    /// Positions are 32 bits: 4 GiB, some hundred million recipients.
+    #[error("the table is full")]
+    Full,
+}
+
+/// The bytes, and what is needed to read them.
+#[derive(Default)]
+struct Records {
+    bytes: Vec<u8>,
+    domains: Domains,
+    keys: RandomState,
+}
+
+/// Each domain once, by number.
+#[derive(Default)]
+struct Domains {
+    names: Vec<Domain>,
+    index: HashTable<u32>,
+    keys: RandomState,
+}
+
+/// The first byte of a record.
+mod kind {
+    pub const ON_PREMISES: u8 = 0;
+    pub const CLOUD: u8 = 1;
+    /// A hybrid routing address with the same local part: only its domain follows.
+    pub const CLOUD_SAME_LOCAL: u8 = 2;
+    pub const CLOUD_AT: u8 = 3;
+    pub const FORWARD: u8 = 4;
+    pub const GROUP: u8 = 5;
+    pub const ALIAS: u8 = 6;
+}
+
+impl Table {
+    /// What the table says of this local part, without regard to case, at this domain. No tags are cut here.
+    pub fn find(&self, local: &str, domain: &Domain) -> Option<Entry> {
+        let domain = self.records.domains.number(domain)?;
+        lowered(local, |local| {
+            let hash = self.records.hash(domain, local);
+            let at = *self.index.find(hash, |&at| self.records.is(at, domain, local))?;
+            Some(self.records.entry(at))
+        })
+    }
+
+    /// How many recipients it knows.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// True if it knows nobody.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Bytes of memory it holds.
+    pub fn memory(&self) -> usize {
+        let domains = &self.records.domains;
+        let names: usize = domains.names.iter().map(|name| size_of::<Domain>() + name.as_str().len()).sum();
+        self.records.bytes.capacity() + self.index.allocation_size() + names + domains.index.allocation_size()
+    }
+}
+
+impl Builder {
+    /// Adds an entry; of two for one address the first stays.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub fn insert(&mut self, address: &Address, entry: &Entry) -> Result<(), Rejected> {
+        let at = u32::try_from(self.records.bytes.len()).map_err(|_| Rejected::Full)?;
+        let domain = self.records.domains.keep(address.domain())?;
+        let Self { records, index } = self;
+        lowered(address.local(), |local| {
+            let hash = records.hash(domain, local);
+            if index.find(hash, |&other| records.is(other, domain, local)).is_some() {
+                return Err(Rejected::Duplicate);
+            }
+            records.write(domain, local, entry)?;
+            index.insert_unique(hash, at, |&other| records.hash_at(other));
+            Ok(())
+        })
+    }
+
+    /// How many entries it has so far.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// True if it has none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The table, with no byte to spare.
+    pub fn finish(mut self) -> Table {
+        self.records.bytes.shrink_to_fit();
+        self.records.domains.names.shrink_to_fit();
+        let Self { records, mut index } = self;
+        index.shrink_to_fit(|&at| records.hash_at(at));
+        Table { records, index }
+    }
+}
+
+impl Records {
+    fn hash(&self, domain: u32, local: &[u8]) -> u64 {
+        let mut hasher = self.keys.build_hasher();
+        hasher.write_u32(domain);
+        hasher.write(local);
+        hasher.finish()
+    }
+
+    fn hash_at(&self, at: u32) -> u64 {
+        let (_, domain, local, _) = self.head(at);
+        self.hash(domain, local)
+    }
+
+    fn is(&self, at: u32, domain: u32, local: &[u8]) -> bool {
+        let (_, other_domain, other_local, _) = self.head(at);
+        other_domain == domain && other_local == local
+    }
+
+    /// Kind, domain and local part of the record at `at`, and what follows them.
+    fn head(&self, at: u32) -> (u8, u32, &[u8], Reader<'_>) {
+        let mut rest = Reader(&self.bytes[at as usize..]);
+        let kind = rest.byte();
+        let domain = rest.number();
+        let local = rest.piece();
+        (kind, domain, local, rest)
+    }
+
+    fn entry(&self, at: u32) -> Entry {
+        let (kind, _, local, mut rest) = self.head(at);
+        match kind {
+            kind::ON_PREMISES => Entry::OnPremises,
+            kind::CLOUD => Entry::Cloud(None),
+            kind::CLOUD_SAME_LOCAL => Entry::Cloud(Some(self.address(local, rest.number()))),
+            kind::CLOUD_AT => Entry::Cloud(Some(self.read_address(&mut rest))),
+            kind::FORWARD => Entry::Forward(self.read_address(&mut rest)),
+            kind::ALIAS => Entry::Alias(self.read_address(&mut rest)),
+            kind::GROUP => {
+                let members = rest.number();
+                Entry::Group((0..members).map(|_| self.read_address(&mut rest)).collect())
+            }
+            other => unreachable!("nobody writes a record of kind {other}"),
+        }
+    }
+
+    fn read_address(&self, from: &mut Reader<'_>) -> Address {
+        let domain = from.number();
+        self.address(from.piece(), domain)
+    }
+
+    fn address(&self, local: &[u8], domain: u32) -> Address {
+        let local = std::str::from_utf8(local).expect("it was written from a str");
+        Address::new(local, self.domains.names[domain as usize].clone()).expect("it was written from an Address")
+    }
+
+    fn write(&mut self, domain: u32, local: &[u8], entry: &Entry) -> Result<(), Rejected> {
+        let kind = match entry {
+            Entry::OnPremises => kind::ON_PREMISES,
+            Entry::Cloud(None) => kind::CLOUD,
+            Entry::Cloud(Some(target)) if target.local().as_bytes() == local => kind::CLOUD_SAME_LOCAL,
+            Entry::Cloud(Some(_)) => kind::CLOUD_AT,
+            Entry::Forward(_) => kind::FORWARD,
+            Entry::Group(_) => kind::GROUP,
+            Entry::Alias(_) => kind::ALIAS,
+        };
+        self.bytes.push(kind);
+        write_number(&mut self.bytes, domain);
+        write_piece(&mut self.bytes, local);
+        match entry {
+            Entry::OnPremises | Entry::Cloud(None) => {}
+            Entry::Cloud(Some(target)) if kind == kind::CLOUD_SAME_LOCAL => {
+                let domain = self.domains.keep(target.domain())?;
+                write_number(&mut self.bytes, domain);
+            }
+            Entry::Cloud(Some(target)) | Entry::Forward(target) | Entry::Alias(target) => self.write_address(target)?,
+            Entry::Group(members) => {
+                write_number(&mut self.bytes, u32::try_from(members.len()).map_err(|_| Rejected::Full)?);
+                for member in members {
+                    self.write_address(member)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_address(&mut self, address: &Address) -> Result<(), Rejected> {
+        let domain = self.domains.keep(address.domain())?;
+        write_number(&mut self.bytes, domain);
+        write_piece(&mut self.bytes, address.local().as_bytes());
+        Ok(())
+    }
+}
+
+impl Domains {
+    fn number(&self, domain: &Domain) -> Option<u32> {
+        let hash = self.keys.hash_one(domain.as_str());
+        self.index.find(hash, |&number| self.names[number as usize] == *domain).copied()
+    }
+
+    fn keep(&mut self, domain: &Domain) -> Result<u32, Rejected> {
+        if let Some(number) = self.number(domain) {
+            return Ok(number);
+        }
+        let number = u32::try_from(self.names.len()).map_err(|_| Rejected::Full)?;
+        self.names.push(domain.clone());
+        let Self { names, index, keys } = self;
+        index.insert_unique(keys.hash_one(domain.as_str()), number, |&other| {
+            keys.hash_one(names[other as usize].as_str())
+        });
+        Ok(number)
+    }
+}
+
+/// Reads what `write_*` wrote; only positions that `Builder::insert` noted are ever read.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().expect("a record is whole");
+        self.0 = rest;
+        *first
+    }
+
+    fn number(&mut self) -> u32 {
+        let mut number = 0;
+        let mut shift = 0;
+        loop {
+            let byte = self.byte();
+            number |= u32::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return number;
+            }
+            shift += 7;
+        }
+    }
+
+    fn piece(&mut self) -> &'a [u8] {
+        let length = self.number() as usize;
+        let (piece, rest) = self.0.split_at(length);
+        self.0 = rest;
+        piece
+    }
+}
+
+/// Seven bits a byte, the low ones first.
+fn write_number(bytes: &mut Vec<u8>, mut number: u32) {
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn write_piece(bytes: &mut Vec<u8>, piece: &[u8]) {
+    // A piece is a local part: its length fits in any number.
+    write_number(bytes, piece.len() as u32);
+    bytes.extend_from_slice(piece);
+}
+
+/// Hands on `local` in lower case; on the stack where it is ASCII, as nearly all are.
+fn lowered<T>(local: &str, then: impl FnOnce(&[u8]) -> T) -> T {
+    let mut small = [0; LOCAL];
+    match small.get_mut(..local.len()) {
+        Some(small) if local.is_ascii() => {
+            small.copy_from_slice(local.as_bytes());
+            small.make_ascii_lowercase();
+            then(small)
+        }
+        _ => then(local.to_lowercase().as_bytes()),
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table({} recipients)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    fn find(table: &Table, text: &str) -> Option<Entry> {
+        let address = address(text);
+        table.find(address.local(), address.domain())
+    }
+
+    #[test]
+    fn what_was_put_in_comes_out_whatever_the_case() {
+        let entries = [
+            ("anna@contoso.com", Entry::OnPremises),
+            ("david@contoso.com", Entry::Cloud(None)),
+            ("Eva@contoso.com", Entry::Cloud(Some(address("eva@contoso.mail.onmicrosoft.com")))),
+            ("fred@contoso.com", Entry::Cloud(Some(address("Frederick.S@contoso.mail.onmicrosoft.com")))),
+            ("old@contoso.com", Entry::Forward(address("new@elsewhere.example"))),
+            ("team@contoso.com", Entry::Group(vec![address("anna@contoso.com"), address("x@fabrikam.com")])),
+            ("a.smith@contoso.com", Entry::Alias(address("Anna@contoso.com"))),
+            ("anna@sub.contoso.com", Entry::Cloud(None)),
+        ];
+        let mut builder = Builder::default();
+        for (name, entry) in &entries {
+            builder.insert(&address(name), entry).unwrap();
+        }
+        let table = builder.finish();
+        assert_eq!(table.len(), entries.len());
+        for (name, entry) in &entries {
+            assert_eq!(find(&table, name).as_ref(), Some(entry), "{name}");
+            assert_eq!(find(&table, &name.to_uppercase()).as_ref(), Some(entry), "{name} in capitals");
+        }
+        for name in ["ann@contoso.com", "annaa@contoso.com", "anna@contoso.org", "anna@fabrikam.com"] {
+            assert_eq!(find(&table, name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn of_two_entries_for_one_address_the_first_stays() {
+        let mut builder = Builder::default();
+        builder.insert(&address("anna@contoso.com"), &Entry::OnPremises).unwrap();
+        assert_eq!(builder.insert(&address("ANNA@Contoso.com"), &Entry::Cloud(None)), Err(Rejected::Duplicate));
+        let table = builder.finish();
+        assert_eq!(table.len(), 1);
+        assert_eq!(find(&table, "anna@contoso.com"), Some(Entry::OnPremises));
+    }
+
+    #[test]
+    fn letters_beyond_ascii_have_case_too() {
+        let mut builder = Builder::default();
+        builder.insert(&address("Jürgen.Öz@contoso.com"), &Entry::OnPremises).unwrap();
+        let table = builder.finish();
+        assert_eq!(find(&table, "jürgen.öz@contoso.com"), Some(Entry::OnPremises));
+        assert_eq!(find(&table, "JÜRGEN.ÖZ@contoso.com"), Some(Entry::OnPremises));
+    }
+
+    #[test]
+    fn a_recipient_takes_at_most_a_hundred_bytes() {
+        let mut builder = Builder::default();
+        let count = 50_000;
+        for number in 0..count {
+            let name = format!("firstname.lastname{number}@department{}.contoso.com", number % 7);
+            let target = address(&format!("firstname.lastname{number}@contoso.mail.onmicrosoft.com"));
+            builder.insert(&address(&name), &Entry::Cloud(Some(target))).unwrap();
+        }
+        let table = builder.finish();
+        assert!(table.memory() / count <= 100, "{} bytes each", table.memory() / count);
+        assert_eq!(
+            find(&table, "FirstName.LastName49999@department5.contoso.com"),
+            Some(Entry::Cloud(Some(address("firstname.lastname49999@contoso.mail.onmicrosoft.com")))),
+        );
+    }
+}

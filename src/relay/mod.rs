@@ -1,1 +1,327 @@
 //! The only module that knows all stages: takes messages in, carries results onward.
+//!
+//! In: [`Relay::check_sender`], [`Relay::check_recipient`] and [`Relay::take`] answer a session's questions; a message is
+//! planned, put into the spool, acknowledged (`acknowledge`) and its copies are scheduled. Out: workers take copies
+//! from the `schedule`, `deliver` tries them, and `settle` makes record, event, retry or report of what came back.
+//!
+//! Not here: any rule. Who may send where is `route`'s, when a copy is due is `schedule`'s, what an attempt means
+//! is `outcome`'s.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::config::{Config, ReceiveConnector};
+use crate::deliver::Deliverer;
+use crate::directory::Directory;
+use crate::message::received::Received;
+use crate::message::{Envelope, Recipient, header};
+use crate::outcome::tracking::Tracker;
+use crate::route::resolve::{Asking, Rules};
+use crate::route::{Routed, plan};
+use crate::smtp::Reply;
+use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
+
+mod acknowledge;
+mod events;
+pub mod schedule;
+mod settle;
+mod work;
+
+use schedule::{LaneId, Schedule};
+use work::Item;
+
+/// A message with so many `Received:` fields is going round in circles. Interface section 5.6.
+pub const HOP_LIMIT: usize = 60;
+
+/// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
+const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
+
+/// What a message is judged by: replaced whole on reload.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The directory.
+    pub directory: Arc<Directory>,
+    /// Delivery under that configuration.
+    pub deliverer: Deliverer,
+}
+
+/// The relay. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Relay(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    snapshot: ArcSwap<Snapshot>,
+    spool: Spool,
+    tracker: Tracker,
+    queue: Mutex<Schedule<Item>>,
+    /// The timer looks at the queue again.
+    wake: Notify,
+    /// No new attempt begins.
+    stopping: AtomicBool,
+    workers: AtomicUsize,
+    /// The last worker ended.
+    idle: Notify,
+    resident: AtomicUsize,
+}
+
+/// Who asks for a recipient.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// The receive connector of the session.
+    pub connector: &'a ReceiveConnector,
+    /// Where the client is.
+    pub peer: IpAddr,
+    /// What MAIL said, and the size it declared.
+    pub mail: Option<&'a (Envelope, Option<u64>)>,
+}
+
+/// Who brought a message.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its address.
+    pub ip: IpAddr,
+    /// What it called itself.
+    pub hello: String,
+    /// By EHLO.
+    pub extended: bool,
+    /// Protocol version and cipher, where the session was in TLS.
+    pub tls: Option<String>,
+}
+
+/// A message at the end of its data.
+#[derive(Debug)]
+pub struct Submission {
+    /// Sender, parameters and the recipients that were accepted.
+    pub envelope: Envelope,
+    /// Where these go.
+    pub routed: Vec<Routed>,
+    /// The content.
+    pub draft: Draft,
+    /// The receive connector it came by.
+    pub connector: Arc<ReceiveConnector>,
+    /// Who brought it.
+    pub peer: Peer,
+}
+
+impl Relay {
+    /// A relay over an open spool. Nothing moves before [`Relay::start`].
+    pub fn new(snapshot: Snapshot, spool: Spool, tracker: Tracker) -> Self {
+        let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
+        Self(Arc::new(Inner {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            spool,
+            tracker,
+            queue,
+            wake: Notify::new(),
+            stopping: AtomicBool::new(false),
+            workers: AtomicUsize::new(0),
+            idle: Notify::new(),
+            resident: AtomicUsize::new(0),
+        }))
+    }
+
+    /// What messages are judged by now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.snapshot.load_full()
+    }
+
+    /// From now on messages are judged by this. Messages under way keep what they began with.
+    pub fn replace(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+        self.queue().set_retry(snapshot.config.spool.retry.clone());
+        self.0.snapshot.swap(Arc::new(snapshot))
+    }
+
+    /// How many messages wait for delivery.
+    pub fn waiting(&self) -> usize {
+        self.0.spool.waiting()
+    }
+
+    /// Takes up what the last run left in the spool.
+    pub fn resume(&self, recovered: Recovered) {
+        for corrupt in &recovered.corrupt {
+            warn!("{corrupt}");
+        }
+        if recovered.messages > 0 {
+            info!(messages = recovered.messages, "messages of an earlier run wait in the spool");
+        }
+        let snapshot = self.snapshot();
+        let (now, wall) = (Instant::now(), Timestamp::now());
+        let mut queue = self.queue();
+        for waiting in recovered.waiting {
+            let max = work::max_connections(&snapshot.config, &waiting.via);
+            let lane = queue.lane(&waiting.via, &waiting.hop, max);
+            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
+            queue.later(at, lane, Item::recovered(&waiting));
+        }
+        drop(queue);
+        self.0.wake.notify_one();
+    }
+
+    /// May this sender send by this connector, and a message of this declared size?
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_sender(
+        &self,
+        config: &Config,
+        connector: &ReceiveConnector,
+        envelope: &Envelope,
+        size: Option<u64>,
+    ) -> Result<(), Reply> {
+        if let Some(sender) = &envelope.sender {
+            let domain = sender.domain();
+            let within = |allowed: &ReceiveConnector| {
+                allowed.sender_domains.iter().any(|(name, below)| domain == name || (*below && domain.is_within(name)))
+            };
+            if !connector.sender_domains.is_empty() && !within(connector) {
+                return Err(Reply::sender_domain_not_allowed(domain));
+            }
+            let elsewhere = config
+                .receive_connectors
+                .iter()
+                .find(|other| other.only_here && other.name != connector.name && within(other));
+            if elsewhere.is_some() && !(connector.only_here && within(connector)) {
+                return Err(Reply::partner_comes_another_way(domain));
+            }
+        }
+        self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
+    }
+
+    /// May this recipient come, and where does it go?
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_recipient(
+        &self,
+        snapshot: &Snapshot,
+        asked: &Asked<'_>,
+        recipient: Recipient,
+    ) -> Result<Vec<Routed>, Reply> {
+        let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
+        let asking = Asking {
+            origin: asked.connector.origin,
+            connector: &asked.connector.name,
+            may_relay: asked.connector.relay,
+            size: asked.mail.and_then(|(_, size)| *size),
+        };
+        rules.resolve(&asking, &recipient).map_err(|refusal| {
+            self.track_refusal(asked, &recipient, &refusal);
+            refusal.to_reply()
+        })
+    }
+
+    /// Room for the content of a message that begins to arrive.
+    pub fn draft(&self) -> Draft {
+        self.0.spool.draft()
+    }
+
+    /// The reply to a message whose content could not be kept.
+    pub fn draft_failed(&self, error: &io::Error) -> Reply {
+        warn!(%error, "the content of a message could not be kept");
+        acknowledge::draft_failed(error)
+    }
+
+    /// Takes a whole message and says what the end of its data is answered with.
+    pub async fn take(&self, snapshot: &Snapshot, submission: Submission) -> Reply {
+        let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
+        let head = draft.head();
+        let facts = header::facts(&head);
+        drop(head);
+        if facts.received >= HOP_LIMIT {
+            let reply = Reply::too_many_hops();
+            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+            return reply;
+        }
+        let size = draft.len();
+        let config = &snapshot.config;
+        let rules = Rules { config, directory: snapshot.directory.as_ref() };
+        if let Err(refusal) = rules.check_size(&routed, size) {
+            let reply = refusal.to_reply();
+            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &refusal);
+            return reply;
+        }
+        let accepted = Timestamp::now();
+        let id = self.0.spool.next_id();
+        let only_recipient = match envelope.recipients.as_slice() {
+            [only] => Some(&only.address),
+            _ => None,
+        };
+        let received = Received {
+            hello: &peer.hello,
+            peer: peer.ip,
+            by: &config.hostname,
+            extended: peer.extended,
+            tls: peer.tls.as_deref(),
+            authenticated: false,
+            utf8: envelope.smtputf8,
+            id,
+            only_recipient,
+            at: accepted,
+        };
+        let prefix = received.to_field().into();
+        envelope.recipients = Vec::new();
+        let noted = Self::note_routes(&mut routed);
+        let message = NewMessage {
+            id,
+            accepted,
+            envelope,
+            connector: connector.name.to_string().into(),
+            message_id: facts.message_id.map(String::into_boxed_str),
+            prefix,
+            content: draft,
+            copies: plan::plan(routed),
+            settles: Vec::new(),
+        };
+        let put = self.0.spool.put(message).await;
+        let reply = acknowledge::acknowledge(&put);
+        match put {
+            Ok(receipt) => {
+                self.track_received(&receipt.message, &peer, size, &noted);
+                self.schedule(snapshot, receipt.message);
+            }
+            Err(error) => warn!(%id, %error, "a message was not accepted"),
+        }
+        reply
+    }
+
+    /// Every copy of a message that is safe goes to its lane.
+    fn schedule(&self, snapshot: &Snapshot, message: Arc<Message>) {
+        let stay = self.0.resident.load(Ordering::Relaxed) < RESIDENT_LIMIT;
+        let resident = stay.then(|| work::Resident::new(self, &message));
+        let mut start: Vec<LaneId> = Vec::new();
+        let mut queue = self.queue();
+        for (index, copy) in message.copies.iter().enumerate() {
+            let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
+            let item = Item::fresh(&message, index, resident.clone());
+            if queue.ready(lane, item) {
+                start.push(lane);
+            }
+        }
+        drop(queue);
+        for lane in start {
+            self.work(lane);
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Schedule<Item>> {
+        // A panic while the queue was held ended one worker; the queue itself is whole between its calls.
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// From now until a wall-clock time, zero if it is past. A wait longer than a day means the clock jumped: the message
+/// is looked at again after a day at the latest.
+fn until_wall(until: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(until.duration_since(now)).unwrap_or(Duration::ZERO).min(Duration::from_secs(24 * 3600))
+}

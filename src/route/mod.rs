@@ -1,19 +1,26 @@
 //! Where a recipient's mail goes, and why. Pure: no I/O, no waiting.
 //!
-//! [`resolve::resolve`] takes one recipient to its [`Routed`] ends (several where a group stands between) or a
-//! [`Refusal`]; [`plan::plan`] makes one [`HopCopy`] per next hop of them. Every step leaves a [`Reason`]; `explain`,
+//! [`Rules::resolve`] takes one recipient to its [`Routed`] ends (several where a group stands between) or a
+//! [`Refusal`]; [`plan()`] makes one [`HopCopy`] per next hop of them. Every step leaves a [`Reason`]; `explain`,
 //! the tracking events, the log and the reports print the same words.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::config::{AddressSpace, ConnectorName, Origin};
 use crate::message::{Address, Domain, Recipient};
+use crate::smtp::{Reply, Status};
 
 pub mod matrix;
 pub mod plan;
 pub mod resolve;
 pub mod space;
+#[cfg(test)]
+pub(crate) mod world;
+
+pub use plan::plan;
+pub use resolve::{Asking, Failed, Resolution, Rules};
 
 /// Where one recipient goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +83,7 @@ pub enum Reason {
         /// The source's name.
         source: Arc<str>,
         /// `on-premises mailbox`, `cloud mailbox`, `forward to …`, `group of 3`, `alias of …`
-        kind: String,
+        kind: Cow<'static, str>,
         /// It was found without its `+tag`.
         untagged: bool,
     },
@@ -115,8 +122,22 @@ pub enum Reason {
         /// The receive connector that lets it be relayed.
         connector: ConnectorName,
     },
+    /// The domain is not an accepted domain, and the receive connector may not relay.
+    NotOurs {
+        /// The domain.
+        domain: Domain,
+        /// The receive connector.
+        connector: ConnectorName,
+    },
+    /// The domain is an address literal of this relay, where nobody but `postmaster` is.
+    Itself {
+        /// The literal.
+        domain: Domain,
+    },
     /// An address space decided.
     Space {
+        /// The send connector it belongs to.
+        via: ConnectorName,
         /// The one that won.
         won: AddressSpace,
         /// Those that matched and lost: connector, space, why.
@@ -127,6 +148,8 @@ pub enum Reason {
 /// Why a recipient is refused, or cannot be judged now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    /// The address that RCPT named.
+    pub asked: Address,
     /// What was found out.
     pub kind: RefusalKind,
     /// How far it came.
@@ -165,11 +188,139 @@ pub enum RefusalKind {
     Disabled(ConnectorName),
 }
 
+impl Refusal {
+    /// The reply to RCPT that says this.
+    pub fn to_reply(&self) -> Reply {
+        let to = &self.asked;
+        match &self.kind {
+            RefusalKind::RelayDenied => Reply::relay_denied(),
+            RefusalKind::UnknownRecipient => Reply::unknown_recipient(to),
+            RefusalKind::Loop { .. } => Reply::recipient_loops(to),
+            RefusalKind::NoRoute => Reply::no_route(to),
+            RefusalKind::TooBig { limit, .. } => Reply::too_big_for_connector(*limit),
+            RefusalKind::TooMany { limit } => Reply::too_many_after_expansion(*limit),
+            RefusalKind::DirectoryUnavailable(_) => Reply::directory_unavailable(),
+            RefusalKind::Disabled(_) => Reply::connector_disabled(),
+        }
+    }
+
+    /// Code and enhanced status of that reply.
+    pub fn status(&self) -> (u16, Status) {
+        match &self.kind {
+            RefusalKind::RelayDenied => (550, Status(5, 7, 1)),
+            RefusalKind::UnknownRecipient => (550, Status(5, 1, 1)),
+            RefusalKind::Loop { .. } => (550, Status(5, 4, 6)),
+            RefusalKind::NoRoute => (550, Status(5, 4, 4)),
+            RefusalKind::TooBig { .. } => (552, Status(5, 3, 4)),
+            RefusalKind::TooMany { .. } => (550, Status(5, 3, 0)),
+            RefusalKind::DirectoryUnavailable(_) => (451, Status(4, 4, 3)),
+            RefusalKind::Disabled(_) => (451, Status(4, 3, 5)),
+        }
+    }
+
+    /// It may be otherwise later: the recipient is neither taken nor refused for good.
+    pub fn is_temporary(&self) -> bool {
+        self.status().1.0 == 4
+    }
+}
+
 impl fmt::Display for Hop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SmartHosts => f.write_str("its smart hosts"),
             Self::Mx(domain) => write!(f, "the MX of {domain}"),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Found { source, kind, untagged } => {
+                write!(f, "found in {source}{}: {kind}", if *untagged { " without its tag" } else { "" })
+            }
+            Self::NotFound { domain, kind: kind @ "external-relay" } => {
+                write!(f, "{domain} is {kind}: by address space, no directory")
+            }
+            Self::NotFound { domain, kind } => write!(f, "not in the directory; {domain} is {kind}"),
+            Self::Postmaster { instead: Some(address) } => {
+                write!(f, "postmaster is always accepted, here as {address}")
+            }
+            Self::Postmaster { instead: None } => {
+                f.write_str("postmaster is always accepted; the directory does not know it")
+            }
+            Self::Rewritten { from: _, to } => write!(f, "rewritten to {to}"),
+            Self::Matrix { origin, row, key } => {
+                write!(f, "side on-premises, {}, {row}: {key}", matrix::from_words(*origin))
+            }
+            Self::Foreign { domain, connector } => {
+                write!(f, "{domain} is not an accepted domain; receive connector {connector} may relay")
+            }
+            Self::NotOurs { domain, connector } => {
+                write!(f, "{domain} is not an accepted domain, and receive connector {connector} may not relay")
+            }
+            Self::Itself { domain } => write!(f, "{domain} is this relay, where only postmaster is accepted"),
+            Self::Space { via, won, lost } => {
+                write!(f, "address space {}: {via} (cost {})", won.pattern, won.cost)?;
+                for (number, (connector, space, why)) in lost.iter().enumerate() {
+                    let lead = if number == 0 { "; lost: " } else { ", " };
+                    write!(f, "{lead}{connector} by {} ({why})", space.pattern)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.kind, f)
+    }
+}
+
+impl fmt::Display for RefusalKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RelayDenied => f.write_str("unable to relay"),
+            Self::UnknownRecipient => f.write_str("no such recipient"),
+            Self::Loop { path } => {
+                f.write_str("leads back to itself: ")?;
+                for (number, address) in path.iter().enumerate() {
+                    write!(f, "{}{address}", if number == 0 { "" } else { " -> " })?;
+                }
+                Ok(())
+            }
+            Self::NoRoute => f.write_str("no send connector's address space matches"),
+            Self::TooBig { connector, limit } => write!(f, "send connector {connector} takes at most {limit} bytes"),
+            Self::TooMany { limit } => write!(f, "more than {limit} recipients after expansion"),
+            Self::DirectoryUnavailable(why) => write!(f, "the directory cannot answer: {why}"),
+            Self::Disabled(connector) => write!(f, "send connector {connector} is disabled"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_and_its_reply_say_the_same_code() {
+        let name = ConnectorName("to-cloud".into());
+        let to = Address::parse("anna@contoso.com").unwrap();
+        for kind in [
+            RefusalKind::RelayDenied,
+            RefusalKind::UnknownRecipient,
+            RefusalKind::Loop { path: vec![to.clone(), to.clone()] },
+            RefusalKind::NoRoute,
+            RefusalKind::TooBig { connector: name.clone(), limit: 5 },
+            RefusalKind::TooMany { limit: 5 },
+            RefusalKind::DirectoryUnavailable("recipients.csv cannot be read".into()),
+            RefusalKind::Disabled(name),
+        ] {
+            let refusal = Refusal { asked: to.clone(), kind, because: Vec::new() };
+            let reply = refusal.to_reply();
+            assert_eq!(refusal.status(), (reply.code, reply.status.unwrap()), "{refusal}");
+            assert_eq!(refusal.is_temporary(), reply.is_temporary(), "{refusal}");
         }
     }
 }

@@ -1,0 +1,173 @@
+//! Answers a session's questions: who the peer is here, the rest by asking `relay`.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::attribute::{Attribution, attribute};
+use super::drive::Reception;
+use super::limits::Slot;
+use super::{Door, terms};
+use crate::config::Config;
+use crate::message::Envelope;
+use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
+use crate::route::Routed;
+use crate::smtp::Reply;
+use crate::smtp::server::{Answer, Question, Terms};
+use crate::spool::Draft;
+use crate::tls::Stream;
+
+/// How long a client may take for its handshake.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One connection's view of the relay. The configuration is the one that stood when the connection came.
+pub(super) struct RelayReception {
+    relay: Relay,
+    snapshot: Arc<Snapshot>,
+    door: Arc<Door>,
+    peer: IpAddr,
+    attribution: Attribution,
+    tls: Option<String>,
+    /// What MAIL said: sender and parameters, and the declared size.
+    mail: Option<(Envelope, Option<u64>)>,
+    routed: Vec<Routed>,
+    draft: Option<Draft>,
+    /// Why the draft could not be kept; the message is refused at its end.
+    failed: Option<io::Error>,
+    slot: Slot,
+}
+
+impl RelayReception {
+    pub(super) fn new(
+        relay: Relay,
+        snapshot: Arc<Snapshot>,
+        door: Arc<Door>,
+        peer: SocketAddr,
+        attribution: Attribution,
+        tls: Option<String>,
+        slot: Slot,
+    ) -> Self {
+        Self {
+            relay,
+            snapshot,
+            door,
+            peer: peer.ip().to_canonical(),
+            attribution,
+            tls,
+            mail: None,
+            routed: Vec::new(),
+            draft: None,
+            failed: None,
+            slot,
+        }
+    }
+
+    fn config(&self) -> &Config {
+        &self.snapshot.config
+    }
+
+    fn sender(&mut self, envelope: Envelope, size: Option<u64>) -> Answer {
+        self.routed.clear();
+        self.discard();
+        // A connection may live long; the directory is asked as it is now, by the rules the connection began with.
+        let current = self.relay.snapshot();
+        if Arc::ptr_eq(&current.config, &self.snapshot.config) {
+            self.snapshot = current;
+        }
+        if let Some(clause) = &self.attribution.unproven {
+            info!(peer = %self.peer, "MAIL FROM refused: {clause}");
+            return Answer::Refuse(Reply::certificate_refused(clause));
+        }
+        match self.relay.check_sender(self.config(), &self.attribution.connector, &envelope, size) {
+            Ok(()) => {
+                self.mail = Some((envelope, size));
+                Answer::Go
+            }
+            Err(reply) => Answer::Refuse(reply),
+        }
+    }
+
+    async fn message(&mut self, envelope: Envelope, hello: String, extended: bool) -> Answer {
+        let routed = std::mem::take(&mut self.routed);
+        if let Some(error) = self.failed.take() {
+            self.discard();
+            return Answer::Done(self.relay.draft_failed(&error));
+        }
+        let draft = self.draft.take().unwrap_or_else(|| self.relay.draft());
+        let submission = Submission {
+            envelope,
+            routed,
+            draft,
+            connector: Arc::clone(&self.attribution.connector),
+            peer: Peer { ip: self.peer, hello, extended, tls: self.tls.clone() },
+        };
+        Answer::Done(self.relay.take(&self.snapshot, submission).await)
+    }
+}
+
+impl Reception for RelayReception {
+    async fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Sender { envelope, size } => self.sender(envelope, size),
+            Question::Recipient(recipient) => {
+                let asked = Asked { connector: &self.attribution.connector, peer: self.peer, mail: self.mail.as_ref() };
+                match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
+                    Ok(mut routed) => {
+                        self.routed.append(&mut routed);
+                        Answer::Go
+                    }
+                    Err(reply) => Answer::Refuse(reply),
+                }
+            }
+            Question::Message { envelope, hello, extended } => self.message(envelope, hello, extended).await,
+        }
+    }
+
+    async fn keep(&mut self, piece: Bytes) {
+        if self.failed.is_some() {
+            return;
+        }
+        let draft = self.draft.get_or_insert_with(|| self.relay.draft());
+        if let Err(error) = draft.push(piece).await {
+            self.failed = Some(error);
+            self.draft = None;
+        }
+    }
+
+    fn discard(&mut self) {
+        self.draft = None;
+        self.failed = None;
+    }
+
+    async fn start_tls(&mut self, stream: Stream) -> io::Result<(Stream, Terms)> {
+        // RFC 3207 section 4.2: nothing that was said before counts any more.
+        self.routed.clear();
+        self.discard();
+        let acceptor = self.door.acceptor(&self.attribution.connector)?;
+        let accepted = match stream {
+            Stream::Plain(socket) => acceptor.accept(socket, Instant::now() + HANDSHAKE_TIMEOUT).await?,
+            _ => return Err(io::Error::other("STARTTLS inside TLS")),
+        };
+        let config = &self.snapshot.config;
+        let attribution = attribute(
+            &config.receive_connectors,
+            self.door.listen,
+            self.peer,
+            true,
+            accepted.client.as_ref(),
+            Timestamp::now(),
+        )
+        .ok_or_else(|| io::Error::other("no receive connector takes this address any more"))?;
+        debug!(peer = %self.peer, connector = %attribution.connector.name, proof = ?attribution.proof, "TLS");
+        self.slot.move_to(&attribution.connector);
+        self.attribution = attribution;
+        self.tls = Some(accepted.protocol);
+        Ok((accepted.stream, terms(&self.snapshot.config, &self.attribution, true)))
+    }
+}

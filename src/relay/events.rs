@@ -1,0 +1,223 @@
+//! The tracking events of a message's way through the relay.
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use super::work::Tried;
+use super::{Asked, Peer, Relay};
+use crate::config::{ConnectorName, ReceiveConnector};
+use crate::deliver::Delivered;
+use crate::message::{Address, Envelope, MessageId, Recipient};
+use crate::outcome::Setback;
+use crate::outcome::tracking::{Event, EventKind};
+use crate::route::{HopCopy, Reason, Refusal, Routed};
+use crate::smtp::Status;
+use crate::spool::Message;
+
+/// What resolving one recipient found, kept until the message is accepted.
+#[derive(Debug)]
+pub(super) struct Noted {
+    asked: Address,
+    to: Address,
+    via: ConnectorName,
+    because: Vec<Reason>,
+}
+
+/// RFC 3463 section 3.1: what went well.
+const FINE: Status = Status(2, 0, 0);
+
+impl Relay {
+    /// Takes the reasons out of the routes: the plan does not need them, the events do.
+    pub(super) fn note_routes(routed: &mut [Routed]) -> Vec<Noted> {
+        routed
+            .iter_mut()
+            .map(|routed| Noted {
+                asked: routed.asked.clone(),
+                to: routed.route.to.clone(),
+                via: routed.route.via.clone(),
+                because: std::mem::take(&mut routed.route.because),
+            })
+            .collect()
+    }
+
+    /// RECEIVE, then RESOLVE (and EXPAND or REDIRECT) for each recipient, then TRANSFER for each copy where there
+    /// are several.
+    pub(super) fn track_received(&self, message: &Message, peer: &Peer, size: u64, noted: &[Noted]) {
+        let mut asked: Vec<&Address> = noted.iter().map(|noted| &noted.asked).collect();
+        asked.dedup();
+        let tls: Option<&dyn fmt::Display> = match &peer.tls {
+            Some(tls) => Some(tls),
+            None => None,
+        };
+        self.0.tracker.write(&Event {
+            to: &asked,
+            size: Some(size),
+            connector: Some(&message.connector),
+            peer: Some(&peer.ip),
+            tls,
+            status: Some(FINE),
+            ..about(message, EventKind::Receive)
+        });
+        self.track_plan(message, noted);
+    }
+
+    /// What [`Relay::track_received`] tells after RECEIVE.
+    pub(super) fn track_plan(&self, message: &Message, noted: &[Noted]) {
+        for group in noted.chunk_by(|one, other| one.asked == other.asked) {
+            self.track_expansion(message, group);
+            for noted in group {
+                let because: Vec<&dyn fmt::Display> =
+                    noted.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
+                self.0.tracker.write(&Event {
+                    to: &[&noted.to],
+                    connector: Some(&noted.via.0),
+                    because: &because,
+                    ..about(message, EventKind::Resolve)
+                });
+            }
+        }
+        if message.copies.len() > 1 {
+            for (index, copy) in message.copies.iter().enumerate() {
+                let to = recipients(copy);
+                self.0.tracker.write(&Event {
+                    to: &to,
+                    connector: Some(&copy.via.0),
+                    detail: Some(&format_args!("copy {} of {} for {}", index + 1, message.copies.len(), copy.hop)),
+                    ..about(message, EventKind::Transfer)
+                });
+            }
+        }
+    }
+
+    fn track_expansion(&self, message: &Message, group: &[Noted]) {
+        let Some(first) = group.first() else { return };
+        let kind = first.because.iter().find_map(|reason| match reason {
+            Reason::Found { kind, .. } if kind.starts_with("group") => Some(EventKind::Expand),
+            Reason::Found { kind, .. } if kind.starts_with("forward") => Some(EventKind::Redirect),
+            _ => None,
+        });
+        if let Some(kind) = kind {
+            let to: Vec<&Address> = group.iter().map(|noted| &noted.to).collect();
+            let detail = format_args!("{} stands for these", first.asked);
+            self.0.tracker.write(&Event { to: &to, detail: Some(&detail), ..about(message, kind) });
+        }
+    }
+
+    /// FAIL for a recipient that was refused at RCPT: there is no message yet.
+    pub(super) fn track_refusal(&self, asked: &Asked<'_>, recipient: &Recipient, refusal: &Refusal) {
+        let because: Vec<&dyn fmt::Display> =
+            refusal.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
+        self.0.tracker.write(&Event {
+            id: None,
+            from: asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref()),
+            to: &[&recipient.address],
+            connector: Some(&asked.connector.name.0),
+            peer: Some(&asked.peer),
+            status: Some(refusal.status().1),
+            because: &because,
+            detail: Some(refusal),
+            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+        });
+    }
+
+    /// FAIL for a message that was refused at its end.
+    pub(super) fn track_refused_message(
+        &self,
+        envelope: &Envelope,
+        connector: &ReceiveConnector,
+        peer: &Peer,
+        status: Status,
+        why: &dyn fmt::Display,
+    ) {
+        let to: Vec<&Address> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
+        self.0.tracker.write(&Event {
+            id: None,
+            from: envelope.sender.as_ref(),
+            to: &to,
+            connector: Some(&connector.name.0),
+            peer: Some(&peer.ip),
+            status: Some(status),
+            detail: Some(why),
+            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+        });
+    }
+
+    /// SEND for the recipients that one host took together.
+    pub(super) fn track_sent(&self, tried: &Tried<'_>, done: &[(u16, Delivered)]) {
+        let copy = tried.copy();
+        for together in done.chunk_by(|one, other| one.1.host == other.1.host && one.1.reply == other.1.reply) {
+            let to: Vec<&Address> = together.iter().filter_map(|(index, _)| address(copy, *index)).collect();
+            let Some((_, delivered)) = together.first() else { continue };
+            self.0.tracker.write(&Event {
+                to: &to,
+                connector: Some(&copy.via.0),
+                peer: Some(&delivered.host),
+                tls: Some(delivered.proof.as_ref()),
+                status: Some(FINE),
+                detail: Some(&delivered.reply),
+                ..about(tried.message, EventKind::Send)
+            });
+        }
+    }
+
+    /// DEFER or FAIL for recipients with the same setback.
+    pub(super) fn track_setbacks(
+        &self,
+        tried: &Tried<'_>,
+        kind: EventKind,
+        setbacks: &[(u16, Setback)],
+        next: Option<Timestamp>,
+    ) {
+        let copy = tried.copy();
+        for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
+            let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
+            let Some((_, setback)) = alike.first() else { continue };
+            let detail = match next {
+                Some(next) => format!("{setback}; attempt {}, again at {next:.0}", tried.item.attempts + 1),
+                None => format!("{setback}; attempt {}", tried.item.attempts + 1),
+            };
+            let peer = setback.remote_mta();
+            let host: Option<&dyn fmt::Display> = match &peer {
+                Some(host) => Some(host),
+                None => None,
+            };
+            self.0.tracker.write(&Event {
+                to: &to,
+                connector: Some(&copy.via.0),
+                peer: host,
+                status: Some(setback.status()),
+                detail: Some(&detail),
+                ..about(tried.message, kind)
+            });
+        }
+    }
+
+    /// DSN: a report about this message was written.
+    pub(super) fn track_report(&self, about_message: &Message, report: MessageId, what: &str) {
+        let Some(sender) = &about_message.envelope.sender else { return };
+        let detail = format_args!("{what} report {report} to the sender");
+        self.0.tracker.write(&Event { to: &[sender], detail: Some(&detail), ..about(about_message, EventKind::Dsn) });
+    }
+
+    /// DROP: nobody can be told any more.
+    pub(super) fn track_dropped(&self, message: &Message, to: &[&Address], why: &dyn fmt::Display) {
+        self.0.tracker.write(&Event { to, detail: Some(why), ..about(message, EventKind::Drop) });
+    }
+}
+
+fn about(message: &Message, kind: EventKind) -> Event<'_> {
+    Event {
+        message_id: message.message_id.as_deref(),
+        from: message.envelope.sender.as_ref(),
+        ..Event::new(Timestamp::now(), kind, message.id)
+    }
+}
+
+fn recipients(copy: &HopCopy) -> Vec<&Address> {
+    copy.recipients.iter().map(|recipient| &recipient.recipient.address).collect()
+}
+
+fn address(copy: &HopCopy, index: u16) -> Option<&Address> {
+    copy.recipients.get(usize::from(index)).map(|recipient| &recipient.recipient.address)
+}

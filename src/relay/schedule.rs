@@ -1,0 +1,834 @@
+//! Which copy is tried next, and when. No clock, no tasks, no I/O: instants and random fractions are arguments.
+//!
+//! Each next hop has a *lane*: a queue of what is ready, a count of workers, and a *window*, the most workers it may
+//! have now. The window halves when the hop says that it has had enough, and grows again with every success. A hop
+//! that cannot be reached rests along the ladder of `retry`, is then probed by one worker, and gets 1, 2, 4… of them
+//! while it answers. Lanes share nothing, so one that rests holds up nobody else. What is due later waits in one heap
+//! ordered by time.
+//!
+//! A worker is a task that takes an item, tries it, gives feedback and takes the next, until [`Schedule::take`] says
+//! `None`. Every method that returns workers to start has counted them already.
+//!
+//! Not here: how long one copy waits after an attempt (`outcome::judge`).
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::config::ConnectorName;
+use crate::outcome::{Setback, jittered, ladder};
+use crate::route::Hop;
+
+/// Where a window starts, unless the connector allows less: Postfix's `default_destination_concurrency_limit`.
+const FIRST_WINDOW: usize = 20;
+
+/// So many lanes stay although nothing is in them, with what they learned of their hops. More are used again for
+/// others: the domains of a spam run must not stay for ever.
+const IDLE_LANES: usize = 4096;
+
+/// So often in a row may a hop ask a single worker for less before it is left alone for a while like one that is down:
+/// otherwise every message that waits would be tried against a server that answers 421 to all.
+const PATIENCE: u16 = 3;
+
+/// One lane; a number that is cheap to keep with each item. It is good for as long as anything is in the lane or
+/// works for it, and from [`Schedule::lane`] to the [`ready`](Schedule::ready) or [`later`](Schedule::later) that
+/// follows under the same lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(u32);
+
+/// What an attempt says of the hop, whatever became of the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feedback {
+    /// It answered.
+    Ok,
+    /// It wants fewer connections: 421, 4.7.x, a time-out (F-037). See `Setback::throttles`.
+    Throttled,
+    /// None of its hosts can be used. See `Setback::concerns_hop`.
+    Down,
+}
+
+impl Feedback {
+    /// What a result says of the hop. 421 is a wish for fewer connections even where it is all that was said; a
+    /// host that cannot be reached is down, whether it refuses or lets us wait.
+    pub fn of(result: Result<(), &Setback>) -> Self {
+        match result {
+            Err(Setback::Unreachable { .. }) => Self::Down,
+            Err(setback) if setback.throttles() => Self::Throttled,
+            Err(setback) if setback.concerns_hop() => Self::Down,
+            _ => Self::Ok,
+        }
+    }
+}
+
+/// How a lane stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Items that could be tried now.
+    pub ready: usize,
+    /// Workers.
+    pub active: usize,
+    /// Items that wait for their time.
+    pub later: usize,
+    /// The most workers it may have now.
+    pub window: usize,
+    /// It rests until then.
+    pub resting: Option<Instant>,
+}
+
+/// All lanes and what waits in them.
+#[derive(Debug)]
+pub struct Schedule<T> {
+    lanes: Vec<Lane<T>>,
+    names: HashMap<(ConnectorName, Hop), LaneId>,
+    /// Places in `lanes` that nobody has.
+    free: Vec<LaneId>,
+    /// Past this many lanes, those that are empty are looked for. Doubles with those that are not, so that the search
+    /// costs each new lane a constant.
+    sweep_at: usize,
+    later: BinaryHeap<Reverse<Later<T>>>,
+    /// Numbers the entries of `later`: equal instants keep their order.
+    sequence: u64,
+    /// When lanes that rest are to be woken.
+    wakes: BTreeSet<(Instant, LaneId)>,
+    retry: Vec<Duration>,
+    ready: usize,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    /// `None`: the place is free.
+    name: Option<(ConnectorName, Hop)>,
+    ready: VecDeque<T>,
+    later: usize,
+    active: usize,
+    /// Handed out by `lane`, and nothing put in yet.
+    claims: usize,
+    max: usize,
+    window: f64,
+    /// Below it the window doubles in a round of attempts; above it grows by one.
+    threshold: f64,
+    /// Attempts that began before the window was last halved: what they say was answered by that already.
+    stale: usize,
+    /// How often in a row its only worker was told that even one is too many.
+    throttled: u16,
+    /// How often in a row it was found down.
+    failures: u16,
+    resting: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Later<T> {
+    at: Instant,
+    sequence: u64,
+    lane: LaneId,
+    item: T,
+}
+
+impl<T> Schedule<T> {
+    /// An empty schedule. A hop that is down rests along this ladder; its last rung repeats.
+    pub fn new(retry: Vec<Duration>) -> Self {
+        Self {
+            lanes: Vec::new(),
+            names: HashMap::new(),
+            free: Vec::new(),
+            sweep_at: IDLE_LANES,
+            later: BinaryHeap::new(),
+            sequence: 0,
+            wakes: BTreeSet::new(),
+            retry,
+            ready: 0,
+        }
+    }
+
+    /// After a reload: the ladder from now on. Lanes that rest already keep their time.
+    pub fn set_retry(&mut self, retry: Vec<Duration>) {
+        self.retry = retry;
+    }
+
+    /// The lane of this hop, made if there is none; `max` is the connector's `max_connections`. To be followed by
+    /// `ready` or `later`.
+    pub fn lane(&mut self, via: &ConnectorName, hop: &Hop, max: usize) -> LaneId {
+        let name = (via.clone(), hop.clone());
+        let max = max.max(1);
+        if let Some(&id) = self.names.get(&name) {
+            let lane = self.lane_mut(id);
+            lane.claims += 1;
+            if lane.max != max {
+                lane.max = max;
+                lane.window = lane.window.min(max as f64);
+                lane.threshold = max as f64;
+            }
+            return id;
+        }
+        if self.names.len() >= self.sweep_at {
+            self.recycle();
+        }
+        let lane = Lane::new(name.clone(), max);
+        let id = match self.free.pop() {
+            Some(id) => {
+                *self.lane_mut(id) = lane;
+                id
+            }
+            None => {
+                self.lanes.push(lane);
+                LaneId(u32::try_from(self.lanes.len() - 1).expect("memory ends before there are 2^32 lanes"))
+            }
+        };
+        self.names.insert(name, id);
+        id
+    }
+
+    /// The lane of this hop, if there is one: for those who only want to look.
+    pub fn find(&self, via: &ConnectorName, hop: &Hop) -> Option<LaneId> {
+        self.names.get(&(via.clone(), hop.clone())).copied()
+    }
+
+    /// Puts an item at the end of its lane. True: start a worker for the lane.
+    #[must_use = "a worker that was counted has to be started"]
+    pub fn ready(&mut self, lane: LaneId, item: T) -> bool {
+        self.ready += 1;
+        let lane = self.lane_mut(lane);
+        lane.claims = lane.claims.saturating_sub(1);
+        lane.ready.push_back(item);
+        lane.recruit(1) == 1
+    }
+
+    /// Keeps an item until its time.
+    pub fn later(&mut self, at: Instant, lane: LaneId, item: T) {
+        let entry = self.lane_mut(lane);
+        entry.claims = entry.claims.saturating_sub(1);
+        entry.later += 1;
+        self.sequence += 1;
+        self.later.push(Reverse(Later { at, sequence: self.sequence, lane, item }));
+    }
+
+    /// Moves what is due to its lane and wakes lanes that have rested: a lane once for each worker to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn due(&mut self, now: Instant) -> Vec<LaneId> {
+        let mut start = Vec::new();
+        while let Some(&(_, id)) = self.wakes.first().filter(|(at, _)| *at <= now) {
+            self.wake(id);
+            let lane = self.lane_mut(id);
+            let workers = lane.recruit(lane.ready.len());
+            start.extend(std::iter::repeat_n(id, workers));
+        }
+        while self.later.peek().is_some_and(|Reverse(later)| later.at <= now) {
+            let Some(Reverse(Later { lane: id, item, .. })) = self.later.pop() else { break };
+            self.ready += 1;
+            let lane = self.lane_mut(id);
+            lane.later -= 1;
+            lane.ready.push_back(item);
+            if lane.recruit(1) == 1 {
+                start.push(id);
+            }
+        }
+        start
+    }
+
+    /// When [`Schedule::due`] will next have something to do. It may be earlier than before after any call.
+    pub fn next_due(&self) -> Option<Instant> {
+        let later = self.later.peek().map(|Reverse(later)| later.at);
+        let wake = self.wakes.first().map(|&(at, _)| at);
+        later.into_iter().chain(wake).min()
+    }
+
+    /// A worker's next item. `None`: the worker ends, and is no longer counted.
+    pub fn take(&mut self, lane: LaneId, now: Instant) -> Option<T> {
+        if self.lane_mut(lane).resting.is_some_and(|until| until <= now) {
+            self.wake(lane);
+        }
+        let entry = self.lane_mut(lane);
+        let item =
+            if entry.resting.is_some() || entry.active > entry.workers() { None } else { entry.ready.pop_front() };
+        match item {
+            Some(_) => self.ready -= 1,
+            None => entry.leave(),
+        }
+        item
+    }
+
+    /// What a worker's attempt says of the hop, before it takes its next item. `fraction` is random, from 0 to 1:
+    /// hops that went down together are not probed together. Returns how many more workers to start for this lane.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn feedback(&mut self, lane: LaneId, now: Instant, feedback: Feedback, fraction: f64) -> usize {
+        match feedback {
+            Feedback::Ok => {
+                if let Some(until) = self.lane_mut(lane).resting {
+                    // Another worker found it down and this one did not: so it is up.
+                    self.wakes.remove(&(until, lane));
+                    self.wake(lane);
+                }
+                let entry = self.lane_mut(lane);
+                entry.stale = entry.stale.saturating_sub(1);
+                (entry.failures, entry.throttled) = (0, 0);
+                let step = if entry.window < entry.threshold { 1.0 } else { 1.0 / entry.window };
+                entry.window = (entry.window + step).min(entry.max as f64);
+                // This worker takes one of them itself.
+                entry.recruit(entry.ready.len().saturating_sub(1))
+            }
+            Feedback::Throttled => {
+                let entry = self.lane_mut(lane);
+                if entry.stale > 0 {
+                    entry.stale -= 1;
+                    return 0;
+                }
+                if entry.workers() == 1 {
+                    entry.throttled += 1;
+                    if entry.throttled >= PATIENCE {
+                        // Once more after the rest is enough.
+                        entry.throttled = PATIENCE - 1;
+                        self.rest(lane, now, fraction);
+                    }
+                    return 0;
+                }
+                entry.window = (entry.window / 2.0).max(1.0);
+                entry.threshold = entry.window;
+                entry.stale = entry.active.saturating_sub(1);
+                0
+            }
+            Feedback::Down => {
+                let entry = self.lane_mut(lane);
+                entry.stale = entry.stale.saturating_sub(1);
+                self.rest(lane, now, fraction);
+                0
+            }
+        }
+    }
+
+    /// A worker ended without asking for its next item: it panicked. Returns how many workers to start in its place.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn abandoned(&mut self, lane: LaneId) -> usize {
+        let entry = self.lane_mut(lane);
+        entry.leave();
+        entry.recruit(entry.ready.len())
+    }
+
+    /// Takes out every waiting item of which `keep` says no, to be settled by the caller: its life is over, or it was
+    /// removed. For once a minute or so, since it looks at all of them: an item in a lane that rests for long would
+    /// otherwise never be asked about its age.
+    pub fn sweep(&mut self, mut keep: impl FnMut(&T) -> bool) -> Vec<(LaneId, T)> {
+        let mut out = Vec::new();
+        for (index, lane) in (0u32..).zip(&mut self.lanes) {
+            for _ in 0..lane.ready.len() {
+                let Some(item) = lane.ready.pop_front() else { break };
+                if keep(&item) {
+                    lane.ready.push_back(item);
+                } else {
+                    out.push((LaneId(index), item));
+                }
+            }
+        }
+        self.ready -= out.len();
+        let mut kept = std::mem::take(&mut self.later).into_vec();
+        for Reverse(Later { lane, item, .. }) in kept.extract_if(.., |Reverse(later)| !keep(&later.item)) {
+            self.lanes[lane.0 as usize].later -= 1;
+            out.push((lane, item));
+        }
+        self.later = BinaryHeap::from(kept);
+        out
+    }
+
+    /// How many items wait, ready or for their time. Those that workers have are not among them.
+    pub fn len(&self) -> usize {
+        self.ready + self.later.len()
+    }
+
+    /// True if nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How a lane stands.
+    pub fn depth(&self, lane: LaneId) -> Depth {
+        self.lanes[lane.0 as usize].depth()
+    }
+
+    /// Every lane with its connector and hop, in no order.
+    pub fn depths(&self) -> impl Iterator<Item = (&ConnectorName, &Hop, Depth)> {
+        self.lanes.iter().filter_map(|lane| lane.name.as_ref().map(|(via, hop)| (via, hop, lane.depth())))
+    }
+
+    fn lane_mut(&mut self, lane: LaneId) -> &mut Lane<T> {
+        &mut self.lanes[lane.0 as usize]
+    }
+
+    /// Begins a lane's rest. The others that were on their way find it down too: that is one fault, not many.
+    fn rest(&mut self, id: LaneId, now: Instant, fraction: f64) {
+        let rung = self.lane_mut(id).failures.saturating_add(1);
+        let until = now + jittered(ladder(&self.retry, rung), fraction);
+        let lane = self.lane_mut(id);
+        if lane.resting.is_none() {
+            if rung == 1 {
+                // What it bore before is where doubling ends: from there on it has to prove itself.
+                lane.threshold = lane.window;
+            }
+            lane.failures = rung;
+            lane.resting = Some(until);
+            self.wakes.insert((until, id));
+        }
+    }
+
+    /// Ends a lane's rest: one worker probes.
+    fn wake(&mut self, id: LaneId) {
+        if let Some(until) = self.lane_mut(id).resting.take() {
+            self.wakes.remove(&(until, id));
+            self.lane_mut(id).window = 1.0;
+        }
+    }
+
+    /// Frees the lanes that nothing is in. What they learned is lost; those that rest stay, so that a dead hop is
+    /// not probed for each message that comes for it.
+    fn recycle(&mut self) {
+        for (index, lane) in (0u32..).zip(&mut self.lanes) {
+            let idle = lane.ready.is_empty() && lane.later == 0 && lane.active == 0 && lane.claims == 0;
+            if idle
+                && lane.resting.is_none()
+                && let Some(name) = lane.name.take()
+            {
+                self.names.remove(&name);
+                lane.ready = VecDeque::new();
+                self.free.push(LaneId(index));
+            }
+        }
+        self.sweep_at = (self.names.len() * 2).max(IDLE_LANES);
+    }
+}
+
+impl<T> Lane<T> {
+    fn new(name: (ConnectorName, Hop), max: usize) -> Self {
+        Self {
+            name: Some(name),
+            ready: VecDeque::new(),
+            later: 0,
+            active: 0,
+            claims: 1,
+            max,
+            window: max.min(FIRST_WINDOW) as f64,
+            threshold: max as f64,
+            stale: 0,
+            throttled: 0,
+            failures: 0,
+            resting: None,
+        }
+    }
+
+    /// The most workers it may have now.
+    fn workers(&self) -> usize {
+        // From 1 to `max`, so nothing is lost.
+        self.window as usize
+    }
+
+    /// Counts as many new workers as there is work and window for.
+    fn recruit(&mut self, work: usize) -> usize {
+        if self.resting.is_some() {
+            return 0;
+        }
+        let workers = work.min(self.workers().saturating_sub(self.active));
+        self.active += workers;
+        workers
+    }
+
+    fn leave(&mut self) {
+        debug_assert!(self.active > 0, "a worker left that was never counted");
+        self.active = self.active.saturating_sub(1);
+        self.stale = self.stale.min(self.active);
+    }
+
+    fn depth(&self) -> Depth {
+        Depth {
+            ready: self.ready.len(),
+            active: self.active,
+            later: self.later,
+            window: self.workers(),
+            resting: self.resting,
+        }
+    }
+}
+
+impl<T> PartialEq for Later<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.sequence) == (other.at, other.sequence)
+    }
+}
+
+impl<T> Eq for Later<T> {}
+
+impl<T> PartialOrd for Later<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Later<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.sequence).cmp(&(other.at, other.sequence))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::Domain;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn schedule() -> Schedule<u32> {
+        Schedule::new([60, 300].map(Duration::from_secs).to_vec())
+    }
+
+    fn via() -> ConnectorName {
+        ConnectorName(Arc::from("to-internet"))
+    }
+
+    fn hop(number: usize) -> Hop {
+        Hop::Mx(Domain::parse(&format!("d{number}.example")).unwrap())
+    }
+
+    fn lane(schedule: &mut Schedule<u32>, number: usize, max: usize) -> LaneId {
+        schedule.lane(&via(), &hop(number), max)
+    }
+
+    #[test]
+    fn workers_start_up_to_the_window_and_items_keep_their_order() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 2);
+        let started: Vec<_> = (0..4).map(|item| schedule.ready(id, item)).collect();
+        assert_eq!(started, [true, true, false, false]);
+        assert_eq!([schedule.take(id, now), schedule.take(id, now)], [Some(0), Some(1)]);
+        assert_eq!(schedule.feedback(id, now, Feedback::Ok, 0.5), 0);
+        assert_eq!([schedule.take(id, now), schedule.take(id, now)], [Some(2), Some(3)]);
+        assert_eq!((schedule.take(id, now), schedule.take(id, now)), (None, None));
+        assert_eq!(schedule.depth(id), Depth { ready: 0, active: 0, later: 0, window: 2, resting: None });
+    }
+
+    #[test]
+    fn a_lane_is_one_for_connector_and_hop() {
+        let mut schedule = schedule();
+        let one = lane(&mut schedule, 1, 9);
+        assert_eq!(lane(&mut schedule, 1, 9), one);
+        assert_ne!(lane(&mut schedule, 2, 9), one);
+        assert_ne!(schedule.lane(&ConnectorName(Arc::from("other")), &hop(1), 9), one);
+        assert_eq!(schedule.find(&via(), &hop(1)), Some(one));
+        assert_eq!(schedule.find(&via(), &hop(7)), None);
+    }
+
+    /// F-037: eight workers are throttled by one event; the window halves once, not eight times.
+    #[test]
+    fn f037_throttling_halves_the_window_and_success_widens_it() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 8);
+        for item in 0..100 {
+            let _ = schedule.ready(id, item);
+        }
+        for _ in 0..8 {
+            schedule.take(id, now).unwrap();
+        }
+        for _ in 0..8 {
+            assert_eq!(schedule.feedback(id, now, Feedback::Throttled, 0.5), 0);
+            schedule.take(id, now);
+        }
+        assert_eq!((schedule.depth(id).window, schedule.depth(id).active), (4, 4));
+        for _ in 0..4 {
+            let _ = schedule.feedback(id, now, Feedback::Throttled, 0.5);
+            schedule.take(id, now);
+        }
+        assert_eq!(schedule.depth(id).window, 2);
+        let mut started = 0;
+        for _ in 0..40 {
+            started += schedule.feedback(id, now, Feedback::Ok, 0.5);
+            schedule.take(id, now).unwrap();
+        }
+        assert_eq!((schedule.depth(id).window, schedule.depth(id).active, started), (8, 8, 6));
+    }
+
+    /// F-035: one probe first, then 1, 2, 4… up to the limit.
+    #[test]
+    fn f035_a_lane_that_was_down_is_probed_and_ramps() {
+        let (mut schedule, mut now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 8);
+        let other = lane(&mut schedule, 2, 8);
+        for item in 0..100 {
+            let _ = schedule.ready(id, item);
+        }
+        for _ in 0..8 {
+            schedule.take(id, now).unwrap();
+        }
+        for _ in 0..8 {
+            // Eight workers find it down: that is one fault.
+            assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
+            assert_eq!(schedule.take(id, now), None);
+        }
+        assert_eq!(schedule.depth(id).resting, Some(now + 60 * SECOND));
+        assert!(!schedule.ready(id, 100), "nobody works for a lane that rests");
+        assert!(schedule.ready(other, 0), "but for the others");
+        assert_eq!(schedule.next_due(), Some(now + 60 * SECOND));
+        assert_eq!(schedule.due(now + 59 * SECOND), []);
+        // The probe fails: the next rung.
+        now += 60 * SECOND;
+        assert_eq!(schedule.due(now), [id]);
+        assert!(schedule.take(id, now).is_some());
+        assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
+        assert_eq!(schedule.take(id, now), None);
+        assert_eq!(schedule.next_due(), Some(now + 300 * SECOND));
+        // It is up again.
+        now += 300 * SECOND;
+        assert_eq!(schedule.due(now), [id]);
+        assert!(schedule.take(id, now).is_some());
+        let mut active = 1;
+        let mut rounds = vec![active];
+        for _ in 0..3 {
+            for _ in 0..active {
+                let started = schedule.feedback(id, now, Feedback::Ok, 0.5);
+                for _ in 0..=started {
+                    assert!(schedule.take(id, now).is_some());
+                }
+            }
+            active = schedule.depth(id).active;
+            rounds.push(active);
+        }
+        assert_eq!(rounds, [1, 2, 4, 8]);
+    }
+
+    #[test]
+    fn a_hop_that_wants_less_than_one_is_left_alone() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 1);
+        for item in 0..10 {
+            let _ = schedule.ready(id, item);
+        }
+        for _ in 0..PATIENCE {
+            assert!(schedule.take(id, now).is_some());
+            assert_eq!(schedule.feedback(id, now, Feedback::Throttled, 0.5), 0);
+        }
+        assert_eq!(schedule.take(id, now), None);
+        assert_eq!(schedule.depth(id).resting, Some(now + 60 * SECOND));
+        let then = now + 60 * SECOND;
+        assert_eq!(schedule.due(then), [id]);
+        assert!(schedule.take(id, then).is_some());
+        let _ = schedule.feedback(id, then, Feedback::Throttled, 0.5);
+        assert_eq!(schedule.depth(id).resting, Some(then + 300 * SECOND));
+    }
+
+    #[test]
+    fn what_a_result_says_of_the_hop() {
+        use crate::smtp::{Reply, Status};
+        let host = || String::from("mx [192.0.2.1]:25");
+        let answered = |command, code, status| Setback::Answered {
+            host: host(),
+            command,
+            reply: Reply { code, status, text: "".into() },
+        };
+        for (setback, expected) in [
+            (answered("RCPT", 550, None), Feedback::Ok),
+            (answered("RCPT", 450, Some(Status(4, 7, 1))), Feedback::Throttled),
+            (answered("the connection", 421, None), Feedback::Throttled),
+            (answered("the connection", 554, None), Feedback::Down),
+            (Setback::Unreachable { host: host(), why: "timed out".into() }, Feedback::Down),
+            (Setback::Ambiguous { host: host(), why: "timed out".into() }, Feedback::Throttled),
+            (Setback::TooBig { host: host(), limit: 1, size: 2 }, Feedback::Ok),
+        ] {
+            assert_eq!(Feedback::of(Err(&setback)), expected, "{setback}");
+        }
+        assert_eq!(Feedback::of(Ok(())), Feedback::Ok);
+    }
+
+    #[test]
+    fn a_success_beside_a_failure_ends_the_rest() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 8);
+        for item in 0..10 {
+            let _ = schedule.ready(id, item);
+        }
+        for _ in 0..2 {
+            schedule.take(id, now).unwrap();
+        }
+        assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
+        let _ = schedule.feedback(id, now, Feedback::Ok, 0.5);
+        assert_eq!((schedule.depth(id).resting, schedule.next_due()), (None, None));
+    }
+
+    #[test]
+    fn later_comes_in_the_order_of_time() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 1);
+        for (seconds, item) in [(3, 3), (1, 1), (2, 2), (1, 10)] {
+            schedule.later(now + seconds * SECOND, id, item);
+        }
+        assert_eq!((schedule.next_due(), schedule.len()), (Some(now + SECOND), 4));
+        assert_eq!(schedule.due(now), []);
+        assert_eq!(schedule.due(now + 2 * SECOND), [id], "one worker, the window is one");
+        assert_eq!(std::iter::from_fn(|| schedule.take(id, now)).collect::<Vec<_>>(), [1, 10, 2]);
+        assert_eq!(schedule.depth(id).later, 1);
+    }
+
+    #[test]
+    fn a_worker_that_panicked_is_replaced() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 1);
+        assert!(schedule.ready(id, 1));
+        assert!(!schedule.ready(id, 2));
+        schedule.take(id, now).unwrap();
+        assert_eq!(schedule.abandoned(id), 1);
+        assert_eq!((schedule.take(id, now), schedule.take(id, now)), (Some(2), None));
+        assert_eq!(schedule.depth(id).active, 0);
+    }
+
+    #[test]
+    fn sweeping_takes_out_what_is_over() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 1);
+        for item in 0..6 {
+            if item % 2 == 0 {
+                let _ = schedule.ready(id, item);
+            } else {
+                schedule.later(now + item * SECOND, id, item);
+            }
+        }
+        let mut out: Vec<_> = schedule.sweep(|item| ![2, 3].contains(item)).into_iter().map(|(_, item)| item).collect();
+        out.sort_unstable();
+        assert_eq!(out, [2, 3]);
+        assert_eq!((schedule.len(), schedule.depth(id).ready, schedule.depth(id).later), (4, 2, 2));
+        assert_eq!([schedule.take(id, now), schedule.take(id, now)], [Some(0), Some(4)]);
+    }
+
+    #[test]
+    fn lanes_of_strangers_do_not_grow_for_ever() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let kept = lane(&mut schedule, 0, 1);
+        schedule.later(now, kept, 7);
+        for number in 1..=3 * IDLE_LANES {
+            let id = lane(&mut schedule, number, 1);
+            assert!(schedule.ready(id, 0));
+            assert!(schedule.take(id, now).is_some());
+            assert!(schedule.take(id, now).is_none());
+        }
+        assert!(schedule.lanes.len() <= IDLE_LANES + 1, "{} lanes", schedule.lanes.len());
+        assert_eq!(schedule.find(&via(), &hop(0)), Some(kept), "a lane with something in it stays");
+        assert_eq!(schedule.due(now), [kept]);
+        assert_eq!(schedule.take(kept, now), Some(7));
+    }
+
+    #[test]
+    fn an_entry_that_waits_is_small() {
+        assert!(size_of::<Reverse<Later<()>>>() <= 64, "{}", size_of::<Reverse<Later<()>>>());
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        Ready(usize),
+        Later(usize, u64),
+        Work(usize),
+        Again(usize, u64),
+        Tell(usize, u8),
+        Pass(u64),
+        Sweep(u32),
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let lane = 0..4usize;
+        prop_oneof![
+            4 => lane.clone().prop_map(Act::Ready),
+            2 => (lane.clone(), 0..100u64).prop_map(|(lane, wait)| Act::Later(lane, wait)),
+            6 => any::<usize>().prop_map(Act::Work),
+            2 => (any::<usize>(), 0..100u64).prop_map(|(worker, wait)| Act::Again(worker, wait)),
+            5 => (any::<usize>(), 0..3u8).prop_map(|(worker, what)| Act::Tell(worker, what)),
+            3 => (0..200u64).prop_map(Act::Pass),
+            1 => (2..9u32).prop_map(Act::Sweep),
+        ]
+    }
+
+    proptest! {
+        /// Nothing is lost or doubled, no lane has more workers than its limit, workers counted are workers started,
+        /// and in the end, when time passes and hops answer, everything gets its turn.
+        #[test]
+        fn every_item_gets_its_turn_once(acts in prop::collection::vec(act(), 1..300)) {
+            const MAX: usize = 3;
+            let (mut schedule, mut now) = (schedule(), Instant::now());
+            let mut put = 0u32;
+            let mut done = Vec::new();
+            // Each worker: its lane, and what it is at.
+            let mut workers: Vec<(LaneId, Option<u32>)> = Vec::new();
+            for act in acts {
+                match act {
+                    Act::Ready(number) => {
+                        let id = lane(&mut schedule, number, MAX);
+                        if schedule.ready(id, put) {
+                            workers.push((id, None));
+                        }
+                        put += 1;
+                    }
+                    Act::Later(number, wait) => {
+                        let id = lane(&mut schedule, number, MAX);
+                        schedule.later(now + wait as u32 * SECOND, id, put);
+                        put += 1;
+                    }
+                    Act::Pass(seconds) => now += seconds as u32 * SECOND,
+                    Act::Sweep(modulus) => {
+                        done.extend(schedule.sweep(|item| item % modulus != 1).into_iter().map(|(_, item)| item));
+                    }
+                    Act::Work(worker) | Act::Again(worker, _) | Act::Tell(worker, _) if !workers.is_empty() => {
+                        let index = worker % workers.len();
+                        let (id, item) = workers[index];
+                        match (act, item) {
+                            (Act::Again(_, wait), Some(item)) => schedule.later(now + wait as u32 * SECOND, id, item),
+                            (_, Some(item)) => done.push(item),
+                            (_, None) => {}
+                        }
+                        if item.is_some() {
+                            let feedback = match act {
+                                Act::Tell(_, 1) => Feedback::Throttled,
+                                Act::Tell(_, 2) => Feedback::Down,
+                                _ => Feedback::Ok,
+                            };
+                            for _ in 0..schedule.feedback(id, now, feedback, 0.5) {
+                                workers.push((id, None));
+                            }
+                        }
+                        workers[index].1 = schedule.take(id, now);
+                        if workers[index].1.is_none() {
+                            workers.swap_remove(index);
+                        }
+                    }
+                    Act::Work(_) | Act::Again(..) | Act::Tell(..) => {}
+                }
+                workers.extend(schedule.due(now).into_iter().map(|id| (id, None)));
+                for number in 0..4 {
+                    if let Some(id) = schedule.find(&via(), &hop(number)) {
+                        let depth = schedule.depth(id);
+                        let mine = workers.iter().filter(|(lane, _)| *lane == id).count();
+                        prop_assert_eq!(depth.active, mine);
+                        prop_assert!(depth.active <= MAX && (1..=MAX).contains(&depth.window));
+                        prop_assert!(depth.ready == 0 || depth.active > 0 || depth.resting.is_some(), "{:?} is stuck", depth);
+                    }
+                }
+                let held = workers.iter().filter(|(_, item)| item.is_some()).count();
+                prop_assert_eq!(put as usize, done.len() + held + schedule.len());
+            }
+            // From here on all is well.
+            for _ in 0..10_000 {
+                if workers.is_empty() {
+                    let Some(next) = schedule.next_due() else { break };
+                    now = now.max(next);
+                    workers.extend(schedule.due(now).into_iter().map(|id| (id, None)));
+                    continue;
+                }
+                let (id, item) = workers.remove(0);
+                if let Some(item) = item {
+                    done.push(item);
+                    let more = schedule.feedback(id, now, Feedback::Ok, 0.5);
+                    workers.extend(std::iter::repeat_n((id, None), more));
+                }
+                if let Some(item) = schedule.take(id, now) {
+                    workers.push((id, Some(item)));
+                }
+            }
+            done.sort_unstable();
+            prop_assert_eq!(done, (0..put).collect::<Vec<_>>());
+            prop_assert!(schedule.is_empty());
+        }
+    }
+}

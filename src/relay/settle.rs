@@ -1,0 +1,332 @@
+//! What an attempt brought becomes record, event, retry or report.
+//!
+//! Recipients are settled one by one. A failure and the report about it are one record; if that cannot be written,
+//! the recipient stays open and is tried again, so that nobody's failure goes unreported.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use tracing::{debug, info, warn};
+
+use super::events::Noted;
+use super::work::{Item, Tried, age};
+use super::{Relay, Snapshot};
+use crate::config::{Config, ConnectorName, Origin};
+use crate::deliver::{Attempt, Delivered};
+use crate::message::received::Received;
+use crate::message::{Body, Envelope, MessageId, Recipient, header};
+use crate::outcome::report::{End as ReportEnd, Kind, Report, Told};
+use crate::outcome::tracking::EventKind;
+use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
+use crate::route::plan;
+use crate::route::resolve::{Asking, Rules};
+use crate::spool::{Deferral, Draft, End, Message, NewMessage, Settlement};
+
+/// The name under which reports travel where a receive connector is asked for.
+const OWN_CONNECTOR: &str = "reports";
+
+/// A report could not be written: the copy is looked at again after this.
+const REPORT_RETRY: Duration = Duration::from_secs(60);
+
+/// What one attempt brought, sorted.
+#[derive(Default)]
+struct Sorted {
+    done: Vec<(u16, Delivered)>,
+    /// Tried again, and why.
+    again: Vec<(u16, Setback)>,
+    failed: Vec<(u16, Setback)>,
+    /// The wait until the next attempt; set where `again` is not empty.
+    wait: Duration,
+}
+
+impl Relay {
+    /// Carries out what follows from an attempt.
+    pub(super) async fn settle(&self, snapshot: &Snapshot, mut tried: Tried<'_>, attempt: Attempt) {
+        let settings = &snapshot.config.spool;
+        let now = Timestamp::now();
+        let age = age(tried.message.accepted, now);
+        let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
+        self.settle_done(snapshot, &tried, &sorted.done, now).await;
+        if !sorted.failed.is_empty() && !self.settle_failed(snapshot, &tried, &sorted.failed, now).await {
+            // Nothing was settled: they are open still, and their failure is found again.
+            sorted.wait = if sorted.again.is_empty() { REPORT_RETRY } else { sorted.wait.min(REPORT_RETRY) };
+            sorted.again.append(&mut sorted.failed);
+        }
+        if sorted.again.is_empty() {
+            return;
+        }
+        let mut warned = tried.item.warned;
+        if is_delay_due(settings, &tried.message.envelope, age, warned) {
+            let until = tried.message.accepted
+                + SignedDuration::try_from(lifetime(settings, false)).unwrap_or(SignedDuration::MAX);
+            let kind = Kind::Delay { retry_until: until };
+            warned = self.report(snapshot, &tried, kind, setbacks(&sorted.again), Vec::new(), now).await;
+        }
+        let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
+        self.track_setbacks(&tried, EventKind::Defer, &sorted.again, Some(next));
+        if let Some((_, setback)) = sorted.again.first() {
+            info!(id = %tried.item.id, connector = %tried.copy().via, recipients = sorted.again.len(), next = %format_args!("{next:.0}"), "deferred: {setback}");
+        }
+        let attempts = tried.item.attempts.saturating_add(1);
+        let Item { id, copy, .. } = tried.item;
+        self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
+        let item = Item { attempts, warned, resident: None, ..tried.item };
+        self.again(tried.lane, item, sorted.wait);
+    }
+
+    fn sort(&self, tried: &mut Tried<'_>, attempt: Attempt, snapshot: &Snapshot, age: Duration) -> Sorted {
+        let mut sorted = Sorted::default();
+        let fraction = fastrand::f64();
+        let now = Instant::now();
+        let absent = attempt.results.iter().any(|(_, result)| result.as_ref().is_err_and(Setback::needs_confirmation));
+        let history = History {
+            age,
+            attempts: tried.item.attempts.saturating_add(1),
+            absent_for: tried.item.absent_since.map(|since| now.duration_since(since)),
+            report: tried.message.envelope.sender.is_none(),
+        };
+        if !absent {
+            tried.item.absent_since = None;
+        } else if tried.item.absent_since.is_none() {
+            tried.item.absent_since = Some(now);
+        }
+        for (index, result) in attempt.results {
+            let setback = match result {
+                Ok(delivered) => {
+                    sorted.done.push((index, delivered));
+                    continue;
+                }
+                Err(setback) => setback,
+            };
+            match judge(Err(setback.clone()), history, &snapshot.config.spool, fraction) {
+                Outcome::Again { at_in } => {
+                    sorted.wait = if sorted.again.is_empty() { at_in } else { sorted.wait.min(at_in) };
+                    sorted.again.push((index, setback));
+                }
+                Outcome::Failed(setback) => sorted.failed.push((index, setback)),
+                // `judge` says so of a success only.
+                Outcome::Done => {}
+            }
+        }
+        sorted
+    }
+
+    async fn settle_done(&self, snapshot: &Snapshot, tried: &Tried<'_>, done: &[(u16, Delivered)], now: Timestamp) {
+        if done.is_empty() {
+            return;
+        }
+        for (index, _) in done {
+            self.0.spool.settle(settlement(&tried.item, *index, End::Delivered));
+        }
+        self.track_sent(tried, done);
+        let copy = tried.copy();
+        if let Some((_, delivered)) = done.first() {
+            debug!(id = %tried.item.id, connector = %copy.via, host = delivered.host, recipients = done.len(), proof = %delivered.proof, "delivered");
+        }
+        // Where the next hop reports nothing itself, the sender hears that the message left our world. RFC 3461
+        // section 5.2.2. A crash before this report loses the report, not the message.
+        let relayed: Vec<(u16, ReportEnd<'_>)> = done
+            .iter()
+            .filter(|(index, delivered)| {
+                !delivered.dsn
+                    && copy.recipients.get(usize::from(*index)).is_some_and(|one| one.recipient.notify.success())
+            })
+            .map(|(index, delivered)| (*index, ReportEnd::Accepted { host: &delivered.host, reply: &delivered.reply }))
+            .collect();
+        if !relayed.is_empty() {
+            self.report(snapshot, tried, Kind::Relayed, relayed, Vec::new(), now).await;
+        }
+    }
+
+    /// True if the failures are settled: reported where somebody is to be told.
+    async fn settle_failed(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        failed: &[(u16, Setback)],
+        now: Timestamp,
+    ) -> bool {
+        let settles: Vec<Settlement> =
+            failed.iter().map(|(index, _)| settlement(&tried.item, *index, End::Failed)).collect();
+        if !self.report(snapshot, tried, Kind::Failure, setbacks(failed), settles, now).await {
+            return false;
+        }
+        self.track_setbacks(tried, EventKind::Fail, failed, None);
+        for (index, setback) in failed {
+            let to = tried.copy().recipients.get(usize::from(*index)).map(|one| &one.recipient.address);
+            warn!(id = %tried.item.id, connector = %tried.copy().via, ?to, "failed: {setback}");
+        }
+        true
+    }
+
+    /// Writes a report about recipients of a copy and sends it on its way; `settles` become durable with it, also
+    /// where nobody is to be told. False: it could not be written, and nothing is settled.
+    async fn report(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        kind: Kind,
+        ends: Vec<(u16, ReportEnd<'_>)>,
+        settles: Vec<Settlement>,
+        now: Timestamp,
+    ) -> bool {
+        let settle_alone = |relay: &Self| {
+            for settlement in &settles {
+                relay.0.spool.settle(*settlement);
+            }
+        };
+        let message = tried.message;
+        let id = self.0.spool.next_id();
+        let Some((envelope, content)) = compose(snapshot, tried, kind, &ends, id, now).await else {
+            settle_alone(self);
+            return true;
+        };
+        let Some(to) = envelope.recipients.first().cloned() else {
+            settle_alone(self);
+            return true;
+        };
+        let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
+        let connector = ConnectorName(Arc::from(OWN_CONNECTOR));
+        // A report comes from the relay's own side. Interface section 5.4.
+        let asking = Asking { origin: Origin::OnPremises, connector: &connector, may_relay: true, size: None };
+        let mut routed = match rules.resolve(&asking, &to) {
+            Ok(routed) => routed,
+            Err(refusal) => {
+                warn!(id = %message.id, to = %to.address, "a report cannot be delivered and is dropped: {refusal}");
+                self.track_dropped(message, &[&to.address], &format_args!("the report to the sender: {refusal}"));
+                settle_alone(self);
+                return true;
+            }
+        };
+        let noted: Vec<Noted> = Self::note_routes(&mut routed);
+        let size = content.len() as u64;
+        let facts = header::facts(&content);
+        let new = NewMessage {
+            id,
+            accepted: now,
+            envelope: Envelope { recipients: Vec::new(), ..envelope },
+            connector: Box::default(),
+            message_id: facts.message_id.map(String::into_boxed_str),
+            prefix: own_received(&snapshot.config, id, &to, now),
+            content: Draft::from_bytes(content),
+            copies: plan::plan(routed),
+            settles,
+        };
+        match self.0.spool.put(new).await {
+            Ok(receipt) => {
+                let what = match kind {
+                    Kind::Failure => "failure",
+                    Kind::Delay { .. } => "delay",
+                    Kind::Relayed => "success",
+                };
+                info!(id = %message.id, report = %id, to = %to.address, size, "{what} report to the sender");
+                self.track_report(message, id, what);
+                self.track_plan(&receipt.message, &noted);
+                self.schedule(snapshot, receipt.message);
+                true
+            }
+            Err(error) => {
+                warn!(id = %message.id, %error, "a report could not be written; it is tried again");
+                false
+            }
+        }
+    }
+}
+
+/// The report itself; `None`: nobody is to be told.
+async fn compose(
+    snapshot: &Snapshot,
+    tried: &Tried<'_>,
+    kind: Kind,
+    ends: &[(u16, ReportEnd<'_>)],
+    id: MessageId,
+    now: Timestamp,
+) -> Option<(Envelope, Vec<u8>)> {
+    let message = tried.message;
+    message.envelope.sender.as_ref()?;
+    let size = message.content.len() + message.prefix.len() as u64;
+    let wants_whole = Report::wants_whole(kind, &message.envelope, size);
+    let returned = original(message, wants_whole).await;
+    let recipients = ends
+        .iter()
+        .filter_map(|(index, end)| {
+            let recipient = tried.copy().recipients.get(usize::from(*index))?;
+            Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end: *end, last_attempt: now })
+        })
+        .collect();
+    let report = Report {
+        kind,
+        hostname: &snapshot.config.hostname,
+        postmaster: &snapshot.config.postmaster,
+        id,
+        now,
+        original_id: message.id,
+        original: &message.envelope,
+        arrived: message.accepted,
+        size,
+        recipients,
+        head: &returned,
+        whole: wants_whole.then_some(returned.as_slice()),
+    };
+    report.write()
+}
+
+fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
+    Settlement { id: item.id, copy: item.copy, recipient, end }
+}
+
+fn setbacks(list: &[(u16, Setback)]) -> Vec<(u16, ReportEnd<'_>)> {
+    list.iter().map(|(index, setback)| (*index, ReportEnd::Setback(setback))).collect()
+}
+
+/// [`read_original`] where it may block.
+async fn original(message: &Message, whole: bool) -> Vec<u8> {
+    let (id, prefix, content) = (message.id, message.prefix.clone(), message.content.clone());
+    match &content {
+        Body::Memory(_) => read_original(id, &prefix, &content, whole),
+        Body::File { .. } => {
+            tokio::task::spawn_blocking(move || read_original(id, &prefix, &content, whole)).await.unwrap_or_default()
+        }
+    }
+}
+
+/// The first bytes of a message, header block among them, or all of it. What cannot be read is not returned: the report
+/// matters more.
+fn read_original(id: MessageId, prefix: &[u8], content: &Body, whole: bool) -> Vec<u8> {
+    let limit = if whole { u64::MAX } else { header::HEADER_LIMIT as u64 };
+    let mut read = prefix.to_vec();
+    while (read.len() as u64) < limit {
+        let offset = (read.len() - prefix.len()) as u64;
+        match content.read(offset, crate::message::body::BLOCK) {
+            Ok(block) if block.is_empty() => break,
+            Ok(block) => read.extend_from_slice(&block),
+            Err(error) => {
+                warn!(%id, %error, "the original cannot be read for a report");
+                break;
+            }
+        }
+        if !whole && header::block_len(&read).is_some() {
+            break;
+        }
+    }
+    read
+}
+
+/// A report begins its way here, and says so.
+fn own_received(config: &Config, id: MessageId, to: &Recipient, at: Timestamp) -> Bytes {
+    let received = Received {
+        hello: config.hostname.as_str(),
+        peer: std::net::Ipv4Addr::LOCALHOST.into(),
+        by: &config.hostname,
+        extended: true,
+        tls: None,
+        authenticated: false,
+        utf8: false,
+        id,
+        only_recipient: Some(&to.address),
+        at,
+    };
+    received.to_field().into()
+}

@@ -1,0 +1,332 @@
+//! Workers: each is one task and one connection's worth of concurrency on a lane.
+//!
+//! A worker takes a copy, has it tried, hands on what came back, and takes the next, until its lane has none.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tracing::{error, warn};
+
+use super::schedule::{Feedback, LaneId};
+use super::{Relay, Snapshot};
+use crate::config::{Config, ConnectorName};
+use crate::deliver::Attempt;
+use crate::message::MessageId;
+use crate::outcome::Setback;
+use crate::route::HopCopy;
+use crate::spool::{LoadError, Message, Waiting};
+
+/// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
+const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
+
+/// The spool could not be read for a moment: the copy is looked at again after this.
+const READ_RETRY: Duration = Duration::from_secs(60);
+
+/// How often messages that nobody tries are asked for their age.
+const LOOK_THROUGH: Duration = Duration::from_secs(60);
+
+/// One copy that waits.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) id: MessageId,
+    pub(super) copy: u16,
+    pub(super) attempts: u16,
+    pub(super) warned: bool,
+    /// When the message was accepted.
+    pub(super) accepted: Timestamp,
+    /// When a look-up first said that its domain does not exist; forgotten at a restart.
+    pub(super) absent_since: Option<Instant>,
+    /// The message itself while it is fresh; else it is read from the spool when its time comes.
+    pub(super) resident: Option<Arc<Resident>>,
+}
+
+/// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
+#[derive(Debug)]
+pub(super) struct Resident {
+    message: Arc<Message>,
+    relay: Relay,
+    bytes: usize,
+}
+
+impl Resident {
+    pub(super) fn new(relay: &Relay, message: &Arc<Message>) -> Arc<Self> {
+        // What lies in a file of its own costs no memory here.
+        let content = match &message.content {
+            crate::message::Body::Memory(_) => message.content.len() as usize,
+            crate::message::Body::File { .. } => 0,
+        };
+        let bytes = content + 1024;
+        relay.0.resident.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Self { message: Arc::clone(message), relay: relay.clone(), bytes })
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        self.relay.0.resident.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Item {
+    pub(super) fn fresh(message: &Message, copy: usize, resident: Option<Arc<Resident>>) -> Self {
+        Self {
+            id: message.id,
+            copy: copy as u16,
+            attempts: 0,
+            warned: false,
+            accepted: message.accepted,
+            absent_since: None,
+            resident,
+        }
+    }
+
+    pub(super) fn recovered(waiting: &Waiting) -> Self {
+        Self {
+            id: waiting.id,
+            copy: waiting.copy,
+            attempts: waiting.attempts,
+            warned: waiting.warned,
+            accepted: waiting.accepted,
+            absent_since: None,
+            resident: None,
+        }
+    }
+}
+
+/// A copy with what is known of it at the moment of its attempt.
+pub(super) struct Tried<'a> {
+    pub(super) message: &'a Message,
+    pub(super) item: Item,
+    pub(super) lane: LaneId,
+}
+
+impl<'a> Tried<'a> {
+    pub(super) fn copy(&self) -> &'a HopCopy {
+        &self.message.copies[usize::from(self.item.copy)]
+    }
+}
+
+/// How many connections a lane of this connector may use.
+pub(super) fn max_connections(config: &Config, via: &ConnectorName) -> usize {
+    config.send_connector(via).map_or(UNKNOWN_CONNECTOR_CONNECTIONS, |connector| connector.max_connections)
+}
+
+impl Relay {
+    /// Starts one worker on a lane that asked for it.
+    pub(super) fn work(&self, lane: LaneId) {
+        self.0.workers.fetch_add(1, Ordering::AcqRel);
+        let relay = self.clone();
+        tokio::spawn(async move {
+            // The guard counts the worker out even if an attempt panics.
+            let worker = Worker { relay: &relay, lane, ended: false };
+            worker.run().await;
+        });
+    }
+
+    /// Moves what is due to its lanes, for ever; ends when the relay stops.
+    pub async fn keep_time(&self) {
+        let mut looked = Instant::now();
+        loop {
+            if self.0.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            let now = Instant::now();
+            if now.duration_since(looked) >= LOOK_THROUGH {
+                looked = now;
+                self.look_through().await;
+            }
+            let (start, next) = {
+                let mut queue = self.queue();
+                (queue.due(now), queue.next_due())
+            };
+            for lane in start {
+                self.work(lane);
+            }
+            let woken = self.0.wake.notified();
+            let at = next.map_or(looked + LOOK_THROUGH, |at| at.min(looked + LOOK_THROUGH));
+            let _ = tokio::time::timeout_at(at.into(), woken).await;
+        }
+    }
+
+    /// No new attempt begins. Returns when the last one under way ended, or at `deadline`; then everything said so
+    /// far is made durable. True if all ended in time.
+    pub async fn stop(&self, deadline: tokio::time::Instant) -> bool {
+        self.0.stopping.store(true, Ordering::Release);
+        self.0.wake.notify_one();
+        let ended = async {
+            loop {
+                let idle = self.0.idle.notified();
+                if self.0.workers.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                idle.await;
+            }
+        };
+        let in_time = tokio::time::timeout_at(deadline, ended).await.is_ok();
+        self.snapshot().deliverer.close_idle().await;
+        self.0.spool.flush().await;
+        self.0.tracker.flush();
+        in_time
+    }
+
+    /// The next copy for a worker of this lane; `None` ends the worker.
+    fn next(&self, lane: LaneId) -> Option<Item> {
+        if self.0.stopping.load(Ordering::Acquire) {
+            // The lane still counts this worker; nobody will ask it again.
+            return None;
+        }
+        self.queue().take(lane, Instant::now())
+    }
+
+    async fn attempt(&self, lane: LaneId, mut item: Item) -> Feedback {
+        let snapshot = self.snapshot();
+        let Some((message, open)) = self.fetch(lane, &mut item).await else { return Feedback::Ok };
+        let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
+        let feedback = feedback(&attempt);
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+        feedback
+    }
+
+    /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
+    async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
+        if let Some(resident) = item.resident.take() {
+            let message = Arc::clone(&resident.message);
+            let open = (0..message.copies[usize::from(item.copy)].recipients.len() as u16).collect();
+            return Some((message, open));
+        }
+        match self.load(item.id, item.copy).await {
+            Ok(loaded) => Some(loaded),
+            Err(Unreadable::Gone) => None,
+            Err(Unreadable::Now(why)) => {
+                warn!(id = %item.id, why, "a message cannot be read from the spool now");
+                self.again(lane, item.clone(), READ_RETRY);
+                None
+            }
+        }
+    }
+
+    /// Copies whose life is over, or whose senders are to be told that they are late, in lanes that rest: what would
+    /// have followed from an attempt follows without one.
+    pub(super) async fn look_through(&self) {
+        let snapshot = self.snapshot();
+        let settings = &snapshot.config.spool;
+        let wall = Timestamp::now();
+        let overdue = self.queue().sweep(|item| {
+            let age = age(item.accepted, wall);
+            let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
+            !late && age < settings.message_lifetime
+        });
+        for (lane, mut item) in overdue {
+            let Some((message, open)) = self.fetch(lane, &mut item).await else { continue };
+            let copy = &message.copies[usize::from(item.copy)];
+            let why = "no attempt was possible in this time".to_owned();
+            let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
+            let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
+            self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+        }
+    }
+
+    async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
+        let via = &message.copies[usize::from(copy)].via;
+        let state = match snapshot.config.send_connector(via) {
+            Some(connector) if connector.enabled => {
+                return snapshot.deliverer.attempt(connector, message, usize::from(copy), open).await;
+            }
+            Some(_) => "disabled",
+            None => "missing",
+        };
+        let setback = Setback::NoConnector { name: via.to_string(), state };
+        Attempt { results: open.iter().map(|recipient| (*recipient, Err(setback.clone()))).collect() }
+    }
+
+    async fn load(&self, id: MessageId, copy: u16) -> Result<(Arc<Message>, Vec<u16>), Unreadable> {
+        let spool = self.0.spool.clone();
+        let loaded = tokio::task::spawn_blocking(move || spool.load(id)).await;
+        match loaded {
+            Ok(Ok(loaded)) => {
+                let open = loaded.open.get(usize::from(copy)).cloned().unwrap_or_default();
+                if open.is_empty() { Err(Unreadable::Gone) } else { Ok((loaded.message, open)) }
+            }
+            Ok(Err(LoadError::Gone)) => Err(Unreadable::Gone),
+            Ok(Err(LoadError::Damaged(why))) => {
+                // The spool has set the record aside; nothing is left to try, and nobody to tell but the operator.
+                error!(%id, why, "a message is damaged and was set aside");
+                Err(Unreadable::Gone)
+            }
+            Ok(Err(LoadError::Io(error))) => Err(Unreadable::Now(error.to_string())),
+            Err(panic) => Err(Unreadable::Now(panic.to_string())),
+        }
+    }
+
+    /// The copy is tried again after `wait`.
+    pub(super) fn again(&self, lane: LaneId, item: Item, wait: Duration) {
+        self.queue().later(Instant::now() + wait, lane, item);
+        self.0.wake.notify_one();
+    }
+}
+
+enum Unreadable {
+    /// Nothing of it waits any more.
+    Gone,
+    /// Perhaps later.
+    Now(String),
+}
+
+struct Worker<'a> {
+    relay: &'a Relay,
+    lane: LaneId,
+    ended: bool,
+}
+
+impl Worker<'_> {
+    async fn run(mut self) {
+        while let Some(item) = self.relay.next(self.lane) {
+            let feedback = self.relay.attempt(self.lane, item).await;
+            let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
+            if feedback == Feedback::Down {
+                // The lane rests, and the timekeeper is to wake it.
+                self.relay.0.wake.notify_one();
+            }
+            for _ in 0..more {
+                self.relay.work(self.lane);
+            }
+        }
+        self.ended = true;
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
+            // must not wait for this worker.
+            error!("an attempt failed inside the relay; its message stays in the spool until the next start");
+            let more = self.relay.queue().abandoned(self.lane);
+            for _ in 0..more {
+                self.relay.work(self.lane);
+            }
+        }
+        if self.relay.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.relay.0.idle.notify_waiters();
+        }
+    }
+}
+
+/// What an attempt says of its next hop.
+fn feedback(attempt: &Attempt) -> Feedback {
+    let mut setbacks = attempt.results.iter().filter_map(|(_, result)| result.as_ref().err()).peekable();
+    if setbacks.peek().is_none() {
+        return Feedback::Ok;
+    }
+    if attempt.results.iter().all(|(_, result)| result.as_ref().is_err_and(Setback::concerns_hop)) {
+        return Feedback::Down;
+    }
+    if setbacks.any(Setback::throttles) { Feedback::Throttled } else { Feedback::Ok }
+}
+
+/// How old a message is. A clock that was set back makes it new, not older than time.
+pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(accepted)).unwrap_or(Duration::ZERO)
+}
