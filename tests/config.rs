@@ -619,9 +619,66 @@ fn every_documented_key_is_known() {
     for line in other {
         let absent = line.contains("No such file") // certificates
             || line.contains(r#"no send_connector is named "to-on-premises""#)
+            || line.contains("the system has no trusted roots")
             || line.contains("expected a user of this host");
         assert!(absent, "{line}");
     }
+}
+
+/// Whatever stands behind a key is judged, not trusted: no value of any kind ends in a panic, and one that no key
+/// can mean is told at its line.
+#[test]
+fn no_key_takes_just_anything() {
+    let place = Place::new();
+    let text = fs::read_to_string(Path::new(SOURCE).join("tests/config/interface/causeway.toml")).expect("the example");
+    // The system's roots are many, and would be read each time.
+    let text = text.replace("ca_file = \"\"", "ca_file = \"ca.pem\"");
+    let lines: Vec<&str> = text.lines().collect();
+    let unsupported = lines.iter().position(|line| line.starts_with("[inbound_authentication]")).expect("the section");
+    let ldap = lines.iter().position(|line| line.starts_with("kind = \"ldap\"")).expect("the directory");
+    let after_ldap = lines.iter().position(|line| line.starts_with("[[receive_connector]]")).expect("the section");
+    let values = [
+        "{ x = 1 }",
+        "[]",
+        "[[]]",
+        "[1, \"x\", {}]",
+        "0",
+        "-1",
+        "99999999999999999999999999",
+        "0x10",
+        "1e400",
+        "nan",
+        "true",
+        "1979-05-27T07:32:00Z",
+        "\"\"",
+        "\"\\u0000\"",
+        "\"*\"",
+        "\"*.\"",
+        "\";\"",
+        "\"[::1\"",
+        "\"٣s\"",
+        "\"18446744073709551615GiB\"",
+        "\"/\"",
+    ];
+    let mut keys = 0;
+    for (number, line) in lines.iter().enumerate() {
+        let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.starts_with([' ', '#', '['])) else {
+            continue;
+        };
+        keys += 1;
+        for value in values {
+            let mut changed = lines.clone();
+            let replaced = format!("{key} = {value}");
+            changed[number] = &replaced;
+            let found = place.findings(&changed.join("\n"));
+            assert!(!found.is_empty(), "{replaced}");
+            if value == "{ x = 1 }" && number < unsupported && !(ldap + 1..after_ldap).contains(&number) {
+                let here = format!("error:{}:", number + 1);
+                assert!(found.iter().any(|line| line.starts_with(&here)), "{replaced}: {found:#?}");
+            }
+        }
+    }
+    assert!(keys > 90, "only {keys} keys in the example");
 }
 
 /// The examples are what people start from: they hold as they stand, beside the certificates of certs/make-test-ca.
