@@ -84,7 +84,8 @@ fn receiving(c: &mut Criterion) {
 }
 
 fn replies(c: &mut Criterion) {
-    let said = b"250 2.1.0 sender ok\r\n250 2.1.5 recipient ok\r\n354 go ahead\r\n250-2.0.0 queued\r\n250 2.0.0 as 1234\r\n";
+    let said =
+        b"250 2.1.0 sender ok\r\n250 2.1.5 recipient ok\r\n354 go ahead\r\n250-2.0.0 queued\r\n250 2.0.0 as 1234\r\n";
     let mut group = c.benchmark_group("replies");
     group.throughput(Throughput::Elements(4));
     group.bench_function("four replies", |b| {

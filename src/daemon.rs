@@ -83,6 +83,7 @@ pub fn run(path: &Path) -> Result<(), Error> {
     let text = config::read(path).map_err(Error::Configuration)?;
     let config = config::parse(&text, path).map_err(Error::Configuration)?;
     log::start(&config.log);
+    privileges::take_descriptors();
     let listeners = bind_all(&config)?;
     let (text, config) = match &config.user {
         Some(user) => {
@@ -207,8 +208,7 @@ impl Daemon {
         let snapshot = snapshot(&config, directory, bound)?;
         let settings = Settings { path: config.spool.path.clone(), min_free_space: config.spool.min_free_space };
         let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
-        let (spool, recovery) =
-            opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
+        let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -219,7 +219,9 @@ impl Daemon {
             async move {
                 match tokio::task::spawn_blocking(move || recovery.run()).await {
                     Ok(recovered) => relay.resume(recovered),
-                    Err(error) => error!(%error, "the spool could not be read; what waits there waits for the next start"),
+                    Err(error) => {
+                        error!(%error, "the spool could not be read; what waits there waits for the next start")
+                    }
                 }
             }
         });
@@ -351,7 +353,10 @@ impl Daemon {
         let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
         bound.extend(
-            self.doors.iter().filter(|(listen, _)| listen_addresses(&config).contains(listen)).map(|(_, open)| open.bound),
+            self.doors
+                .iter()
+                .filter(|(listen, _)| listen_addresses(&config).contains(listen))
+                .map(|(_, open)| open.bound),
         );
         let replaced = self.relay.replace(snapshot(&config, directory, bound)?);
         tokio::spawn(async move { replaced.deliverer.close_idle().await });
@@ -425,7 +430,8 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
 /// The files that a configuration names and that are read again when they change.
 fn files(config: &Config) -> Vec<PathBuf> {
     let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
-    let identities = identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
+    let identities =
+        identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
     let mut files: Vec<PathBuf> = identities.flat_map(Identity::files).collect();
     files.extend(config.directories.iter().map(|source| source.path.clone()));
     files.sort_unstable();

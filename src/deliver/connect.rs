@@ -117,10 +117,11 @@ async fn open_with(target: &Target, way: &Way<'_>, starttls: StartTls) -> Result
         helo: way.helo.to_owned(),
         starttls,
         extended: starttls == StartTls::Demanded || way.connector.login.is_some(),
-        login: way.connector.login.as_ref().map(|login| Credentials {
-            username: login.username.clone(),
-            password: login.password.clone(),
-        }),
+        login: way
+            .connector
+            .login
+            .as_ref()
+            .map(|login| Credentials { username: login.username.clone(), password: login.password.clone() }),
     });
     let mut connection =
         Connection::new(Stream::Plain(tcp), session, describe(target), target.address, Arc::new(Proof::Plain));
@@ -177,8 +178,7 @@ async fn shake_hands(connection: Connection, target: &Target, way: &Way<'_>) -> 
         None => target.address.ip().to_string(),
     };
     let deadline = Instant::now() + HANDSHAKE_WAIT;
-    let (stream, proof) =
-        tls.connect(tcp, &server_name, &way.demand, deadline).await.map_err(OpenError::Tls)?;
+    let (stream, proof) = tls.connect(tcp, &server_name, &way.demand, deadline).await.map_err(OpenError::Tls)?;
     session.secured();
     Ok(Connection::new(stream, session, describe(target), target.address, Arc::new(proof)))
 }
@@ -196,7 +196,9 @@ pub fn setback(host: &str, fault: Fault) -> Setback {
         Fault::Login(why) => Setback::Unreachable { host, why: format!("cannot log in: {why}") },
         Fault::Unsupported(extension) => Setback::Unsupported { host, extension },
         Fault::TooBig { limit, size } => Setback::TooBig { host, limit, size },
-        Fault::NoChunking(reply) => Setback::Protocol { host, why: format!("it offers CHUNKING and answered BDAT with {reply}") },
+        Fault::NoChunking(reply) => {
+            Setback::Protocol { host, why: format!("it offers CHUNKING and answered BDAT with {reply}") }
+        }
     }
 }
 

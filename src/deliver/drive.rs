@@ -333,7 +333,9 @@ impl Wire<'_> {
                 if self.session.unread().len() < UNREAD_LIMIT {
                     match self.poll_read(cx) {
                         Poll::Ready(Ok(0)) => {
-                            return Poll::Ready(Err(io::Error::other("it closed the connection while we were sending")));
+                            return Poll::Ready(Err(io::Error::other(
+                                "it closed the connection while we were sending",
+                            )));
                         }
                         Poll::Ready(Ok(_)) => continue,
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -33,6 +33,7 @@ use pool::{Lease, Pool, Purpose, Turns};
 const STALE: usize = 1;
 
 /// Delivers copies by the send connectors of one configuration.
+#[derive(Debug)]
 pub struct Deliverer<R = Resolver> {
     config: Arc<Config>,
     resolver: R,
@@ -42,6 +43,7 @@ pub struct Deliverer<R = Resolver> {
 }
 
 /// What lives as long as a send connector.
+#[derive(Debug)]
 struct Lane {
     helo: String,
     tls: Option<tls::Connector>,
@@ -95,8 +97,7 @@ impl<R: Resolve> Deliverer<R> {
         let lanes = config.send_connectors.iter().map(|connector| {
             let lane = Lane {
                 helo: connector.helo.as_ref().unwrap_or(&config.hostname).to_string(),
-                tls: (!matches!(connector.tls, Level::Off))
-                    .then(|| tls::Connector::new(connector.identity.as_ref())),
+                tls: (!matches!(connector.tls, Level::Off)).then(|| tls::Connector::new(connector.identity.as_ref())),
                 turns: connector.rate.map(Turns::new),
             };
             (connector.name.clone(), lane)
@@ -118,8 +119,7 @@ impl<R: Resolve> Deliverer<R> {
         copy: usize,
         open: &[u16],
     ) -> Attempt {
-        let mut pending: Vec<_> =
-            open.iter().map(|&index| Pending { index, setback: None, only: None }).collect();
+        let mut pending: Vec<_> = open.iter().map(|&index| Pending { index, setback: None, only: None }).collect();
         let mut results = Vec::with_capacity(open.len());
         let last = self.go_through_hosts(connector, message, copy, &mut pending, &mut results).await;
         // Nobody is left without an answer, nor gets two.
@@ -262,10 +262,8 @@ impl Visit<'_> {
         let connector = self.way.connector;
         let mut stale = 0;
         loop {
-            let lease = self
-                .pool
-                .lease(&connector.name, self.target.address, connector.max_connections, purpose.clone())
-                .await;
+            let lease =
+                self.pool.lease(&connector.name, self.target.address, connector.max_connections, purpose.clone()).await;
             let kept = if stale < STALE { lease.take() } else { None };
             let was_kept = kept.is_some();
             let mut connection = match kept {
@@ -280,8 +278,7 @@ impl Visit<'_> {
                 None => content.insert(Content::of(self.message).await.map_err(Failure::Setback)?),
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
-            let (settled, unheard) =
-                drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
+            let (settled, unheard) = drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {
                 // It had been closed for want of work. Nothing was heard of this message on it: a new one is tried,
                 // once, and no attempt is counted (C272).
@@ -323,7 +320,10 @@ impl Visit<'_> {
                 }
             }
             if !again.is_empty() {
-                tracing::info!(host = connection.host, "it offers CHUNKING and fails on BDAT: it gets DATA from now on");
+                tracing::info!(
+                    host = connection.host,
+                    "it offers CHUNKING and fails on BDAT: it gets DATA from now on"
+                );
                 lease.never_chunk();
             }
             give_back(lease, connection, connector.max_messages_per_connection);

@@ -148,6 +148,8 @@ pub enum Reason {
 /// Why a recipient is refused, or cannot be judged now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    /// The address that RCPT named.
+    pub asked: Address,
     /// What was found out.
     pub kind: RefusalKind,
     /// How far it came.
@@ -187,8 +189,9 @@ pub enum RefusalKind {
 }
 
 impl Refusal {
-    /// The reply to RCPT that tells this of `to`, the address that RCPT named.
-    pub fn to_reply(&self, to: &Address) -> Reply {
+    /// The reply to RCPT that says this.
+    pub fn to_reply(&self) -> Reply {
+        let to = &self.asked;
         match &self.kind {
             RefusalKind::RelayDenied => Reply::relay_denied(),
             RefusalKind::UnknownRecipient => Reply::unknown_recipient(to),
@@ -314,8 +317,8 @@ mod tests {
             RefusalKind::DirectoryUnavailable("recipients.csv cannot be read".into()),
             RefusalKind::Disabled(name),
         ] {
-            let refusal = Refusal { kind, because: Vec::new() };
-            let reply = refusal.to_reply(&to);
+            let refusal = Refusal { asked: to.clone(), kind, because: Vec::new() };
+            let reply = refusal.to_reply();
             assert_eq!(refusal.status(), (reply.code, reply.status.unwrap()), "{refusal}");
             assert_eq!(refusal.is_temporary(), reply.is_temporary(), "{refusal}");
         }

@@ -1433,10 +1433,9 @@ mod tests {
         let envelope = envelope();
         let people = people(1);
         let body = b"x".repeat(INLINE_LIMIT as usize);
-        for (acts, writes, expected) in [
-            (&[][..], 2, "delivered 250"),
-            (&[("RCPT", Act::Say("550 5.1.1 no\r\n"))][..], 1, "RCPT 550"),
-        ] {
+        for (acts, writes, expected) in
+            [(&[][..], 2, "delivered 250"), (&[("RCPT", Act::Say("550 5.1.1 no\r\n"))][..], 1, "RCPT 550")]
+        {
             let mut server = Server::new(FULL, acts);
             let mut session = open(&mut server, terms());
             server.writes.clear();
