@@ -185,7 +185,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "name = \"contoso.com\"",
             "name = \"contoso.com\"\ntype = \"internal-relay\"",
             &[
-                r#"warning:6:1: accepted_domain "contoso.com": type: "internal-relay" hands unknown recipients to the other premises, and without [hybrid] there is none"#,
+                r#"warning:6:1: accepted_domain "contoso.com": type: without [hybrid] there are no other premises: unknown recipients go by address space, as with "external-relay""#,
             ],
         ),
         (

@@ -263,8 +263,7 @@ impl Whole<'_, '_> {
             table.warn("type", text, problems);
         }
         if domain.kind == DomainKind::InternalRelay && self.hybrid.is_none() {
-            let text =
-                "\"internal-relay\" hands unknown recipients to the other premises, and without [hybrid] there is none";
+            let text = "without [hybrid] there are no other premises: unknown recipients go by address space, as with \"external-relay\"";
             table.warn("type", text, problems);
         }
         let by_space = domain.kind == DomainKind::ExternalRelay || self.hybrid.is_none();
