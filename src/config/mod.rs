@@ -424,7 +424,9 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     if let Ok(domains) = &domains {
         together::check_domains(domains, problems);
     }
-    if let (Ok(table), Ok(Some(_))) = (&hybrid_table, &hybrid) {
+    if let Ok(table) = &hybrid_table
+        && table.peek("side") != Some("cloud")
+    {
         together::check_hybrid(table, &sends, problems);
     }
     if let Ok(sends) = &sends {
@@ -569,9 +571,11 @@ fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
 fn folder(table: &mut Table<'_>, key: &'static str, problems: &mut Problems) -> Read<Option<PathBuf>> {
     let path = table.path(key, problems)?;
     match path.as_ref().map(fs::metadata) {
-        Some(Ok(metadata)) if !metadata.is_dir() => Err(table.complain(key, "is there, but is no folder", problems)),
+        Some(Ok(metadata)) if !metadata.is_dir() => {
+            Err(table.complain(key, "expected a folder; there is a file", problems))
+        }
         Some(Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
-            Err(table.complain(key, error.to_string(), problems))
+            Err(table.complain(key, "expected a folder; there is a file on the way to it", problems))
         }
         _ => Ok(path),
     }
