@@ -83,6 +83,7 @@ pub fn run(path: &Path) -> Result<(), Error> {
     let text = config::read(path).map_err(Error::Configuration)?;
     let config = config::parse(&text, path).map_err(Error::Configuration)?;
     log::start(&config.log);
+    privileges::take_descriptors();
     let listeners = bind_all(&config)?;
     let (text, config) = match &config.user {
         Some(user) => {

@@ -27,6 +27,7 @@ const CONTENT: &str = "From: Erin <erin@fabrikam.com>\r\n\
     \r\n\
     At one, at the usual place?\r\n";
 
+/// What the command line says to `demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Exit after the message has arrived: 0 if every copy arrived where it should
@@ -138,7 +139,7 @@ fn introduce(world: &World) {
     );
     let row = |what: &str, address: SocketAddr, name: &str| println!("    {what:<22} {address:<18} {name}");
     row("the relay (MX)", world.internet_door, demo::RELAY);
-    row("  its own servers' door", world.own_door, "");
+    row("  its inner door", world.own_door, "");
     row("on-premises server", world.on_premises.address, demo::ON_PREMISES);
     row("cloud service", world.cloud.address, demo::CLOUD);
     row("a host on the Internet", world.internet.address, demo::INTERNET_HOST);
@@ -171,7 +172,7 @@ async fn collect(world: &mut World, count: usize) -> Vec<Arrival> {
 /// One tracking event, for a person.
 fn tell(line: &str) {
     let Ok(event) = Record::parse(line) else { return };
-    let mut head = format!("    {CYAN}{:<8}{CYAN:#}", event.event);
+    let mut head = format!("    {CYAN}{:<10}{CYAN:#}", event.event);
     if let Some(connector) = &event.connector {
         let towards = if matches!(event.event.as_str(), "RECEIVE" | "FAIL") { "by" } else { "to" };
         head.push_str(&match event.event.as_str() {
@@ -182,7 +183,7 @@ fn tell(line: &str) {
     }
     head.push_str(&event.to.join(", "));
     println!("{head}");
-    let note = |text: &str| println!("             {DIM}{text}{DIM:#}");
+    let note = |text: &str| println!("              {DIM}{text}{DIM:#}");
     for reason in &event.because {
         note(reason);
     }
@@ -214,8 +215,8 @@ fn show_arrival(arrival: &Arrival) {
         println!("        RCPT TO:<{}>", recipient.address);
     }
     match (&arrival.tls, &arrival.client) {
-        (Some(tls), Some(client)) => println!("        {GREEN}{tls}{GREEN:#}; the relay proved itself: {client}"),
-        (Some(tls), None) => println!("        {GREEN}{tls}{GREEN:#}"),
+        (Some(_), Some(client)) => println!("        the relay proved itself: {GREEN}{client}{GREEN:#}"),
+        (Some(tls), None) => println!("        {GREEN}{tls}{GREEN:#}, without a certificate of the relay"),
         (None, _) => println!("        {RED}in the clear{RED:#}"),
     }
     let text = String::from_utf8_lossy(&arrival.content);

@@ -163,6 +163,17 @@ impl Directory {
         self.tables().map(Table::memory).sum()
     }
 
+    /// A single source with this table, or without any.
+    #[cfg(test)]
+    pub(crate) fn of(name: &str, table: Option<Table>) -> Self {
+        let state = match table {
+            // Nobody reloads it; any file's fingerprint will do.
+            Some(table) => State::Good(Arc::new(table), Fingerprint::of(".".as_ref()).expect("the folder we are in")),
+            None => State::Missing("cannot be read".to_owned()),
+        };
+        Self { sources: vec![Arc::new(Source { name: name.into(), path: name.into(), state })] }
+    }
+
     fn tables(&self) -> impl Iterator<Item = &Table> {
         self.sources.iter().filter_map(|source| match &source.state {
             State::Good(table, _) => Some(&**table),

@@ -16,6 +16,8 @@ pub mod matrix;
 pub mod plan;
 pub mod resolve;
 pub mod space;
+#[cfg(test)]
+pub(crate) mod world;
 
 pub use plan::plan;
 pub use resolve::{Asking, Failed, Resolution, Rules};

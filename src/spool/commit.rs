@@ -22,7 +22,7 @@ use super::format::{
     self, Kind, RECORD_HEAD, RecordHead, SEGMENT_HEAD, Salt, checksum, encode_deferred, encode_mark, encode_removed,
     encode_settled,
 };
-use super::index::{Entry, Place, Segment};
+use super::index::{Entry, Fate, History, Place, Segment};
 use super::keep;
 use super::shelf::Ready;
 use super::{Deferral, PutError, Sealed, Settlement, Shared};
@@ -34,8 +34,8 @@ const RIDE: Duration = Duration::from_millis(10);
 const BATCH: u64 = 8 << 20;
 /// How often a flush tries before it says that it could not.
 const ATTEMPTS: usize = 3;
-/// The pause before a broken disk is tried again, at first and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(4));
+/// The pause before a broken disk is tried again grows to so many times what it is at first: to 4 seconds.
+const PATIENCE: u32 = 40;
 
 /// What waits for the committer.
 #[derive(Debug, Default)]
@@ -102,10 +102,12 @@ pub struct Copied {
     pub id: MessageId,
     /// Where it was read.
     pub from: Place,
-    /// Room for the head of the record, then its payload.
+    /// Room for the head of the record, then its payload, in which the history stands.
     pub bytes: Vec<u8>,
     /// CRC-32C of the payload.
     pub crc: u32,
+    /// What had happened to it.
+    pub history: History,
 }
 
 impl Shared {
@@ -219,6 +221,7 @@ enum What {
     Deferred(Vec<Deferral>),
     Removed(Vec<MessageId>),
     Mark,
+    Cancelled,
     Put(Waiter),
     Copy(MessageId),
 }
@@ -319,7 +322,7 @@ impl Committer {
                 (Some(due), None) => Some(due),
                 // Notes can do nothing while the disk is broken.
                 (_, Some(again)) => Some(again),
-                (None, None) if !self.notes.is_empty() => Some(now + PAUSE.0),
+                (None, None) if !self.notes.is_empty() => Some(now + shared.options.pause),
                 (None, None) => None,
             };
             queue = match due {
@@ -377,42 +380,36 @@ impl Committer {
         }
     }
 
-    /// What is to be written, in order. Small records come first; only what still says something new is written.
+    /// What is to be written, in order; only what still says something new.
+    ///
+    /// Copies come first: what is settled in the same round then stands behind them, and goes after them.
     fn records(&mut self, puts: Vec<Put>, copies: Vec<Copied>) -> VecDeque<Record> {
         let mut records = VecDeque::with_capacity(puts.len() + copies.len() + 3);
         let Notes { mut settled, mut deferred, mut removed } = std::mem::take(&mut self.notes);
-        {
-            let index = self.shared.index.lock().unwrap_or_else(PoisonError::into_inner);
-            settled.retain(|settlement| index.is_open(settlement));
-            deferred.retain(|deferral| index.is_waiting(deferral.id, deferral.copy));
-            removed.retain(|id| index.get(*id).is_some());
-            self.note_records(&mut records, settled, deferred, removed);
-            let mut skipped = 0;
-            let (mut settled, mut deferred) = (Vec::new(), Vec::new());
-            for copy in copies {
-                match index.get(copy.id) {
-                    Some(entry) if entry.place == copy.from => entry.history(copy.id, &mut settled, &mut deferred),
-                    // It went in the meantime.
-                    _ => {
-                        skipped += 1;
-                        continue;
-                    }
-                }
-                let length = (copy.bytes.len() - RECORD_HEAD) as u32;
-                records.push_back(Record {
-                    kind: Kind::Message,
-                    bytes: copy.bytes,
-                    body: None,
-                    length,
-                    crc: copy.crc,
-                    what: What::Copy(copy.id),
-                });
+        let index = self.shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stale = 0;
+        for copy in copies {
+            let is_current = |entry: &Entry| entry.place == copy.from && entry.history(copy.id) == copy.history;
+            // It went in the meantime, or something happened to it: the keeper looks again.
+            if !index.get(copy.id).is_some_and(is_current) {
+                stale += 1;
+                continue;
             }
-            drop(index);
-            self.copies_over(skipped);
-            // What had happened to the copied messages stands in segments that go when theirs has gone.
-            self.note_records(&mut records, settled, deferred, Vec::new());
+            records.push_back(Record {
+                kind: Kind::Message,
+                length: (copy.bytes.len() - RECORD_HEAD) as u32,
+                bytes: copy.bytes,
+                body: None,
+                crc: copy.crc,
+                what: What::Copy(copy.id),
+            });
         }
+        settled.retain(|settlement| index.is_open(settlement));
+        deferred.retain(|deferral| index.is_waiting(deferral.id, deferral.copy));
+        removed.retain(|id| index.get(*id).is_some());
+        drop(index);
+        self.copies_over(stale);
+        self.note_records(&mut records, settled, deferred, removed);
         for put in puts {
             // Nobody waits for it any more, and it was not written: as if it had never come.
             if put.done.is_closed() {
@@ -513,7 +510,7 @@ impl Committer {
                 live: 0,
                 live_bytes: 0,
                 ids: Vec::new(),
-                leaving: false,
+                fate: Fate::Reuse,
             },
         );
         drop(index);
@@ -567,7 +564,7 @@ impl Committer {
                 What::Settled(settled) => gone.extend(settled.iter().filter_map(|one| index.settle(one))),
                 What::Deferred(deferred) => deferred.iter().for_each(|one| index.defer(one)),
                 What::Removed(removed) => gone.extend(removed.into_iter().filter_map(|id| index.remove(id))),
-                What::Mark => {}
+                What::Mark | What::Cancelled => {}
                 What::Copy(id) => {
                     index.relocate(id, place);
                     copied += 1;
@@ -575,7 +572,7 @@ impl Committer {
                 What::Put(waiter) => {
                     gone.extend(index.insert(waiter.id, waiter.entry, place));
                     gone.extend(waiter.settles.iter().filter_map(|one| index.settle(one)));
-                    told.push((waiter.id, waiter.done));
+                    told.push((waiter.id, waiter.settles.is_empty(), waiter.done));
                 }
             }
         }
@@ -586,9 +583,10 @@ impl Committer {
         let kick = keep::is_due(&index, &self.shared);
         drop(index);
 
-        for (id, done) in told {
-            if done.send(Ok(Sealed(()))).is_err() {
-                // Its client will never read a 250. RFC 5321 section 4.2.5 would have us forget it.
+        for (id, is_mail, done) in told {
+            if done.send(Ok(Sealed(()))).is_err() && is_mail {
+                // Its client will never read a 250, so we had better forget it. A report is part of what it settles
+                // and stays.
                 self.shared.note_removed(id);
             }
         }
@@ -607,7 +605,7 @@ impl Committer {
                 What::Settled(settled) => self.notes.settled.extend(settled),
                 What::Deferred(deferred) => self.notes.deferred.extend(deferred),
                 What::Removed(removed) => self.notes.removed.extend(removed),
-                What::Mark => {}
+                What::Mark | What::Cancelled => {}
                 What::Copy(_) => copies += 1,
                 What::Put(waiter) => {
                     let _ = waiter.done.send(Err(error.clone()));
@@ -638,7 +636,13 @@ impl Committer {
         });
         let cancel = cancel.collect();
         self.shared.doubt(self.current.number);
-        self.broken = Some(Broken { error: error.clone(), cancel, again: Instant::now(), pause: PAUSE.0 });
+        let mut index = self.shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(segment) = index.segments.get_mut(&self.current.number) {
+            segment.fate = Fate::Remove;
+        }
+        drop(index);
+        self.broken =
+            Some(Broken { error: error.clone(), cancel, again: Instant::now(), pause: self.shared.options.pause });
         self.reopen();
         self.give_up(chunk, &error);
         self.shared.kick_keeper();
@@ -654,7 +658,7 @@ impl Committer {
         let opened = ready.and_then(|ready| {
             let mut chunk = vec![Record::small(Kind::Mark, before, What::Mark)];
             for some in broken.cancel.chunks((ready.size as usize / 128).clamp(1, 1 << 16)) {
-                chunk.push(Record::small(Kind::Removed, encode_removed(some), What::Removed(Vec::new())));
+                chunk.push(Record::small(Kind::Cancelled, encode_removed(some), What::Cancelled));
             }
             let number = ready.number;
             let old = std::mem::replace(&mut self.current, Current::start(&ready));
@@ -684,7 +688,7 @@ impl Committer {
                 tracing::info!("the spool can be written again");
             }
             Err(error) => {
-                let pause = (broken.pause * 2).min(PAUSE.1);
+                let pause = (broken.pause * 2).min(shared.options.pause * PATIENCE);
                 let error = put_error(&shared.folders.log.display().to_string(), &error);
                 if !matches!(shared.broken(), Some(PutError::Fault(_) | PutError::Full(_))) {
                     tracing::error!(%error, "new mail is refused until the spool can be written");

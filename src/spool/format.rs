@@ -159,8 +159,11 @@ pub enum Kind {
     Settled,
     /// Copies that are tried later.
     Deferred,
-    /// Messages that are gone, or never were acknowledged.
+    /// Messages that are gone.
     Removed,
+    /// Messages that were refused after their records may have reached the disk: they, and what they would have
+    /// settled, never were.
+    Cancelled,
     /// Up to where the segment before this one was synced; or that this one was, at the end of a run.
     Mark,
 }
@@ -173,6 +176,7 @@ impl Kind {
             3 => Self::Deferred,
             4 => Self::Removed,
             5 => Self::Mark,
+            6 => Self::Cancelled,
             _ => return None,
         })
     }
@@ -184,6 +188,7 @@ impl Kind {
             Self::Deferred => 3,
             Self::Removed => 4,
             Self::Mark => 5,
+            Self::Cancelled => 6,
         }
     }
 }
@@ -282,8 +287,10 @@ pub struct Decoded {
     pub message_id: Option<Box<str>>,
     /// The plan.
     pub copies: Vec<HopCopy>,
-    /// What it settles by existing.
+    /// What it settles by existing; in a record that was copied, also what of itself was settled before.
     pub settles: Vec<Settlement>,
+    /// In a record that was copied: when its copies are tried again.
+    pub deferred: Vec<Deferral>,
     /// Where the content stands.
     pub content: Content,
     /// Where in the payload the prefix begins.
@@ -293,7 +300,10 @@ pub struct Decoded {
 }
 
 /// The start of a message record: room for its head, then everything of the payload but the content.
-pub fn encode_message(message: &Message, settles: &[Settlement], content: Content) -> Vec<u8> {
+///
+/// `settles` and `deferred` also carry what happened to the message itself when its record is copied to the front of
+/// the log: in one record, because the records that first said so stand in segments that go before this one.
+pub fn encode_message(message: &Message, settles: &[Settlement], deferred: &[Deferral], content: Content) -> Vec<u8> {
     let mut w = Writer(Vec::with_capacity(RECORD_HEAD + 256 + message.prefix.len()));
     w.0.resize(RECORD_HEAD + 4, 0);
     w.u64(message.id.0);
@@ -316,6 +326,10 @@ pub fn encode_message(message: &Message, settles: &[Settlement], content: Conten
     w.count(settles.len());
     for settlement in settles {
         w.settlement(settlement);
+    }
+    w.count(deferred.len());
+    for deferral in deferred {
+        w.deferral(deferral);
     }
     w.count(message.copies.len());
     for copy in &message.copies {
@@ -387,6 +401,7 @@ pub fn decode_message(payload: &[u8], total: u64) -> Result<Decoded, Malformed> 
     let connector = r.text("the connector")?.into();
     let message_id = r.option(|r| r.text("the Message-ID").map(Box::from))?;
     let settles = r.list("the settlements", Reader::settlement)?;
+    let deferred = r.list("the deferrals", Reader::deferral)?;
     let copies = r.list("the copies", |r| {
         let via = ConnectorName(r.text("the send connector")?.into());
         let hop = match r.u8("the hop")? {
@@ -414,7 +429,19 @@ pub fn decode_message(payload: &[u8], total: u64) -> Result<Decoded, Malformed> 
         Some(needed) if needed < total => return Err(Malformed::Long((total - needed) as usize)),
         _ => return Err(Malformed::Short("the content")),
     }
-    Ok(Decoded { id, accepted, envelope, connector, message_id, copies, settles, content, prefix_at: head, prefix_len })
+    Ok(Decoded {
+        id,
+        accepted,
+        envelope,
+        connector,
+        message_id,
+        copies,
+        settles,
+        deferred,
+        content,
+        prefix_at: head,
+        prefix_len,
+    })
 }
 
 /// The payload of a *settled* record, behind room for its head.
@@ -432,14 +459,7 @@ pub fn decode_settled(payload: &[u8]) -> Result<Vec<Settlement>, Malformed> {
 
 /// The payload of a *deferred* record, behind room for its head.
 pub fn encode_deferred(deferrals: &[Deferral]) -> Vec<u8> {
-    list(deferrals, 25, |w, deferral| {
-        w.u64(deferral.id.0);
-        w.u16(deferral.copy);
-        w.u64(deferral.until.as_second().cast_unsigned());
-        w.u32(deferral.until.subsec_nanosecond().cast_unsigned());
-        w.u16(deferral.attempts);
-        w.u8(deferral.warned.into());
-    })
+    list(deferrals, 25, Writer::deferral)
 }
 
 /// Reads the payload of a *deferred* record.
@@ -447,27 +467,15 @@ pub fn encode_deferred(deferrals: &[Deferral]) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub fn decode_deferred(payload: &[u8]) -> Result<Vec<Deferral>, Malformed> {
-    whole(payload, |r| {
-        Ok(Deferral {
-            id: MessageId(r.u64("a deferral")?),
-            copy: r.u16("a deferral")?,
-            until: timestamp(r.u64("a deferral")?.cast_signed(), r.u32("a deferral")?.cast_signed())?,
-            attempts: r.u16("a deferral")?,
-            warned: match r.u8("a deferral")? {
-                0 => false,
-                1 => true,
-                other => return Err(Malformed::Value("a deferral", other.into())),
-            },
-        })
-    })
+    whole(payload, Reader::deferral)
 }
 
-/// The payload of a *removed* record, behind room for its head.
+/// The payload of a *removed* or *cancelled* record, behind room for its head.
 pub fn encode_removed(ids: &[MessageId]) -> Vec<u8> {
     list(ids, 8, |w, id| w.u64(id.0))
 }
 
-/// Reads the payload of a *removed* record.
+/// Reads the payload of a *removed* or *cancelled* record.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -574,6 +582,15 @@ impl Writer {
             End::Delivered => 0,
             End::Failed => 1,
         });
+    }
+
+    fn deferral(&mut self, deferral: &Deferral) {
+        self.u64(deferral.id.0);
+        self.u16(deferral.copy);
+        self.u64(deferral.until.as_second().cast_unsigned());
+        self.u32(deferral.until.subsec_nanosecond().cast_unsigned());
+        self.u16(deferral.attempts);
+        self.u8(deferral.warned.into());
     }
 
     fn recipient(&mut self, recipient: &CopyRecipient) {
@@ -687,6 +704,20 @@ impl<'a> Reader<'a> {
                 0 => End::Delivered,
                 1 => End::Failed,
                 other => return Err(Malformed::Value("a settlement", other.into())),
+            },
+        })
+    }
+
+    fn deferral(&mut self) -> Result<Deferral, Malformed> {
+        Ok(Deferral {
+            id: MessageId(self.u64("a deferral")?),
+            copy: self.u16("a deferral")?,
+            until: timestamp(self.u64("a deferral")?.cast_signed(), self.u32("a deferral")?.cast_signed())?,
+            attempts: self.u16("a deferral")?,
+            warned: match self.u8("a deferral")? {
+                0 => false,
+                1 => true,
+                other => return Err(Malformed::Value("a deferral", other.into())),
             },
         })
     }

@@ -50,8 +50,19 @@ pub struct Segment {
     pub live_bytes: u64,
     /// All messages whose record was put here, in order; some have gone since.
     pub ids: Vec<MessageId>,
-    /// It is being taken out of the log.
-    pub leaving: bool,
+    /// What becomes of its file when nothing in it lives.
+    pub fate: Fate,
+}
+
+/// What becomes of a segment's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is written over.
+    Reuse,
+    /// It is removed: a write or sync in it failed, so it is not touched again.
+    Remove,
+    /// It goes to `corrupt/`: a part of it could not be read, and perhaps can be another time.
+    Keep,
 }
 
 /// One message that waits.
@@ -62,6 +73,15 @@ pub struct Entry {
     /// The number of its own file, if it is large.
     pub own: Option<NonZeroU64>,
     copies: Box<[CopyState]>,
+}
+
+/// What happened to a message since it came.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Who is done with.
+    pub settled: Vec<Settlement>,
+    /// What is tried again later.
+    pub deferred: Vec<Deferral>,
 }
 
 /// Where a record stands.
@@ -201,8 +221,9 @@ impl Entry {
         })
     }
 
-    /// Everything that happened to the message, to be said again beside a copy of its record.
-    pub fn history(&self, id: MessageId, settled: &mut Vec<Settlement>, deferred: &mut Vec<Deferral>) {
+    /// Everything that happened to the message, to be said again in a copy of its record.
+    pub fn history(&self, id: MessageId) -> History {
+        let History { mut settled, mut deferred } = History::default();
         for (number, copy) in (0..).zip(&self.copies) {
             // How a recipient ended no longer matters to anyone; that it did, does.
             settled.extend(
@@ -219,6 +240,7 @@ impl Entry {
                 deferred.push(Deferral { id, copy: number, until, attempts: copy.attempts, warned: copy.warned });
             }
         }
+        History { settled, deferred }
     }
 }
 

@@ -9,13 +9,15 @@ use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Shared;
 use super::commit::Copied;
 use super::disk::{DiskFile, crash_point, read_full_at};
-use super::format::{RECORD_HEAD, RecordHead, Salt, checksum};
-use super::index::{Index, Place};
+use super::format::{RECORD_HEAD, RecordHead, Salt, checksum, decode_message, encode_message};
+use super::index::{History, Index, Place};
 use super::shelf::AHEAD;
-use crate::message::MessageId;
+use crate::message::{Body, MessageId};
 
 /// Bytes copied at a time, so that new mail never waits for more than that.
 const COPY_BYTES: u64 = 1 << 20;
@@ -166,7 +168,7 @@ impl Keeper {
             if let Some(entry) = index.get(id)
                 && entry.place.segment == number
             {
-                some.push((id, entry.place));
+                some.push((id, entry.place, entry.history(id)));
                 bytes += u64::from(entry.place.size);
             }
         }
@@ -176,10 +178,13 @@ impl Keeper {
 
         let wanted = some.len();
         let mut copies = Vec::with_capacity(wanted);
-        for (id, place) in some {
-            match read_record(&*file, salt, place) {
-                Ok((head, bytes)) => copies.push(Copied { id, from: place, bytes, crc: head.crc }),
-                Err(reason) => shared.set_aside(id, place, &reason),
+        for (id, from, history) in some {
+            match copy(&*file, salt, from, &history) {
+                Ok(bytes) => {
+                    let crc = checksum(&bytes[RECORD_HEAD..]);
+                    copies.push(Copied { id, from, bytes, crc, history });
+                }
+                Err(reason) => shared.set_aside(id, from, &reason),
             }
         }
         crash_point("compact.read");
@@ -190,22 +195,38 @@ impl Keeper {
     }
 }
 
+/// A record as it will stand at the front: the same message, and what happened to it since.
+fn copy(file: &dyn DiskFile, salt: Salt, from: Place, history: &History) -> Result<Vec<u8>, String> {
+    let (_, record) = read_record(file, salt, from)?;
+    let payload = &record[RECORD_HEAD..];
+    let mut decoded = decode_message(payload, payload.len() as u64).map_err(|error| error.to_string())?;
+    let (prefix, rest) = payload[decoded.prefix_at..].split_at(decoded.prefix_len);
+    let prefix = Bytes::copy_from_slice(prefix);
+    let (id, content) = (decoded.id, decoded.content);
+    let mut settles = std::mem::take(&mut decoded.settles);
+    settles.retain(|settlement| settlement.id != id);
+    settles.extend(&history.settled);
+    let message = decoded.into_message(prefix, Body::from_bytes(Bytes::new()));
+    let mut bytes = encode_message(&message, &settles, &history.deferred, content);
+    bytes.extend_from_slice(rest);
+    Ok(bytes)
+}
+
 /// Takes dead segments out of the log, oldest first, each durably before the next.
 fn retire(shared: &Shared) -> bool {
     loop {
-        let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
         if !index.scanned || index.segments.len() < 2 {
             return true;
         }
-        let Some(mut first) = index.segments.first_entry() else { return true };
-        let number = *first.key();
-        if first.get().live > 0 {
+        let Some((&number, first)) = index.segments.iter().next() else { return true };
+        if first.live > 0 {
             return true;
         }
-        first.get_mut().leaving = true;
-        let (file, size) = (first.get().file.clone(), first.get().size);
+        // Nobody else takes a segment out, so it stays as it is until we have the lock again.
+        let (file, size, fate) = (first.file.clone(), first.size, first.fate);
         drop(index);
-        if let Err(error) = shared.shelf.retire(number, &*file, size) {
+        if let Err(error) = shared.shelf.retire(number, &*file, size, fate) {
             tracing::warn!(%error, path = %shared.folders.segment(number).display(), "a segment cannot be taken out");
             return false;
         }

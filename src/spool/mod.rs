@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -269,11 +270,19 @@ pub(crate) struct Options {
     dead_segments: u32,
     /// The keeper has a thread of its own.
     keeper_thread: bool,
+    /// The pause before a disk that failed is tried again.
+    pause: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { segment_size: None, large_at: 1 << 20, dead_segments: 4, keeper_thread: true }
+        Self {
+            segment_size: None,
+            large_at: 1 << 20,
+            dead_segments: 4,
+            keeper_thread: true,
+            pause: Duration::from_millis(100),
+        }
     }
 }
 
@@ -398,7 +407,8 @@ impl Spool {
             u32::try_from(free / 12).unwrap_or(u32::MAX).clamp(SEGMENT_LEAST, SEGMENT)
         });
         options.large_at = options.large_at.min(u64::from(segment_size / 4));
-        let shelf = Shelf::new(disk.clone(), folders.clone(), generation, segment_size, found.next, found.spare);
+        let size_and_pause = (segment_size, options.pause);
+        let shelf = Shelf::new(disk.clone(), folders.clone(), generation, size_and_pause, found.next, found.spare);
         let first = shelf.fill(1).and_then(|()| shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()));
         let first = first.map_err(io_error(&folders.log))?;
 
@@ -497,7 +507,7 @@ impl Spool {
         };
         let message =
             Arc::new(Message { id, accepted, envelope, connector, message_id, prefix, content: body, copies });
-        let head = format::encode_message(&message, &settles, content);
+        let head = format::encode_message(&message, &settles, &[], content);
         let pieces = match (&message.content, content) {
             (Body::Memory(pieces), Content::Inline { .. }) => pieces.clone(),
             _ => Arc::from([]),
@@ -513,7 +523,7 @@ impl Spool {
 
         let (done, sealed) = oneshot::channel();
         // From here on the record may reach the disk, whether or not somebody still waits for it.
-        let mut undecided = Undecided { shared, id, own, decided: false };
+        let mut undecided = Undecided { shared, id, own, is_mail: settles.is_empty(), decided: false };
         shared.queue_put(Put {
             id,
             head,
@@ -577,11 +587,13 @@ impl Spool {
     }
 }
 
-/// A put whose outcome its caller has not read. Dropped in that state, it takes the message back.
+/// A put whose outcome its caller has not read. Dropped in that state, it takes the message back; not a report, which
+/// has settled what it reports.
 struct Undecided<'a> {
     shared: &'a Shared,
     id: MessageId,
     own: Option<draft::OwnFile>,
+    is_mail: bool,
     decided: bool,
 }
 
@@ -593,7 +605,9 @@ impl Drop for Undecided<'_> {
             if let Some(own) = &mut self.own {
                 own.kept = true;
             }
-            self.shared.note_removed(self.id);
+            if self.is_mail {
+                self.shared.note_removed(self.id);
+            }
         }
     }
 }

@@ -51,6 +51,7 @@ pub struct Fault {
 #[derive(Debug)]
 pub struct Model {
     state: Mutex<State>,
+    gate: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +71,7 @@ struct State {
     capacity: Option<u64>,
     counts: BTreeMap<&'static str, u64>,
     written: u64,
+    touched_again: u64,
     rng: Rng,
 }
 
@@ -87,6 +89,8 @@ struct Node {
     now: Vec<u8>,
     synced: Vec<u8>,
     pending: Vec<Pending>,
+    /// A sync of it failed.
+    failed: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -164,7 +168,7 @@ impl Node {
 impl Model {
     pub fn new(seed: u64) -> Arc<Self> {
         let state = State { rng: Rng(fastrand::Rng::with_seed(seed)), ..State::default() };
-        Arc::new(Self { state: Mutex::new(state) })
+        Arc::new(Self { state: Mutex::new(state), gate: Mutex::new(()) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -187,9 +191,19 @@ impl Model {
                 node.settle_some(&change, &mut rng.0);
             }
             node.now.clone_from(&node.synced);
+            node.failed = false;
         }
-        let state = State { nodes, durable: names.clone(), names, rng, capacity: old.capacity, ..State::default() };
-        Arc::new(Self { state: Mutex::new(state) })
+        let touched_again = old.touched_again;
+        let state = State {
+            nodes,
+            durable: names.clone(),
+            names,
+            rng,
+            capacity: old.capacity,
+            touched_again,
+            ..State::default()
+        };
+        Arc::new(Self { state: Mutex::new(state), gate: Mutex::new(()) })
     }
 
     pub fn inject(&self, fault: Fault) {
@@ -198,7 +212,9 @@ impl Model {
 
     /// No fault is left.
     pub fn heal(&self) {
-        self.state().faults.clear();
+        let mut state = self.state();
+        state.faults.clear();
+        state.dies_at = None;
     }
 
     /// How many faults have fired.
@@ -233,6 +249,16 @@ impl Model {
         self.state().counts.get(op).copied().unwrap_or(0)
     }
 
+    /// Writes and syncs of files after a sync of them had failed.
+    pub fn touched_again(&self) -> u64 {
+        self.state().touched_again
+    }
+
+    /// Holds up every sync until the answer is dropped.
+    pub fn hold(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap()
+    }
+
     /// Bytes written so far.
     pub fn written(&self) -> u64 {
         self.state().written
@@ -260,7 +286,7 @@ impl Model {
     /// Puts a file there that is durable.
     pub fn plant(&self, path: &Path, content: &[u8]) {
         let mut state = self.state();
-        state.nodes.push(Node { now: content.to_vec(), synced: content.to_vec(), pending: Vec::new() });
+        state.nodes.push(Node { now: content.to_vec(), synced: content.to_vec(), ..Node::default() });
         let node = state.nodes.len() - 1;
         state.names.insert(path.into(), node);
         state.durable.insert(path.into(), node);
@@ -413,6 +439,7 @@ impl DiskFile for ModelFile {
 
     fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
+        state.touched_again += u64::from(state.nodes[self.node].failed);
         assert!(pieces.len() <= 1024, "IOV_MAX");
         let mut bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
         let failed = state.step(Op::Write);
@@ -438,7 +465,9 @@ impl DiskFile for ModelFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        drop(self.disk.hold());
         let mut state = self.disk.state();
+        state.touched_again += u64::from(state.nodes[self.node].failed);
         let failed = state.step(Op::Sync);
         if state.dead {
             return failed;
@@ -446,6 +475,7 @@ impl DiskFile for ModelFile {
         *state.counts.entry("sync").or_default() += 1;
         let mut rng = state.rng.0.fork();
         let node = &mut state.nodes[self.node];
+        node.failed |= failed.is_err();
         for change in std::mem::take(&mut node.pending) {
             match failed {
                 Ok(()) => node.settle(&change),

@@ -13,15 +13,15 @@ use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
+use jiff::Timestamp;
+
 use super::disk::{Disk, DiskFile, crash_point, read_full_at, write_all_at};
 use super::format::{
     self, Kind, RECORD_HEAD, RECORD_MARK, RecordHead, SEGMENT_HEAD, Salt, SegmentHead, VERSION, checksum,
 };
-use super::index::{Entry, Place, Segment};
+use super::index::{Entry, Fate, Place, Segment};
 use super::shelf::Folders;
-use super::{OpenError, Shared, Waiting};
-use jiff::Timestamp;
-
+use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
 use crate::route::Hop;
@@ -51,7 +51,7 @@ impl Old {
             live: 0,
             live_bytes: 0,
             ids: Vec::new(),
-            leaving: false,
+            fate: Fate::Reuse,
         }
     }
 }
@@ -164,6 +164,11 @@ impl Recovery {
             crash_point("recover.segment");
         }
         scan.judge();
+        for (by, settlement) in std::mem::take(&mut scan.settles) {
+            if !scan.cancelled.contains(&by) {
+                scan.settle(&settlement);
+            }
+        }
 
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
         for (segment, from, to, reason) in scan.damaged {
@@ -192,9 +197,12 @@ impl Recovery {
         for (number, end) in scan.ends {
             if let Some(segment) = index.segments.get_mut(&number) {
                 segment.end = end;
+                if scan.unreadable.contains(&number) {
+                    segment.fate = Fate::Keep;
+                }
             }
         }
-        for (id, (entry, accepted, hops)) in found {
+        for (id, Seen { entry, accepted, hops }) in found {
             known.extend(entry.own.map(|own| own.get()));
             recovered.waiting.extend(entry.waiting(id, accepted, hops));
             let place = entry.place;
@@ -221,8 +229,11 @@ impl Recovery {
 /// What reading the log brings to light.
 #[derive(Debug, Default)]
 struct Scan {
-    /// With the connector and hop of each copy, which the index does not keep.
-    messages: HashMap<MessageId, (Entry, Timestamp, Vec<(ConnectorName, Hop)>)>,
+    messages: HashMap<MessageId, Seen>,
+    /// What messages settle by existing.
+    settles: Vec<(MessageId, Settlement)>,
+    /// Messages that never were.
+    cancelled: HashSet<MessageId>,
     /// One of each connector's name, for all messages.
     names: HashSet<Arc<str>>,
     /// Stretches that are no records: segment, from, to, reason.
@@ -231,8 +242,19 @@ struct Scan {
     synced: HashMap<u32, u32>,
     /// Up to where each segment holds records.
     ends: Vec<(u32, u32)>,
+    /// Segments that may tell more another time.
+    unreadable: HashSet<u32>,
     damaged: Vec<(u32, u32, u32, String)>,
     torn: usize,
+}
+
+/// A message that was found, with what the index does not keep of it.
+#[derive(Debug)]
+struct Seen {
+    entry: Entry,
+    accepted: Timestamp,
+    /// Connector and hop of each copy.
+    hops: Vec<(ConnectorName, Hop)>,
 }
 
 /// Bytes where a record should be.
@@ -267,6 +289,7 @@ impl Scan {
             if bad.is_damage {
                 let to = if to > offset { to } else { (offset + 4096).min(old.size) };
                 self.damaged.push((old.number, offset, to, bad.reason));
+                self.unreadable.insert(old.number);
             } else {
                 self.suspects.push((old.number, offset, to, if is_end { String::new() } else { bad.reason }));
             }
@@ -309,31 +332,37 @@ impl Scan {
     fn apply(&mut self, kind: Kind, payload: &[u8], place: Place) -> Result<(), format::Malformed> {
         match kind {
             Kind::Message => {
-                let decoded = format::decode_message(payload, payload.len() as u64)?;
-                decoded.settles.iter().for_each(|one| self.settle(one));
-                match self.messages.get_mut(&decoded.id) {
-                    // It was copied to the front; what had happened to it has been read already, or follows.
-                    Some((entry, ..)) => entry.place = place,
+                let mut decoded = format::decode_message(payload, payload.len() as u64)?;
+                let (settles, deferred) = (std::mem::take(&mut decoded.settles), std::mem::take(&mut decoded.deferred));
+                let (id, accepted) = (decoded.id, decoded.accepted);
+                match self.messages.get_mut(&id) {
+                    // It was copied to the front.
+                    Some(seen) => seen.entry.place = place,
                     None => {
                         let entry = Entry::found(&decoded, place);
                         let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
                         if !entry.is_done() {
-                            self.messages.insert(decoded.id, (entry, decoded.accepted, hops));
+                            self.messages.insert(id, Seen { entry, accepted, hops });
                         }
                     }
                 }
+                // What it says of itself, in a copied record, is so. What it says of others is so if it was not cancelled.
+                for one in settles {
+                    if one.id == id { self.settle(&one) } else { self.settles.push((id, one)) }
+                }
+                deferred.iter().for_each(|one| self.defer(one));
             }
             Kind::Settled => format::decode_settled(payload)?.iter().for_each(|one| self.settle(one)),
-            Kind::Deferred => {
-                for deferral in format::decode_deferred(payload)? {
-                    if let Some((entry, ..)) = self.messages.get_mut(&deferral.id) {
-                        entry.defer(&deferral);
-                    }
-                }
-            }
+            Kind::Deferred => format::decode_deferred(payload)?.iter().for_each(|one| self.defer(one)),
             Kind::Removed => {
                 for id in format::decode_removed(payload)? {
                     self.messages.remove(&id);
+                }
+            }
+            Kind::Cancelled => {
+                for id in format::decode_removed(payload)? {
+                    self.messages.remove(&id);
+                    self.cancelled.insert(id);
                 }
             }
             Kind::Mark => {
@@ -345,12 +374,18 @@ impl Scan {
         Ok(())
     }
 
-    fn settle(&mut self, settlement: &super::Settlement) {
-        if let Some((entry, ..)) = self.messages.get_mut(&settlement.id) {
-            entry.settle(settlement);
-            if entry.is_done() {
+    fn settle(&mut self, settlement: &Settlement) {
+        if let Some(seen) = self.messages.get_mut(&settlement.id) {
+            seen.entry.settle(settlement);
+            if seen.entry.is_done() {
                 self.messages.remove(&settlement.id);
             }
+        }
+    }
+
+    fn defer(&mut self, deferral: &Deferral) {
+        if let Some(seen) = self.messages.get_mut(&deferral.id) {
+            seen.entry.defer(deferral);
         }
     }
 

@@ -16,13 +16,12 @@ use std::time::{Duration, Instant};
 use super::PutError;
 use super::disk::{Disk, DiskFile, crash_point, write_all_at};
 use super::format::{Salt, SegmentHead, VERSION};
+use super::index::Fate;
 
 /// How many segments are made ahead: one to go on with, one in reserve.
 pub const AHEAD: usize = 2;
 /// Old segments kept to be used again, beyond those; the rest is deleted.
 const SPARE: usize = 2;
-/// After a failed attempt to make a segment, the next one waits so long.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// The folders of a spool.
 #[derive(Debug, Clone)]
@@ -64,6 +63,11 @@ impl Folders {
         name.ends_with(".spare")
     }
 
+    /// A segment that left the log with something in it that could not be read.
+    pub fn kept(&self, number: u32) -> PathBuf {
+        self.corrupt.join(format!("{number:08x}.segment"))
+    }
+
     /// A large message's own file.
     pub fn own(&self, number: u64) -> PathBuf {
         self.large.join(format!("{number:016x}.body"))
@@ -96,6 +100,8 @@ pub struct Shelf {
     generation: u64,
     /// The length of new segments.
     pub segment_size: u32,
+    /// After a failed attempt to make a segment, the next one waits so long.
+    pause: Duration,
     /// Held while one is made, so that numbers come onto the shelf in order.
     making: Mutex<Making>,
     ready: Mutex<BTreeMap<u32, Ready>>,
@@ -114,7 +120,7 @@ impl Shelf {
         disk: Arc<dyn Disk>,
         folders: Folders,
         generation: u64,
-        segment_size: u32,
+        (segment_size, pause): (u32, Duration),
         next: u32,
         spare: Vec<PathBuf>,
     ) -> Self {
@@ -123,6 +129,7 @@ impl Shelf {
             folders,
             generation,
             segment_size,
+            pause,
             making: Mutex::new(Making { next, failed: None }),
             ready: Mutex::default(),
             spare: Mutex::new(spare),
@@ -145,7 +152,7 @@ impl Shelf {
                 return Ok(());
             }
             if let Some((at, kind, text)) = &making.failed
-                && at.elapsed() < PAUSE
+                && at.elapsed() < self.pause
             {
                 return Err(io::Error::new(*kind, text.clone()));
             }
@@ -219,18 +226,25 @@ impl Shelf {
     ///
     /// # Errors
     /// What the file system says; it can be tried again.
-    pub fn retire(&self, number: u32, file: &dyn DiskFile, size: u32) -> io::Result<()> {
+    pub fn retire(&self, number: u32, file: &dyn DiskFile, size: u32, fate: Fate) -> io::Result<()> {
         let path = self.folders.segment(number);
         let mut spares = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         // Somebody may be reading a body from it: then its bytes must stay as they are.
-        let again = size == self.segment_size && !file.is_shared() && spares.len() < SPARE;
-        let gone = if again { self.disk.rename(&path, &self.folders.spare(number)) } else { self.disk.remove(&path) };
+        let again = fate == Fate::Reuse && size == self.segment_size && !file.is_shared() && spares.len() < SPARE;
+        let gone = match fate {
+            Fate::Keep => self.disk.rename(&path, &self.folders.kept(number)),
+            _ if again => self.disk.rename(&path, &self.folders.spare(number)),
+            _ => self.disk.remove(&path),
+        };
         match gone {
             // An earlier attempt came so far.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
         crash_point("segment.retired");
+        if fate == Fate::Keep {
+            self.disk.sync_folder(&self.folders.corrupt)?;
+        }
         self.disk.sync_folder(&self.folders.log)?;
         if again {
             spares.push(self.folders.spare(number));
