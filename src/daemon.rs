@@ -28,6 +28,7 @@ use crate::dns::Resolver;
 use crate::outcome::tracking::Tracker;
 use crate::relay::{Relay, Snapshot};
 use crate::spool::{OpenError, Settings, Spool};
+use crate::tls::Identity;
 
 mod log;
 mod privileges;
@@ -66,9 +67,6 @@ pub enum Error {
     /// The spool cannot be opened.
     #[error(transparent)]
     Spool(#[from] OpenError),
-    /// The directory cannot be read.
-    #[error("directory {0}")]
-    Directory(String),
     /// DNS cannot be used.
     #[error("dns: {0}")]
     Dns(String),
@@ -82,15 +80,16 @@ pub enum Error {
 /// # Errors
 /// Why it could not start.
 pub fn run(path: &Path) -> Result<(), Error> {
-    let text = read(path)?;
+    let text = config::read(path).map_err(Error::Configuration)?;
     let config = config::parse(&text, path).map_err(Error::Configuration)?;
     log::start(&config.log);
+    privileges::take_descriptors();
     let listeners = bind_all(&config)?;
     let (text, config) = match &config.user {
         Some(user) => {
             privileges::become_user(user).map_err(|why| Error::User { user: user.clone(), why })?;
             // Keys that only root could read would be missed at the first reload: better now.
-            let text = read(path)?;
+            let text = config::read(path).map_err(Error::Configuration)?;
             let config = config::parse(&text, path).map_err(Error::Configuration)?;
             (text, config)
         }
@@ -110,10 +109,6 @@ pub fn run(path: &Path) -> Result<(), Error> {
     })
 }
 
-fn read(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|error| Error::Configuration(Problems::unreadable(path, &error)))
-}
-
 /// A running relay with its listeners.
 #[derive(Debug)]
 pub struct Daemon {
@@ -124,7 +119,6 @@ pub struct Daemon {
     spool: Spool,
     doors: HashMap<SocketAddr, OpenDoor>,
     limits: ConnectionLimits,
-    stopping: watch::Sender<bool>,
     keeper: JoinHandle<()>,
     recovery: JoinHandle<()>,
 }
@@ -210,12 +204,11 @@ impl Daemon {
     ) -> Result<Self, Error> {
         let config = Arc::new(config);
         let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();
-        let directory = load_directory(&config, None)?;
+        let directory = load_directory(&config, None);
         let snapshot = snapshot(&config, directory, bound)?;
         let settings = Settings { path: config.spool.path.clone(), min_free_space: config.spool.min_free_space };
         let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
-        let (spool, recovery) =
-            opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
+        let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -226,11 +219,12 @@ impl Daemon {
             async move {
                 match tokio::task::spawn_blocking(move || recovery.run()).await {
                     Ok(recovered) => relay.resume(recovered),
-                    Err(error) => error!(%error, "the spool could not be read; what waits there waits for the next start"),
+                    Err(error) => {
+                        error!(%error, "the spool could not be read; what waits there waits for the next start")
+                    }
                 }
             }
         });
-        let (stopping, _) = watch::channel(false);
         let mut daemon = Self {
             relay,
             config: Arc::clone(&config),
@@ -238,7 +232,6 @@ impl Daemon {
             spool,
             doors: HashMap::new(),
             limits: ConnectionLimits::default(),
-            stopping,
             keeper,
             recovery,
         };
@@ -303,10 +296,10 @@ impl Daemon {
 
     /// Reads the configuration file again. False if it is faulty: then everything stays as it was.
     pub fn reload(&mut self) -> bool {
-        match std::fs::read_to_string(&self.config.path) {
+        match config::read(&self.config.path) {
             Ok(text) => self.adopt(text),
-            Err(error) => {
-                error!(file = %self.config.path.display(), %error, "the configuration cannot be read; the old one stays");
+            Err(problems) => {
+                refused(&problems);
                 false
             }
         }
@@ -321,10 +314,7 @@ impl Daemon {
         let config = match config::parse(&text, &self.config.path) {
             Ok(config) => Arc::new(config),
             Err(problems) => {
-                for problem in &problems.0 {
-                    error!("{problem}");
-                }
-                error!("the new configuration is faulty; the old one stays");
+                refused(&problems);
                 return false;
             }
         };
@@ -360,10 +350,13 @@ impl Daemon {
             }
         }
         let old = self.relay.snapshot();
-        let directory = load_directory(&config, Some(&old.directory))?;
+        let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
         bound.extend(
-            self.doors.iter().filter(|(listen, _)| listen_addresses(&config).contains(listen)).map(|(_, open)| open.bound),
+            self.doors
+                .iter()
+                .filter(|(listen, _)| listen_addresses(&config).contains(listen))
+                .map(|(_, open)| open.bound),
         );
         let replaced = self.relay.replace(snapshot(&config, directory, bound)?);
         tokio::spawn(async move { replaced.deliverer.close_idle().await });
@@ -387,7 +380,6 @@ impl Daemon {
     /// Stops accepting, finishes what is under way within `grace`, and makes everything durable.
     pub async fn stop(&mut self, grace: Duration) {
         let deadline = tokio::time::Instant::now() + grace;
-        self.stopping.send_replace(true);
         for open in self.doors.values() {
             open.close.send_replace(true);
         }
@@ -406,28 +398,41 @@ impl Daemon {
     }
 }
 
+fn refused(problems: &Problems) {
+    for problem in &problems.0 {
+        error!("{problem}");
+    }
+    error!("the new configuration is faulty; the old one stays");
+}
+
 fn snapshot(config: &Arc<Config>, directory: Arc<Directory>, bound: Vec<SocketAddr>) -> Result<Snapshot, Error> {
     let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
     let deliverer = Deliverer::new(Arc::clone(config), resolver, bound);
     Ok(Snapshot { config: Arc::clone(config), directory, deliverer })
 }
 
-fn load_directory(config: &Config, old: Option<&Arc<Directory>>) -> Result<Arc<Directory>, Error> {
+/// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
+fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
     let (directory, reports) = match old {
         Some(old) => old.reload(&config.directories),
         None => Directory::load(&config.directories),
     };
-    for report in reports.iter().filter(|report| report.is_faulty()) {
-        warn!("{report}");
+    for report in &reports {
+        if report.is_faulty() {
+            warn!("{report}");
+        } else {
+            info!("{report}");
+        }
     }
-    Ok(Arc::new(directory))
+    Arc::new(directory)
 }
 
 /// The files that a configuration names and that are read again when they change.
 fn files(config: &Config) -> Vec<PathBuf> {
     let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
-    let identities = identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
-    let mut files: Vec<PathBuf> = identities.flat_map(|identity| identity.files()).collect();
+    let identities =
+        identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
+    let mut files: Vec<PathBuf> = identities.flat_map(Identity::files).collect();
     files.extend(config.directories.iter().map(|source| source.path.clone()));
     files.sort_unstable();
     files.dedup();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config;
-use crate::daemon::{self, Daemon};
+use crate::daemon::Daemon;
 use crate::dns::zone::{self, Serving, Zone};
 use crate::outcome::tracking::Tracker;
 use crate::tls::authority::Authority;

@@ -51,9 +51,9 @@ pub fn attribute(
             }
             Claim::Proved(proof) => {
                 // Equal and proved beats equal and unasked; the first in the file wins among the proved.
-                let wins = open.as_ref().is_none_or(|(best, _, held)| {
-                    specificity > *best || (specificity == *best && held.is_none())
-                });
+                let wins = open
+                    .as_ref()
+                    .is_none_or(|(best, _, held)| specificity > *best || (specificity == *best && held.is_none()));
                 if wins {
                     open = Some((specificity, connector, Some(proof)));
                 }
@@ -79,12 +79,7 @@ enum Claim {
     Failed(String),
 }
 
-fn claim(
-    connector: &ReceiveConnector,
-    secure: bool,
-    certificate: Option<&ClientCertificate>,
-    now: Timestamp,
-) -> Claim {
+fn claim(connector: &ReceiveConnector, secure: bool, certificate: Option<&ClientCertificate>, now: Timestamp) -> Claim {
     let Some(names) = &connector.tls_domain else { return Claim::NotAsked };
     let wanted = || names.iter().collect::<Vec<_>>().join(", ");
     match (certificate, &connector.client_roots) {

@@ -27,6 +27,7 @@ const CONTENT: &str = "From: Erin <erin@fabrikam.com>\r\n\
     \r\n\
     At one, at the usual place?\r\n";
 
+/// What the command line says to `demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Exit after the message has arrived: 0 if every copy arrived where it should
@@ -133,10 +134,12 @@ fn heading(text: &str) {
 }
 
 fn introduce(world: &World) {
-    println!("{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all of it in this process and on loopback.\n");
+    println!(
+        "{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all of it in this process and on loopback.\n"
+    );
     let row = |what: &str, address: SocketAddr, name: &str| println!("    {what:<22} {address:<18} {name}");
     row("the relay (MX)", world.internet_door, demo::RELAY);
-    row("  its own servers' door", world.own_door, "");
+    row("  its inner door", world.own_door, "");
     row("on-premises server", world.on_premises.address, demo::ON_PREMISES);
     row("cloud service", world.cloud.address, demo::CLOUD);
     row("a host on the Internet", world.internet.address, demo::INTERNET_HOST);
@@ -169,7 +172,7 @@ async fn collect(world: &mut World, count: usize) -> Vec<Arrival> {
 /// One tracking event, for a person.
 fn tell(line: &str) {
     let Ok(event) = Record::parse(line) else { return };
-    let mut head = format!("    {CYAN}{:<8}{CYAN:#}", event.event);
+    let mut head = format!("    {CYAN}{:<10}{CYAN:#}", event.event);
     if let Some(connector) = &event.connector {
         let towards = if matches!(event.event.as_str(), "RECEIVE" | "FAIL") { "by" } else { "to" };
         head.push_str(&match event.event.as_str() {
@@ -180,7 +183,7 @@ fn tell(line: &str) {
     }
     head.push_str(&event.to.join(", "));
     println!("{head}");
-    let note = |text: &str| println!("             {DIM}{text}{DIM:#}");
+    let note = |text: &str| println!("              {DIM}{text}{DIM:#}");
     for reason in &event.because {
         note(reason);
     }
@@ -212,8 +215,8 @@ fn show_arrival(arrival: &Arrival) {
         println!("        RCPT TO:<{}>", recipient.address);
     }
     match (&arrival.tls, &arrival.client) {
-        (Some(tls), Some(client)) => println!("        {GREEN}{tls}{GREEN:#}; the relay proved itself: {client}"),
-        (Some(tls), None) => println!("        {GREEN}{tls}{GREEN:#}"),
+        (Some(_), Some(client)) => println!("        the relay proved itself: {GREEN}{client}{GREEN:#}"),
+        (Some(tls), None) => println!("        {GREEN}{tls}{GREEN:#}, without a certificate of the relay"),
         (None, _) => println!("        {RED}in the clear{RED:#}"),
     }
     let text = String::from_utf8_lossy(&arrival.content);
@@ -238,7 +241,9 @@ fn verdict(arrivals: &[Arrival]) -> bool {
         && expected.iter().all(|(place, address)| got.iter().any(|(at, to)| at == place && to == address));
     let good = placed && proved && unchanged;
     if good {
-        println!("{GREEN}One message came in, one copy went to each premises, each over TLS with the names agreed.{GREEN:#}\n");
+        println!(
+            "{GREEN}One message came in, one copy went to each premises, each over TLS with the names agreed.{GREEN:#}\n"
+        );
     } else {
         println!("{RED}Not as it should be: expected {expected:?} over proved TLS, got {got:?}.{RED:#}\n");
     }
@@ -249,15 +254,24 @@ fn invite(world: &World) {
     let (mx, own) = (world.internet_door, world.own_door);
     heading("Now you; what happens is told here. Ctrl-C ends the demo.");
     for (what, line) in [
-        ("a group with members on both sides", format!("swaks --server {mx} --tls --from you@fabrikam.com --to sales@contoso.com")),
+        (
+            "a group with members on both sides",
+            format!("swaks --server {mx} --tls --from you@fabrikam.com --to sales@contoso.com"),
+        ),
         ("a forward to the Internet", format!("swaks --server {mx} --from you@fabrikam.com --to kate@contoso.com")),
         ("nobody", format!("swaks --server {mx} --from you@fabrikam.com --to nobody@contoso.com")),
         ("no open relay", format!("swaks --server {mx} --from you@fabrikam.com --to erin@fabrikam.com")),
-        ("from inside to the Internet, by MX", format!("swaks --server {own} --from julie@contoso.com --to erin@fabrikam.com")),
+        (
+            "from inside to the Internet, by MX",
+            format!("swaks --server {own} --from julie@contoso.com --to erin@fabrikam.com"),
+        ),
     ] {
         println!("    {line}\n        {DIM}{what}{DIM:#}");
     }
-    println!("    causeway -c {} explain --to david@contoso.com --from you@fabrikam.com", world.folder.join("causeway.toml").display());
+    println!(
+        "    causeway -c {} explain --to david@contoso.com --from you@fabrikam.com",
+        world.folder.join("causeway.toml").display()
+    );
     println!("        {DIM}the same without sending anything{DIM:#}\n");
     let _ = std::io::stdout().flush();
 }

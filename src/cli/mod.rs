@@ -26,7 +26,13 @@ pub const WRONG: u8 = 2;
 )]
 struct Cli {
     /// The configuration
-    #[arg(short = 'c', long = "config", value_name = "FILE", default_value = "/etc/causeway/causeway.toml", global = true)]
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        default_value = "/etc/causeway/causeway.toml",
+        global = true
+    )]
     config: PathBuf,
     #[command(subcommand)]
     command: Command,

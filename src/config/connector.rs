@@ -113,6 +113,9 @@ pub(super) fn receive_connector(
     if let (Ok(relay), Ok(listen), Ok(remote_ips), Ok(None)) = (relay, &listen, &remote_ips, &tls_domain) {
         check_open_relay(table, relay, listen, remote_ips, problems);
     }
+    if let (Ok(true), Ok(Some(names)), Ok([])) = (relay, &tls_domain, sender_domains.as_deref()) {
+        warn_of_shared_certificate(table, names, problems);
+    }
 
     Ok(ReceiveConnector {
         name: name?,
@@ -173,8 +176,8 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
     }
     let tls = match (word, tls_domain, ca_file) {
         (Ok(word), Ok(tls_domain), Ok(ca_file)) => {
-            let smart_hosts =
-                hops.as_ref().map(|hops| matches!(hops, Hops::SmartHosts(_))).map_err(|reported| *reported);
+            // A list with a fault in it is still one that was meant.
+            let smart_hosts = !matches!(hops, Ok(Hops::Mx));
             level(table, word, smart_hosts, tls_domain, ca_file, files, problems)
         }
         _ => Err(Reported),
@@ -283,6 +286,17 @@ fn check_open_relay(
     }
 }
 
+/// `originator_org` would tell the customers of a cloud service apart, and is not built.
+fn warn_of_shared_certificate(table: &Table<'_>, names: &Names, problems: &mut Problems) {
+    let shared = |name: &&str| name.trim_start_matches("*.").ends_with("protection.outlook.com");
+    if let Some(name) = names.iter().find(shared) {
+        let text = format!(
+            "all customers of the cloud service show a certificate for {name}, and relay lets them send anywhere; set sender_domains, or relay = false"
+        );
+        table.warn("tls_domain", text, problems);
+    }
+}
+
 /// Keys of features that are not built.
 fn refuse_of_receiving(table: &mut Table<'_>, problems: &mut Problems) {
     for key in ["internal", "require_auth", "proxy_protocol"] {
@@ -324,7 +338,7 @@ fn word(table: &mut Table<'_>, problems: &mut Problems) -> Read<Word> {
 fn level(
     table: &Table<'_>,
     word: Word,
-    smart_hosts: Read<bool>,
+    smart_hosts: bool,
     tls_domain: Option<Names>,
     ca_file: Option<std::path::PathBuf>,
     files: &mut Files,
@@ -349,7 +363,7 @@ fn level(
         Word::Certificate => roots(problems).map(Level::Certificate),
         Word::Domain => {
             let roots = roots(problems);
-            if tls_domain.is_none() && smart_hosts? {
+            if tls_domain.is_none() && smart_hosts {
                 let text = r#"missing; tls = "domain" with smart_hosts needs the names to accept"#;
                 return Err(table.complain("tls_domain", text, problems));
             }

@@ -334,7 +334,7 @@ const LENGTH_LIMIT: u64 = 16 << 20;
 /// # Errors
 /// All that is wrong with it.
 pub fn load(path: &Path) -> Result<Config, Problems> {
-    let text = text_of(path)?;
+    let text = read(path)?;
     parse(&text, path)
 }
 
@@ -352,19 +352,23 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
 /// Everything that can be said about the file at `path` without asking the network: what [`load`] would refuse, the
 /// chains of certificates as of `now`, and what should be looked at. There is a configuration if there is no error.
 pub fn check(path: &Path, now: Timestamp) -> (Option<Config>, Problems) {
-    match text_of(path) {
+    match read(path) {
         Ok(text) => examine(&text, path, Some(now)),
         Err(problems) => (None, problems),
     }
 }
 
-fn text_of(path: &Path) -> Result<String, Problems> {
+/// Reads the file at `path`, for [`parse`].
+///
+/// # Errors
+/// It cannot be read, or is no text.
+pub fn read(path: &Path) -> Result<String, Problems> {
     let unreadable = |place, text: String| {
         Problems(vec![Problem { severity: Severity::Unreadable, file: path.to_owned(), place, text }])
     };
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(LENGTH_LIMIT + 1).read_to_end(&mut bytes));
-    if let Err(error) = read {
+    let length = File::open(path).and_then(|file| file.take(LENGTH_LIMIT + 1).read_to_end(&mut bytes));
+    if let Err(error) = length {
         return Err(unreadable(None, format!("cannot be read: {error}")));
     }
     if bytes.len() as u64 > LENGTH_LIMIT {
@@ -420,7 +424,9 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     if let Ok(domains) = &domains {
         together::check_domains(domains, problems);
     }
-    if let (Ok(table), Ok(Some(_))) = (&hybrid_table, &hybrid) {
+    if let Ok(table) = &hybrid_table
+        && table.peek("side") != Some("cloud")
+    {
         together::check_hybrid(table, &sends, problems);
     }
     if let Ok(sends) = &sends {
@@ -565,9 +571,11 @@ fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
 fn folder(table: &mut Table<'_>, key: &'static str, problems: &mut Problems) -> Read<Option<PathBuf>> {
     let path = table.path(key, problems)?;
     match path.as_ref().map(fs::metadata) {
-        Some(Ok(metadata)) if !metadata.is_dir() => Err(table.complain(key, "is there, but is no folder", problems)),
+        Some(Ok(metadata)) if !metadata.is_dir() => {
+            Err(table.complain(key, "expected a folder; there is a file", problems))
+        }
         Some(Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
-            Err(table.complain(key, error.to_string(), problems))
+            Err(table.complain(key, "expected a folder; there is a file on the way to it", problems))
         }
         _ => Ok(path),
     }

@@ -1,7 +1,19 @@
-//! Becoming the user that the configuration names, once the ports are bound.
+//! What the process may do: its user, once the ports are bound, its descriptors, the mode of its files.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask as set_umask};
 use nix::unistd::{User, getegid, geteuid, initgroups, setgid, setuid};
+
+/// Takes all the descriptors that the system allows: every connection is one, and the usual soft limit of 1024 is for
+/// programs that use `select`.
+pub(super) fn take_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, hard, "the limit of descriptors cannot be raised");
+    }
+}
 
 /// Files that we make are ours alone.
 pub(super) fn umask() {

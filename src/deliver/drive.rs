@@ -26,7 +26,7 @@ use crate::tls::{Proof, Stream};
 const WHOLE: u64 = 256 * 1024;
 
 /// How much of a longer one is read at a time.
-const BLOCK: usize = 256 * 1024;
+const BLOCK: usize = 128 * 1024;
 
 /// So many slices are collected before they are written: what one system call takes.
 const SLICES: usize = 1024;
@@ -333,7 +333,9 @@ impl Wire<'_> {
                 if self.session.unread().len() < UNREAD_LIMIT {
                     match self.poll_read(cx) {
                         Poll::Ready(Ok(0)) => {
-                            return Poll::Ready(Err(io::Error::other("it closed the connection while we were sending")));
+                            return Poll::Ready(Err(io::Error::other(
+                                "it closed the connection while we were sending",
+                            )));
                         }
                         Poll::Ready(Ok(_)) => continue,
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -157,7 +157,10 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                     vec![mx(SmartHostAddress::Ip(ip), 0)]
                 } else {
                     let exchangers = mail_exchangers(domain, resolver.mx(domain).await)?;
-                    exchangers.into_iter().map(|(preference, name)| mx(SmartHostAddress::Name(name), preference)).collect()
+                    exchangers
+                        .into_iter()
+                        .map(|(preference, name)| mx(SmartHostAddress::Name(name), preference))
+                        .collect()
                 };
                 (Some(domain), hosts)
             }
@@ -245,7 +248,8 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                 let allowed = is_public(ip) || self.private_targets.iter().any(|network| network.contains(&plain(ip)));
                 if !allowed {
                     let host = target.name.clone().unwrap_or_else(|| domain.clone());
-                    self.nothing.why = Some((host, format!("{ip} is private, and dns.private_targets does not list it")));
+                    self.nothing.why =
+                        Some((host, format!("{ip} is private, and dns.private_targets does not list it")));
                 }
                 allowed
             });
@@ -263,10 +267,8 @@ fn mail_exchangers(domain: &Domain, answer: Answer<Vec<Mx>>) -> Result<Vec<(u16,
                 return Err(Setback::NullMx { domain: domain.clone() });
             }
             let named = records.into_iter().filter_map(|record| record.host.map(|host| (record.preference, host)));
-            // A name that looks like an address is none: nobody may choose an address by it.
-            let hosts: Vec<_> = named
-                .filter(|(_, host)| host.literal().is_none() && host.as_str().parse::<IpAddr>().is_err())
-                .collect();
+            // A host is named, not numbered: `127.0.0.1.` is no `Domain` at all, and an address literal is no name.
+            let hosts: Vec<_> = named.filter(|(_, host)| host.literal().is_none()).collect();
             if hosts.is_empty() {
                 let why = "its MX records name no host".to_owned();
                 return Err(Setback::NoAddress { domain: domain.clone(), why });
@@ -361,4 +363,277 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
         || first & 0xffc0 == 0xfec0
         || ip.segments()[..6] == [0; 6]
         || ip.segments()[..3] == [0x64, 0xff9b, 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::config::{ConnectorName, Level, SmartHost};
+
+    /// DNS as a table; what is not in it does not exist.
+    #[derive(Debug, Default)]
+    struct Table {
+        mx: HashMap<String, Answer<Vec<Mx>>>,
+        addresses: HashMap<String, Answer<Vec<IpAddr>>>,
+    }
+
+    impl Resolve for Table {
+        async fn mx(&self, domain: &Domain) -> Answer<Vec<Mx>> {
+            self.mx.get(domain.as_str()).cloned().unwrap_or(Answer::Absent(Absence::NoName))
+        }
+
+        async fn addresses(&self, host: &Domain) -> Answer<Vec<IpAddr>> {
+            self.addresses.get(host.as_str()).cloned().unwrap_or(Answer::Absent(Absence::NoName))
+        }
+    }
+
+    impl Table {
+        /// `10 a.example, 20 .` / `none` / `nxdomain` / `servfail`, and `host: address address` / `host: servfail` / `host:`.
+        fn new(mx: &str, hosts: &[&str]) -> Self {
+            let mx = match mx {
+                "none" => Answer::Absent(Absence::NoRecord),
+                "nxdomain" => Answer::Absent(Absence::NoName),
+                "servfail" => Answer::Unknown("SERVFAIL".into()),
+                list => Answer::Found(
+                    list.split(", ")
+                        .map(|record| {
+                            let (preference, host) = record.split_once(' ').unwrap();
+                            let host = (host != ".").then(|| Domain::parse(host).unwrap());
+                            Mx { preference: preference.parse().unwrap(), host }
+                        })
+                        .collect(),
+                ),
+            };
+            let addresses = hosts.iter().map(|line| {
+                let (host, addresses) = line.split_once(':').unwrap();
+                let answer = match addresses.trim() {
+                    "" => Answer::Absent(Absence::NoRecord),
+                    "servfail" => Answer::Unknown("SERVFAIL".into()),
+                    list => Answer::Found(list.split(' ').map(|ip| ip.parse().unwrap()).collect()),
+                };
+                (host.to_owned(), answer)
+            });
+            Self { mx: HashMap::from([("d.example".to_owned(), mx)]), addresses: addresses.collect() }
+        }
+    }
+
+    fn connector(hops: Hops) -> SendConnector {
+        SendConnector {
+            name: ConnectorName(Arc::from("out")),
+            serves: Vec::new(),
+            hops,
+            port: 25,
+            tls: Level::Off,
+            identity: None,
+            helo: None,
+            source_v4: None,
+            source_v6: None,
+            login: None,
+            max_connections: 20,
+            max_messages_per_connection: 1000,
+            max_recipients: 1000,
+            max_message_size: None,
+            rate: None,
+            connect_timeout: Duration::from_secs(30),
+            chunking: true,
+            enabled: true,
+        }
+    }
+
+    fn ourselves() -> Ourselves {
+        Ourselves {
+            hostname: Domain::parse("mail.contoso.com").unwrap(),
+            listening: vec!["198.51.100.7:25".parse().unwrap(), "0.0.0.0:2525".parse().unwrap()],
+            is_local: |ip| ip == IpAddr::from([198, 51, 100, 9]),
+        }
+    }
+
+    /// The targets in order: `name=address`, or the setback's words.
+    async fn walk(table: &Table, hops: Hops, hop: &Hop, private: &[IpNet], seed: u64) -> Vec<String> {
+        let ourselves = ourselves();
+        let found = Hosts::find(table, &connector(hops), hop, &ourselves, private, Rng::with_seed(seed)).await;
+        let mut hosts = match found {
+            Ok(hosts) => hosts,
+            Err(setback) => return vec![format!("{} {setback}", setback.status())],
+        };
+        let mut targets = Vec::new();
+        while let Some(target) = hosts.next().await {
+            let name = target.name.as_ref().map_or("", Domain::as_str);
+            targets.push(format!("{name}={}", target.address));
+        }
+        if targets.is_empty() {
+            let setback = hosts.why_nothing();
+            targets.push(format!("{} {setback}", setback.status()));
+        }
+        targets
+    }
+
+    /// C240 to C252, S-140.
+    #[tokio::test]
+    async fn mx_records_lead_to_hosts_or_say_why_not() {
+        let one = &["a.example: 192.0.2.1"][..];
+        let two = &["a.example: 192.0.2.1", "b.example: 192.0.2.2"][..];
+        #[rustfmt::skip]
+        let cases: &[(&str, &str, &[&str], &[&str])] = &[
+            ("C240", "10 a.example, 20 b.example", two, &["a.example=192.0.2.1:25", "b.example=192.0.2.2:25"]),
+            ("C240", "20 b.example, 10 a.example", two, &["a.example=192.0.2.1:25", "b.example=192.0.2.2:25"]),
+            ("C242", "none", &["d.example: 192.0.2.9"], &["d.example=192.0.2.9:25"]),
+            ("C242 nothing", "none", &["d.example:"], &["5.4.4"]),
+            ("C242 unknown", "none", &["d.example: servfail"], &["4.4.3"]),
+            ("C243 none exists", "10 a.example", &["d.example: 192.0.2.9"], &["5.4.4"]),
+            ("C243 one unknown", "10 a.example, 20 b.example", &["a.example: servfail"], &["4.4.3"]),
+            ("C243 one is there", "10 a.example, 20 b.example", &["b.example: 192.0.2.2"], &["b.example=192.0.2.2:25"]),
+            ("C244", "0 .", one, &["5.1.10"]),
+            ("C244 beside", "0 ., 10 a.example", one, &["a.example=192.0.2.1:25"]),
+            ("C245", "0 localhost", one, &["5.4.6"]),
+            ("C245 beside", "0 a.example, 10 localhost", one, &["a.example=192.0.2.1:25"]),
+            ("C245 address", "10 [127.0.0.1], 20 a.example", one, &["a.example=192.0.2.1:25"]),
+            ("C245 only that", "10 [192.0.2.1]", one, &["5.4.4"]),
+            ("C246", "nxdomain", one, &["5.1.2"]),
+            ("C247", "servfail", one, &["4.4.3"]),
+            ("C251", "10 a.example", &["a.example: 2001:db8::1 192.0.2.1"], &["a.example=[2001:db8::1]:25", "a.example=192.0.2.1:25"]),
+            ("C252 name", "10 a.example, 20 mail.contoso.com, 30 b.example", two, &["a.example=192.0.2.1:25"]),
+            ("C252 same preference", "10 a.example, 10 mail.contoso.com", two, &["5.4.6"]),
+            ("C252 address", "10 a.example, 20 b.example", &["a.example: 192.0.2.1", "b.example: 198.51.100.7"], &["a.example=192.0.2.1:25"]),
+            ("C252 nothing left", "10 b.example, 20 a.example", &["a.example: 192.0.2.1", "b.example: 198.51.100.7"], &["5.4.6"]),
+            ("another port of ours", "10 b.example", &["b.example: 198.51.100.9"], &["b.example=198.51.100.9:25"]),
+            ("S-140", "10 a.example", &["a.example: 10.1.2.3"], &["5.4.4"]),
+            ("S-140 one of two", "10 a.example", &["a.example: 127.0.0.1 192.0.2.1"], &["a.example=192.0.2.1:25"]),
+            ("S-140 the next", "10 a.example, 20 b.example", &["a.example: ::1", "b.example: 192.0.2.2"], &["b.example=192.0.2.2:25"]),
+            ("allowed", "10 a.example", &["a.example: 10.9.2.3"], &["a.example=10.9.2.3:25"]),
+            ("allowed, mapped", "10 a.example", &["a.example: ::ffff:10.9.2.3"], &["a.example=[::ffff:10.9.2.3]:25"]),
+        ];
+        let hop = Hop::Mx(Domain::parse("d.example").unwrap());
+        for (id, mx, hosts, expected) in cases {
+            let table = Table::new(mx, hosts);
+            let seen = walk(&table, Hops::Mx, &hop, &["10.9.0.0/16".parse().unwrap()], 1).await;
+            assert_eq!(seen.len(), expected.len(), "{id}: {seen:?}");
+            for (seen, expected) in seen.iter().zip(*expected) {
+                // Of setbacks only the status stands in the table.
+                assert!(
+                    seen == expected || seen.starts_with(&format!("{expected} ")),
+                    "{id}: {seen:?}, not {expected:?}"
+                );
+            }
+        }
+    }
+
+    /// C241: RFC 5321 section 5.1.
+    #[tokio::test]
+    async fn c241_equal_hosts_are_each_first_a_quarter_of_the_time() {
+        let mx = "10 a.example, 10 b.example, 10 c.example, 10 e.example, 20 z.example";
+        let hosts = ["a", "b", "c", "e", "z"].map(|name| format!("{name}.example: 192.0.2.{}", name.as_bytes()[0]));
+        let table = Table::new(mx, &hosts.each_ref().map(String::as_str));
+        let hop = Hop::Mx(Domain::parse("d.example").unwrap());
+        let mut first = HashMap::<String, u32>::new();
+        for seed in 0..10_000 {
+            let order = walk(&table, Hops::Mx, &hop, &[], seed).await;
+            assert_eq!(order.len(), 5);
+            assert!(order[4].starts_with("z."), "{order:?}");
+            *first.entry(order[0].clone()).or_default() += 1;
+        }
+        assert_eq!(first.len(), 4);
+        assert!(first.values().all(|count| (2_300..=2_700).contains(count)), "{first:?}");
+    }
+
+    /// C250, S-143.
+    #[tokio::test]
+    async fn a_list_without_end_costs_five_tries() {
+        let names: Vec<_> = (0..200).map(|n| format!("h{n}.example")).collect();
+        let mx: Vec<_> = names.iter().map(|name| format!("10 {name}")).collect();
+        let hosts: Vec<_> = names.iter().map(|name| format!("{name}: 192.0.2.1 192.0.2.2 192.0.2.3")).collect();
+        let table = Table::new(&mx.join(", "), &hosts.iter().map(String::as_str).collect::<Vec<_>>());
+        let hop = Hop::Mx(Domain::parse("d.example").unwrap());
+        assert_eq!(walk(&table, Hops::Mx, &hop, &[], 1).await.len(), 5);
+
+        // Families without a way out do not count, and still there is an end.
+        let ourselves = ourselves();
+        let connector = connector(Hops::Mx);
+        let mut hosts = Hosts::find(&table, &connector, &hop, &ourselves, &[], Rng::with_seed(1)).await.unwrap();
+        let mut out_of_reach = 0;
+        while hosts.next().await.is_some() {
+            hosts.was_out_of_reach();
+            out_of_reach += 1;
+        }
+        assert_eq!(out_of_reach, 30, "ten hosts of three addresses");
+    }
+
+    /// Smart hosts are the administrator's word: anywhere, in order, and a slip returns no mail.
+    #[tokio::test]
+    async fn smart_hosts_may_be_anywhere() {
+        let host = |text: &str, port, preference| SmartHost {
+            host: text
+                .parse()
+                .map_or_else(|_| SmartHostAddress::Name(Domain::parse(text).unwrap()), SmartHostAddress::Ip),
+            port,
+            preference,
+        };
+        let table = Table::new("0 .", &["a.example: 10.0.0.1", "b.example: servfail"]);
+        #[rustfmt::skip]
+        let cases = [
+            (vec![host("127.0.0.1", Some(2525), 20), host("a.example", None, 10)], vec!["a.example=10.0.0.1:25", "=127.0.0.1:2525"]),
+            (vec![host("gone.example", None, 10), host("::1", None, 10)], vec!["=[::1]:25"]),
+            (vec![host("gone.example", None, 10)], vec!["4.4.3 DNS cannot tell about gone.example: it does not exist"]),
+            (vec![host("b.example", None, 10)], vec!["4.4.3 DNS cannot tell about b.example: SERVFAIL"]),
+            (vec![host("mail.contoso.com", None, 10), host("198.51.100.7", None, 20)], vec!["=198.51.100.7:25"]),
+        ];
+        for (hosts, expected) in cases {
+            assert_eq!(walk(&table, Hops::SmartHosts(hosts), &Hop::SmartHosts, &[], 7).await, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_literal_is_used_as_it_is_but_not_to_get_inside() {
+        let table = Table::default();
+        for (literal, expected) in [
+            ("[192.0.2.1]", "=192.0.2.1:25"),
+            ("[IPv6:2001:db8::1]", "=[2001:db8::1]:25"),
+            ("[10.0.0.1]", "5.4.4 "),
+            ("[IPv6:::1]", "5.4.4 "),
+            ("[198.51.100.7]", "5.4.6 "),
+        ] {
+            let hop = Hop::Mx(Domain::parse(literal).unwrap());
+            let seen = walk(&table, Hops::Mx, &hop, &[], 1).await;
+            assert!(seen.len() == 1 && seen[0].starts_with(expected), "{literal}: {seen:?}");
+        }
+    }
+
+    /// S-140, address by address.
+    #[test]
+    fn s140_private_addresses_in_all_their_clothes() {
+        #[rustfmt::skip]
+        let private = [
+            "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.0.1", "169.254.169.254",
+            "172.16.0.1", "172.31.255.255", "192.0.0.8", "192.168.1.1", "198.18.0.1", "224.0.0.1", "239.1.1.1", "240.0.0.1",
+            "255.255.255.255", "::", "::1", "fc00::1", "fd12:3456::1", "fe80::1", "febf::1", "fec0::1", "ff02::1",
+            "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "64:ff9b:1::1", "2002:7f00:1::1",
+            "2002:c0a8:101::", "::7f00:1", "::192.168.0.1",
+        ];
+        for text in private {
+            assert!(!is_public(text.parse().unwrap()), "{text}");
+        }
+        #[rustfmt::skip]
+        let public = [
+            "8.8.8.8", "100.63.0.1", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.0.2.1", "198.20.0.1", "223.255.255.254",
+            "2001:db8::1", "2606:4700::1", "::ffff:8.8.8.8", "64:ff9b::808:808",
+        ];
+        for text in public {
+            assert!(is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn c245_a_name_that_looks_like_an_address_is_none() {
+        assert!(Domain::parse("127.0.0.1").is_err() && Domain::parse("a b.example").is_err());
+    }
+
+    #[test]
+    fn a_local_address_is_told_from_another() {
+        assert!(is_local(IpAddr::from([127, 0, 0, 1])));
+        assert!(!is_local(IpAddr::from([192, 0, 2, 1])));
+    }
 }

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::Recipient;
@@ -33,15 +35,17 @@ use pool::{Lease, Pool, Purpose, Turns};
 const STALE: usize = 1;
 
 /// Delivers copies by the send connectors of one configuration.
+#[derive(Debug)]
 pub struct Deliverer<R = Resolver> {
-    config: Arc<Config>,
     resolver: R,
     ourselves: Ourselves,
+    private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
     pool: Pool,
 }
 
 /// What lives as long as a send connector.
+#[derive(Debug)]
 struct Lane {
     helo: String,
     tls: Option<tls::Connector>,
@@ -92,22 +96,20 @@ impl<R: Resolve> Deliverer<R> {
     /// Delivers by `config`; its send connectors' connections, TLS sessions and rates live as long as this does.
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
-        let lanes = config.send_connectors.iter().map(|connector| {
+        let ourselves = Ourselves::new(config.hostname.clone(), listening);
+        Self::with(ourselves, config.dns.private_targets.clone(), &config.send_connectors, resolver)
+    }
+
+    fn with(ourselves: Ourselves, private_targets: Vec<IpNet>, connectors: &[Arc<SendConnector>], resolver: R) -> Self {
+        let lanes = connectors.iter().map(|connector| {
             let lane = Lane {
-                helo: connector.helo.as_ref().unwrap_or(&config.hostname).to_string(),
-                tls: (!matches!(connector.tls, Level::Off))
-                    .then(|| tls::Connector::new(connector.identity.as_ref())),
+                helo: connector.helo.as_ref().unwrap_or(&ourselves.hostname).to_string(),
+                tls: (!matches!(connector.tls, Level::Off)).then(|| tls::Connector::new(connector.identity.as_ref())),
                 turns: connector.rate.map(Turns::new),
             };
             (connector.name.clone(), lane)
         });
-        Self {
-            lanes: lanes.collect(),
-            ourselves: Ourselves::new(config.hostname.clone(), listening),
-            pool: Pool::default(),
-            config,
-            resolver,
-        }
+        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver }
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open.
@@ -118,8 +120,7 @@ impl<R: Resolve> Deliverer<R> {
         copy: usize,
         open: &[u16],
     ) -> Attempt {
-        let mut pending: Vec<_> =
-            open.iter().map(|&index| Pending { index, setback: None, only: None }).collect();
+        let mut pending: Vec<_> = open.iter().map(|&index| Pending { index, setback: None, only: None }).collect();
         let mut results = Vec::with_capacity(open.len());
         let last = self.go_through_hosts(connector, message, copy, &mut pending, &mut results).await;
         // Nobody is left without an answer, nor gets two.
@@ -157,7 +158,7 @@ impl<R: Resolve> Deliverer<R> {
             connector,
             &copy.hop,
             &self.ourselves,
-            &self.config.dns.private_targets,
+            &self.private_targets,
             fastrand::Rng::new(),
         );
         let mut hosts = match found.await {
@@ -182,12 +183,7 @@ impl<R: Resolve> Deliverer<R> {
                 // The hosts to come are no better.
                 break;
             }
-            let way = Way {
-                connector,
-                helo: &lane.helo,
-                tls: lane.tls.as_ref(),
-                demand: connect::demand(connector, target.name.as_ref(), domain),
-            };
+            let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain };
             let purpose = Purpose {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
@@ -262,10 +258,8 @@ impl Visit<'_> {
         let connector = self.way.connector;
         let mut stale = 0;
         loop {
-            let lease = self
-                .pool
-                .lease(&connector.name, self.target.address, connector.max_connections, purpose.clone())
-                .await;
+            let lease =
+                self.pool.lease(&connector.name, self.target.address, connector.max_connections, purpose.clone()).await;
             let kept = if stale < STALE { lease.take() } else { None };
             let was_kept = kept.is_some();
             let mut connection = match kept {
@@ -280,8 +274,7 @@ impl Visit<'_> {
                 None => content.insert(Content::of(self.message).await.map_err(Failure::Setback)?),
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
-            let (settled, unheard) =
-                drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
+            let (settled, unheard) = drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {
                 // It had been closed for want of work. Nothing was heard of this message on it: a new one is tried,
                 // once, and no attempt is counted (C272).
@@ -323,7 +316,10 @@ impl Visit<'_> {
                 }
             }
             if !again.is_empty() {
-                tracing::info!(host = connection.host, "it offers CHUNKING and fails on BDAT: it gets DATA from now on");
+                tracing::info!(
+                    host = connection.host,
+                    "it offers CHUNKING and fails on BDAT: it gets DATA from now on"
+                );
                 lease.never_chunk();
             }
             give_back(lease, connection, connector.max_messages_per_connection);
@@ -378,3 +374,6 @@ fn is_an_end(fault: &Fault) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,7 +141,7 @@ impl Pool {
     }
 
     /// Closes what was idle too long. False: nothing is left to look after.
-    fn sweep(&self, now: Instant) -> bool {
+    pub(super) fn sweep(&self, now: Instant) -> bool {
         let mut old = Vec::new();
         let keep = {
             let mut state = self.state();
@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn turns_come_evenly_and_a_pause_saves_a_second_at_most() {
         let start = Instant::now();
-        let at = |turns: &Turns, millis| turns.take(start + Duration::from_millis(millis)).duration_since(start).as_millis();
+        let at =
+            |turns: &Turns, millis| turns.take(start + Duration::from_millis(millis)).duration_since(start).as_millis();
 
         let slow = Turns::new(Rate { count: 30, per: Duration::from_mins(1) });
         assert_eq!([at(&slow, 0), at(&slow, 0), at(&slow, 0)], [0, 2_000, 4_000]);

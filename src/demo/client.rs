@@ -36,7 +36,8 @@ pub async fn send(
     parameters: &str,
     content: &str,
 ) -> io::Result<Sent> {
-    let mut line = Line { stream: TcpStream::connect(relay).await?, parser: ReplyParser::default(), unread: BytesMut::new() };
+    let mut line =
+        Line { stream: TcpStream::connect(relay).await?, parser: ReplyParser::default(), unread: BytesMut::new() };
     line.expect(2).await?;
     line.say("EHLO client.fabrikam.com").await?;
     line.expect(2).await?;

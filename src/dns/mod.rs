@@ -165,6 +165,12 @@ impl Resolver {
     }
 }
 
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Resolver")
+    }
+}
+
 impl Resolve for Resolver {
     async fn mx(&self, domain: &Domain) -> Answer<Vec<Mx>> {
         if domain.literal().is_some() {
@@ -379,7 +385,7 @@ mod tests {
         let socket = std::net::UdpSocket::bind(loopback()).unwrap();
         let address = socket.local_addr().unwrap();
         drop(socket);
-        let resolver = Resolver::new(&[address]).unwrap();
+        let resolver = Resolver::with_timeout(&[address], Duration::from_millis(300)).unwrap();
         let answer = timeout(LIMIT, resolver.mx(&domain("example.com"))).await.unwrap();
         assert!(matches!(answer, Answer::Unknown(_)), "{answer:?}");
     }

@@ -247,16 +247,18 @@ pub async fn serve(zone: Zone, bind: SocketAddr) -> io::Result<(SocketAddr, Serv
         let mut buffer = vec![0; usize::from(u16::MAX)];
         loop {
             tokio::select! {
-                received = udp.recv_from(&mut buffer) => if let Ok((length, from)) = received {
+                Ok((length, from)) = udp.recv_from(&mut buffer) => {
                     if let Some(answer) = server.answer(&buffer[..length], UDP_OCTETS) {
                         // A client that is gone does not concern us.
                         let _ = udp.send_to(&answer, from).await;
                     }
-                },
-                accepted = tcp.accept() => if let Ok((stream, _)) = accepted {
+                }
+                Ok((stream, _)) = tcp.accept() => {
                     connections.spawn(server.clone().converse(stream));
-                },
-                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                }
+                Some(_) = connections.join_next() => {}
+                // All three failed at once, which nothing but a lack of sockets explains: others run meanwhile.
+                else => tokio::task::yield_now().await,
             }
         }
     });

@@ -202,7 +202,10 @@ impl Setback {
     /// probed, rather than tried with each message that waits (F-035).
     pub fn concerns_hop(&self) -> bool {
         match self {
-            Self::Answered { command, reply, .. } => !is_about_message(command) && !reply.is_positive(),
+            // 421 is the wish for fewer connections: the hop is there. F-037.
+            Self::Answered { command, reply, .. } => {
+                !is_about_message(command) && !reply.is_positive() && reply.code != 421
+            }
             Self::Unproven { .. }
             | Self::Unreachable { .. }
             | Self::NoAddress { .. }
@@ -483,6 +486,7 @@ mod tests {
     fn what_concerns_the_whole_hop() {
         for (setback, expected) in [
             (answered_to("the connection", 554, None, "not you"), true),
+            (answered_to("the connection", 421, None, "too many connections"), false),
             (answered_to("RCPT", 450, None, "not now"), false),
             (Setback::Unreachable { host: host(), why: "connection refused".into() }, true),
             (Setback::Ambiguous { host: host(), why: "reset".into() }, false),

@@ -162,7 +162,13 @@ impl Relay {
     }
 
     /// DEFER or FAIL for recipients with the same setback.
-    pub(super) fn track_setbacks(&self, tried: &Tried<'_>, kind: EventKind, setbacks: &[(u16, Setback)], next: Option<Timestamp>) {
+    pub(super) fn track_setbacks(
+        &self,
+        tried: &Tried<'_>,
+        kind: EventKind,
+        setbacks: &[(u16, Setback)],
+        next: Option<Timestamp>,
+    ) {
         let copy = tried.copy();
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
             let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();

@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::config::ConnectorName;
-use crate::outcome::{jittered, ladder};
+use crate::outcome::{Setback, jittered, ladder};
 use crate::route::Hop;
 
 /// Where a window starts, unless the connector allows less: Postfix's `default_destination_concurrency_limit`.
@@ -25,6 +25,10 @@ const FIRST_WINDOW: usize = 20;
 /// So many lanes stay although nothing is in them, with what they learned of their hops. More are used again for
 /// others: the domains of a spam run must not stay for ever.
 const IDLE_LANES: usize = 4096;
+
+/// So often in a row may a hop ask a single worker for less before it is left alone for a while like one that is down:
+/// otherwise every message that waits would be tried against a server that answers 421 to all.
+const PATIENCE: u16 = 3;
 
 /// One lane; a number that is cheap to keep with each item. It is good for as long as anything is in the lane or
 /// works for it, and from [`Schedule::lane`] to the [`ready`](Schedule::ready) or [`later`](Schedule::later) that
@@ -41,6 +45,19 @@ pub enum Feedback {
     Throttled,
     /// None of its hosts can be used. See `Setback::concerns_hop`.
     Down,
+}
+
+impl Feedback {
+    /// What a result says of the hop. 421 is a wish for fewer connections even where it is all that was said; a
+    /// host that cannot be reached is down, whether it refuses or lets us wait.
+    pub fn of(result: Result<(), &Setback>) -> Self {
+        match result {
+            Err(Setback::Unreachable { .. }) => Self::Down,
+            Err(setback) if setback.throttles() => Self::Throttled,
+            Err(setback) if setback.concerns_hop() => Self::Down,
+            _ => Self::Ok,
+        }
+    }
 }
 
 /// How a lane stands.
@@ -92,6 +109,8 @@ struct Lane<T> {
     threshold: f64,
     /// Attempts that began before the window was last halved: what they say was answered by that already.
     stale: usize,
+    /// How often in a row its only worker was told that even one is too many.
+    throttled: u16,
     /// How often in a row it was found down.
     failures: u16,
     resting: Option<Instant>,
@@ -241,7 +260,7 @@ impl<T> Schedule<T> {
                 }
                 let entry = self.lane_mut(lane);
                 entry.stale = entry.stale.saturating_sub(1);
-                entry.failures = 0;
+                (entry.failures, entry.throttled) = (0, 0);
                 let step = if entry.window < entry.threshold { 1.0 } else { 1.0 / entry.window };
                 entry.window = (entry.window + step).min(entry.max as f64);
                 // This worker takes one of them itself.
@@ -251,27 +270,26 @@ impl<T> Schedule<T> {
                 let entry = self.lane_mut(lane);
                 if entry.stale > 0 {
                     entry.stale -= 1;
-                } else {
-                    entry.window = (entry.window / 2.0).max(1.0);
-                    entry.threshold = entry.window;
-                    entry.stale = entry.active.saturating_sub(1);
+                    return 0;
                 }
+                if entry.workers() == 1 {
+                    entry.throttled += 1;
+                    if entry.throttled >= PATIENCE {
+                        // Once more after the rest is enough.
+                        entry.throttled = PATIENCE - 1;
+                        self.rest(lane, now, fraction);
+                    }
+                    return 0;
+                }
+                entry.window = (entry.window / 2.0).max(1.0);
+                entry.threshold = entry.window;
+                entry.stale = entry.active.saturating_sub(1);
                 0
             }
             Feedback::Down => {
-                let rung = self.lane_mut(lane).failures.saturating_add(1);
-                let rest = jittered(ladder(&self.retry, rung), fraction);
                 let entry = self.lane_mut(lane);
                 entry.stale = entry.stale.saturating_sub(1);
-                // The others that were on their way find it down too; that is one fault, not many.
-                if entry.resting.is_none() {
-                    let until = now + rest;
-                    entry.failures = rung;
-                    // What it bore before is where doubling ends: from there on it has to prove itself.
-                    entry.threshold = if rung == 1 { entry.window } else { entry.threshold };
-                    entry.resting = Some(until);
-                    self.wakes.insert((until, lane));
-                }
+                self.rest(lane, now, fraction);
                 0
             }
         }
@@ -334,6 +352,22 @@ impl<T> Schedule<T> {
         &mut self.lanes[lane.0 as usize]
     }
 
+    /// Begins a lane's rest. The others that were on their way find it down too: that is one fault, not many.
+    fn rest(&mut self, id: LaneId, now: Instant, fraction: f64) {
+        let rung = self.lane_mut(id).failures.saturating_add(1);
+        let until = now + jittered(ladder(&self.retry, rung), fraction);
+        let lane = self.lane_mut(id);
+        if lane.resting.is_none() {
+            if rung == 1 {
+                // What it bore before is where doubling ends: from there on it has to prove itself.
+                lane.threshold = lane.window;
+            }
+            lane.failures = rung;
+            lane.resting = Some(until);
+            self.wakes.insert((until, id));
+        }
+    }
+
     /// Ends a lane's rest: one worker probes.
     fn wake(&mut self, id: LaneId) {
         if let Some(until) = self.lane_mut(id).resting.take() {
@@ -372,6 +406,7 @@ impl<T> Lane<T> {
             window: max.min(FIRST_WINDOW) as f64,
             threshold: max as f64,
             stale: 0,
+            throttled: 0,
             failures: 0,
             resting: None,
         }
@@ -556,6 +591,49 @@ mod tests {
             rounds.push(active);
         }
         assert_eq!(rounds, [1, 2, 4, 8]);
+    }
+
+    #[test]
+    fn a_hop_that_wants_less_than_one_is_left_alone() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 1);
+        for item in 0..10 {
+            let _ = schedule.ready(id, item);
+        }
+        for _ in 0..PATIENCE {
+            assert!(schedule.take(id, now).is_some());
+            assert_eq!(schedule.feedback(id, now, Feedback::Throttled, 0.5), 0);
+        }
+        assert_eq!(schedule.take(id, now), None);
+        assert_eq!(schedule.depth(id).resting, Some(now + 60 * SECOND));
+        let then = now + 60 * SECOND;
+        assert_eq!(schedule.due(then), [id]);
+        assert!(schedule.take(id, then).is_some());
+        let _ = schedule.feedback(id, then, Feedback::Throttled, 0.5);
+        assert_eq!(schedule.depth(id).resting, Some(then + 300 * SECOND));
+    }
+
+    #[test]
+    fn what_a_result_says_of_the_hop() {
+        use crate::smtp::{Reply, Status};
+        let host = || String::from("mx [192.0.2.1]:25");
+        let answered = |command, code, status| Setback::Answered {
+            host: host(),
+            command,
+            reply: Reply { code, status, text: "".into() },
+        };
+        for (setback, expected) in [
+            (answered("RCPT", 550, None), Feedback::Ok),
+            (answered("RCPT", 450, Some(Status(4, 7, 1))), Feedback::Throttled),
+            (answered("the connection", 421, None), Feedback::Throttled),
+            (answered("the connection", 554, None), Feedback::Down),
+            (Setback::Unreachable { host: host(), why: "timed out".into() }, Feedback::Down),
+            (Setback::Ambiguous { host: host(), why: "timed out".into() }, Feedback::Throttled),
+            (Setback::TooBig { host: host(), limit: 1, size: 2 }, Feedback::Ok),
+        ] {
+            assert_eq!(Feedback::of(Err(&setback)), expected, "{setback}");
+        }
+        assert_eq!(Feedback::of(Ok(())), Feedback::Ok);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Relay {
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
-        let item = Item { attempts, warned, ..tried.item };
+        let item = Item { attempts, warned, resident: None, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
     }
 
@@ -80,8 +80,7 @@ impl Relay {
         let mut sorted = Sorted::default();
         let fraction = fastrand::f64();
         let now = Instant::now();
-        let absent =
-            attempt.results.iter().any(|(_, result)| result.as_ref().is_err_and(Setback::needs_confirmation));
+        let absent = attempt.results.iter().any(|(_, result)| result.as_ref().is_err_and(Setback::needs_confirmation));
         let history = History {
             age,
             attempts: tried.item.attempts.saturating_add(1),
@@ -134,9 +133,7 @@ impl Relay {
                 !delivered.dsn
                     && copy.recipients.get(usize::from(*index)).is_some_and(|one| one.recipient.notify.success())
             })
-            .map(|(index, delivered)| {
-                (*index, ReportEnd::Accepted { host: &delivered.host, reply: &delivered.reply })
-            })
+            .map(|(index, delivered)| (*index, ReportEnd::Accepted { host: &delivered.host, reply: &delivered.reply }))
             .collect();
         if !relayed.is_empty() {
             self.report(snapshot, tried, Kind::Relayed, relayed, Vec::new(), now).await;
@@ -289,9 +286,9 @@ async fn original(message: &Message, whole: bool) -> Vec<u8> {
     let (id, prefix, content) = (message.id, message.prefix.clone(), message.content.clone());
     match &content {
         Body::Memory(_) => read_original(id, &prefix, &content, whole),
-        Body::File { .. } => tokio::task::spawn_blocking(move || read_original(id, &prefix, &content, whole))
-            .await
-            .unwrap_or_default(),
+        Body::File { .. } => {
+            tokio::task::spawn_blocking(move || read_original(id, &prefix, &content, whole)).await.unwrap_or_default()
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Item {
     /// When a look-up first said that its domain does not exist; forgotten at a restart.
     pub(super) absent_since: Option<Instant>,
     /// The message itself while it is fresh; else it is read from the spool when its time comes.
-    resident: Option<Arc<Resident>>,
+    pub(super) resident: Option<Arc<Resident>>,
 }
 
 /// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
@@ -224,7 +224,7 @@ impl Relay {
             let why = "no attempt was possible in this time".to_owned();
             let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
             let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
-                    self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+            self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
         }
     }
 
@@ -325,7 +325,6 @@ fn feedback(attempt: &Attempt) -> Feedback {
     }
     if setbacks.any(Setback::throttles) { Feedback::Throttled } else { Feedback::Ok }
 }
-
 
 /// How old a message is. A clock that was set back makes it new, not older than time.
 pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {

@@ -132,3 +132,74 @@ impl Offered {
         offered
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::smtp::reply::ReplyParser;
+
+    fn parse(wire: &str) -> Offered {
+        let mut unread = BytesMut::from(wire.as_bytes());
+        Offered::parse(&ReplyParser::default().next_hello(&mut unread).unwrap().unwrap())
+    }
+
+    #[test]
+    fn an_offer_is_understood() {
+        let all = parse(
+            "250-STARTTLS.example says hello\r\n250-pipelining\r\n250-SIZE 1000\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
+             250-CHUNKING\r\n250-DSN\r\n250-REQUIRETLS\r\n250-ENHANCEDSTATUSCODES\r\n250-AUTH plain LOGIN\r\n\
+             250-AUTH=LOGIN\r\n250-LIMITS MAILMAX=9 RCPTMAX=50\r\n250-X-WHATEVER\r\n250 BINARYMIME\r\n",
+        );
+        let expected = Offered {
+            pipelining: true,
+            chunking: true,
+            size: Some(Some(1000)),
+            eightbitmime: true,
+            smtputf8: true,
+            dsn: true,
+            // The first line is the server's name, whatever stands there.
+            starttls: false,
+            requiretls: true,
+            enhanced: true,
+            auth: vec!["PLAIN".into(), "LOGIN".into()],
+            rcpt_max: Some(50),
+        };
+        assert_eq!(all, expected);
+        assert_eq!(parse("250 only.example\r\n"), Offered::default());
+    }
+
+    /// C262: nothing in an offer can do harm.
+    #[test]
+    fn a_strange_offer_is_read_as_far_as_it_goes() {
+        for (keyword, size) in [
+            ("SIZE", Some(None)),
+            ("SIZE 0", Some(None)),
+            ("SIZE x", Some(None)),
+            ("SIZE -1", Some(None)),
+            ("SIZE 99999999999999999999999", Some(None)),
+            ("SIZE 5\r\n250-SIZE 6", Some(Some(5))),
+            ("SIZES 5", None),
+        ] {
+            assert_eq!(parse(&format!("250-a\r\n250-{keyword}\r\n250 DSN\r\n")).size, size, "{keyword}");
+        }
+        let lines = "250-KEYWORD\r\n".repeat(1000);
+        let long = "x".repeat(100_000);
+        let offered = parse(&format!("250-a\r\n250-STARTTLS\r\n250-{long}\r\n{lines}250 DSN\r\n"));
+        assert!(offered.starttls && !offered.dsn, "128 lines are read, and of each 4 KiB");
+    }
+
+    /// C015, C016: what we offer is what we would understand.
+    #[test]
+    fn our_offer_is_understood_by_ourselves() {
+        for (secure, starttls) in [(false, true), (false, false), (true, false)] {
+            let offer = Offer { secure, starttls, max_message_size: Some(77), max_recipients: 5 };
+            let domain = crate::message::Domain::parse("a.example").unwrap();
+            let offered = Offered::parse(&Reply::extended_hello(&domain, offer.keywords()));
+            assert!(offered.pipelining && offered.chunking && offered.dsn && offered.smtputf8 && offered.enhanced);
+            assert_eq!((offered.starttls, offered.requiretls), (starttls, secure));
+            assert_eq!((offered.size, offered.rcpt_max), (Some(Some(77)), Some(5)));
+        }
+    }
+}

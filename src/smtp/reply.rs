@@ -651,3 +651,151 @@ impl fmt::Display for Reply {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wire(reply: &Reply) -> String {
+        let mut out = BytesMut::new();
+        reply.write_to(&mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    /// Feeds `bytes` in pieces of `cut` octets; every reply on one line each, and the fault, if there was one.
+    fn parse(bytes: &[u8], cut: usize) -> Vec<String> {
+        let (mut parser, mut unread, mut seen) = (ReplyParser::default(), BytesMut::new(), Vec::new());
+        for piece in bytes.chunks(cut) {
+            unread.extend_from_slice(piece);
+            loop {
+                match parser.next(&mut unread) {
+                    Ok(Some(reply)) => seen.push(reply.to_string()),
+                    Ok(None) => break,
+                    Err(fault) => {
+                        seen.push(fault.to_string());
+                        return seen;
+                    }
+                }
+            }
+            assert!(unread.len() <= PEER_LINE_LIMIT, "what is parsed is not kept");
+        }
+        seen
+    }
+
+    /// C080, C081: of every reply there is. Those not listed are told by the session's own tests.
+    #[test]
+    fn replies_go_over_the_wire_as_the_standard_has_it() {
+        let domain = Domain::parse("contoso.com").unwrap();
+        let anna = Address::parse("anna@contoso.com").unwrap();
+        for (reply, expected) in [
+            (Reply::greeting(&domain), "220 contoso.com ESMTP\r\n"),
+            (Reply::start_mail_input(), "354 start mail input; end with <CRLF>.<CRLF>\r\n"),
+            (Reply::accepted(MessageId(0xAB)), "250 2.0.0 queued as 0000000000AB\r\n"),
+            (Reply::unknown_recipient(&anna), "550 5.1.1 <anna@contoso.com>: no such recipient here\r\n"),
+            (Reply::relay_denied(), "550 5.7.1 Unable to relay\r\n"),
+            (Reply::too_many_recipients(9), "452 4.5.3 at most 9 recipients in one transaction\r\n"),
+            (Reply::certificate_refused("a\r\nb\u{e9}"), "550-5.7.1 a\\x0D\r\n550 5.7.1 b\\xC3\\xA9\r\n"),
+            (Reply::passed_on(250, Status(5, 1, 1), "x"), "451 4.0.0 x\r\n"),
+            (Reply::bare(250, "a\n\nb"), "250-a\r\n250-\r\n250 b\r\n"),
+        ] {
+            assert_eq!(wire(&reply), expected);
+        }
+    }
+
+    /// C194, S-090: whatever text a peer gives, a reply stays within its lines.
+    #[test]
+    fn replies_are_cut_and_escaped() {
+        let long = Reply::certificate_refused(&"x".repeat(5000));
+        assert_eq!(long.text.len(), TEXT_LIMIT);
+        assert!(wire(&long).lines().all(|line| line.len() <= LINE_LIMIT - 2 && line.starts_with("550")));
+        let by_hand = Reply { code: 550, status: None, text: "a\r\n250 ok\u{1b}[0m\u{202e}".into() };
+        assert_eq!(wire(&by_hand), "550-a\\x0D\r\n550 250 ok\\x1B[0m\\xE2\\x80\\xAE\r\n");
+    }
+
+    /// C263 to C265.
+    #[test]
+    fn replies_of_servers_are_understood() {
+        for (bytes, expected) in [
+            (&b"250 2.1.0 ok\r\n"[..], &["250 2.1.0 ok"][..]),
+            (b"250\r\n", &["250 "]),
+            (b"250 \r\n", &["250 "]),
+            (b"250 ok\n", &["250 ok"]),
+            (b"220-a\r\n220-\r\n220 b\r\n250 c\r\n", &["220 a  b", "250 c"]),
+            (b"550-5.7.1 one\r\n550 5.7.1 two\r\n", &["550 5.7.1 one two"]),
+            (b"550-5.7.1 one\r\n550 5.7.2 two\r\n", &["550 5.7.1 one 5.7.2 two"]),
+            (b"550 5.7.2\r\n", &["550 5.7.2 "]),
+            (b"550 5.999.999 x\r\n", &["550 5.999.999 x"]),
+            (b"550 5.1000.1 x\r\n", &["550 5.1000.1 x"]),
+            (b"550 4.7.1 other class\r\n", &["550 4.7.1 other class"]),
+            (b"299 y\r\n", &["299 y"]),
+            (b"550 caf\xc3\xa9\r\n", &["550 caf\\xC3\\xA9"]),
+            (b"150 x\r\n", &["a line without a reply code"]),
+            (b"650 x\r\n", &["a line without a reply code"]),
+            (b"2x0 x\r\n", &["a line without a reply code"]),
+            (b"25\r\n", &["a line without a reply code"]),
+            (b"\r\n", &["a line without a reply code"]),
+            (b"hello\r\n", &["a line without a reply code"]),
+            (b"2501 x\r\n", &["a line without a reply code"]),
+            (b"\x16\x03\x01\n", &["a line without a reply code"]),
+            (b"250-a\r\n251 b\r\n", &["a reply that changes its code"]),
+            (b"250-a\r\n", &[]),
+        ] {
+            for cut in [usize::MAX, 1, 2, 5] {
+                let expected: Vec<_> = expected.iter().map(|text| text.trim_end().to_owned()).collect();
+                let seen: Vec<_> = parse(bytes, cut).iter().map(|text| text.trim_end().to_owned()).collect();
+                assert_eq!(seen, expected, "{:?}", bytes.escape_ascii().to_string());
+            }
+        }
+        let other_class = Reply { code: 550, status: None, text: "4.7.1 x".into() };
+        assert_eq!(other_class.status_or_class(), Status(5, 0, 0));
+    }
+
+    /// C262: a reply that does not end is left; one that is only long is cut.
+    #[test]
+    fn replies_of_servers_are_bounded() {
+        assert_eq!(parse(&b"250-x\r\n".repeat(100_000), 4096), ["a reply longer than 256 KiB"]);
+        assert_eq!(parse(&[&b"250 "[..], &[b'x'; 1 << 20]].concat(), 4096), ["a reply longer than 256 KiB"]);
+        for cut in [usize::MAX, 4096, 100] {
+            let long = [&b"250-"[..], &[b'x'; 100_000], b"\r\n250 end\r\n220 next\r\n"].concat();
+            let mut parser = ReplyParser::default();
+            let (mut unread, mut seen) = (BytesMut::new(), Vec::new());
+            for piece in long.chunks(cut) {
+                unread.extend_from_slice(piece);
+                while let Some(reply) = parser.next(&mut unread).unwrap() {
+                    seen.push((reply.code, reply.text.len()));
+                }
+            }
+            assert_eq!(seen, [(250, TEXT_LIMIT), (220, 4)]);
+            assert!(!parser.is_inside());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn parsing_does_not_depend_on_segments(bytes in "(250[- ]|550[- ]5.1.1 |[a-z]{0,4}|\r\n){0,30}", cut in 1_usize..20) {
+            prop_assert_eq!(parse(bytes.as_bytes(), cut), parse(bytes.as_bytes(), usize::MAX));
+        }
+
+        #[test]
+        fn what_we_write_we_can_read(text in "\\PC{0,600}(\n\\PC{0,20}){0,3}") {
+            let reply = Reply::new(550, Status(5, 7, 1), &text);
+            let wire = wire(&reply);
+            prop_assert!(wire.lines().all(|line| line.len() + 2 <= LINE_LIMIT));
+            let mut unread = BytesMut::from(wire.as_bytes());
+            let read = ReplyParser::default().next(&mut unread).unwrap().unwrap();
+            prop_assert_eq!((read.code, read.status), (550, Some(Status(5, 7, 1))));
+            // Lines that had to be parted cost an LF each, and the limit may take as many letters.
+            let (read, said) = (read.text.replace('\n', ""), reply.text.replace('\n', ""));
+            prop_assert!(said.starts_with(&read) && said.len() - read.len() <= 3, "{} {}", said, read);
+        }
+
+        #[test]
+        fn noise_is_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 1_usize..20) {
+            parse(&bytes, cut);
+        }
+    }
+}

@@ -260,6 +260,15 @@ struct Refusal {
     reply: Reply,
     /// Octets of it that may still be read and thrown away.
     patience: u64,
+    /// Octets of it that have been.
+    dropped: u64,
+    pace: Pace,
+}
+
+impl Refusal {
+    fn new(reply: Reply, patience: u64) -> Self {
+        Self { reply, patience, dropped: 0, pace: Pace::default() }
+    }
 }
 
 /// What one move of the session comes to.
@@ -603,10 +612,10 @@ impl Session {
                 Move::Give(Step::Ask(question))
             }
             Err(reply) => {
-                if matches!(self.state, State::Ready) {
-                    self.refuse_sender(reply);
-                } else {
-                    self.fail(reply);
+                match self.state {
+                    State::Ready => self.refuse_sender(reply),
+                    State::Chunks(..) => self.out_of_sequence("the message has begun"),
+                    _ => self.fail(reply),
                 }
                 Move::Again
             }
@@ -736,13 +745,13 @@ impl Session {
             return Move::Again;
         };
         let chunk = Chunk { size, remaining: size, last };
-        let limit = self.size_limit();
-        let (reply, patience) = match std::mem::replace(&mut self.state, State::Ready) {
-            State::Refused(refusal) => (refusal.reply, Some(refusal.patience)),
-            _ if self.terms.require_tls && !self.secure => (Reply::tls_required(), None),
-            _ if !self.is_extended() => (Reply::bad_sequence("say EHLO first"), None),
+        let patience = self.size_limit().map_or(SWALLOW_LIMIT, ceiling);
+        let refusal = match std::mem::replace(&mut self.state, State::Ready) {
+            State::Refused(refusal) => refusal,
+            _ if self.terms.require_tls && !self.secure => Refusal::new(Reply::tls_required(), patience),
+            _ if !self.is_extended() => Refusal::new(Reply::bad_sequence("say EHLO first"), patience),
             State::Addressing(transaction) if transaction.envelope.recipients.is_empty() => {
-                (transaction.no_recipients(), None)
+                Refusal::new(transaction.no_recipients(), patience)
             }
             State::Addressing(transaction) => {
                 return self.begin_chunk(transaction, ChunkReader::default(), Box::default(), chunk);
@@ -750,10 +759,9 @@ impl Session {
             State::Chunks(transaction, reader, content) => {
                 return self.begin_chunk(transaction, reader, content, chunk);
             }
-            _ => (Reply::bad_sequence("say MAIL and RCPT first"), None),
+            _ => Refusal::new(Reply::bad_sequence("say MAIL and RCPT first"), patience),
         };
-        let patience = patience.unwrap_or_else(|| limit.map_or(SWALLOW_LIMIT, ceiling));
-        self.begin_dropping(chunk, Refusal { reply, patience });
+        self.begin_dropping(chunk, refusal);
         Move::Again
     }
 
@@ -770,7 +778,7 @@ impl Session {
         {
             let patience = ceiling(limit).saturating_sub(content.octets);
             self.abandon_content();
-            self.begin_dropping(chunk, Refusal { reply: Reply::message_too_big(limit), patience });
+            self.begin_dropping(chunk, Refusal::new(Reply::message_too_big(limit), patience));
             return Move::Again;
         }
         if chunk.size == 0 && !chunk.last {
@@ -795,11 +803,13 @@ impl Session {
         }
     }
 
-    fn drop_chunk(&mut self, mut chunk: Chunk, refusal: Refusal, now: Instant) -> Move {
+    fn drop_chunk(&mut self, mut chunk: Chunk, mut refusal: Refusal, now: Instant) -> Move {
+        refusal.pace.resume(now);
         let piece = chunk.take(self.unread.len());
         self.unread.advance(piece);
+        refusal.dropped += piece as u64;
         if chunk.remaining > 0 {
-            let until = now + self.terms.data_timeout;
+            let until = refusal.pace.pause(now, self.terms.data_timeout, refusal.dropped, false);
             self.state = State::Dropping(chunk, refusal);
             return Move::Wait(until);
         }
@@ -912,7 +922,7 @@ impl Session {
         if matches!(self.state, State::Chunks(..)) {
             let patience = self.size_limit().map_or(SWALLOW_LIMIT, ceiling);
             self.abandon_content();
-            self.state = State::Refused(Refusal { reply: reply.clone(), patience });
+            self.state = State::Refused(Refusal::new(reply.clone(), patience));
         }
         self.fail_or_pardon(reply);
     }
@@ -1061,3 +1071,6 @@ impl Pace {
         now + block.min(allowed.saturating_sub(self.waited))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,523 @@
-//! What a start finds; what goes to corrupt/.
+//! What a start finds; what goes to `corrupt/`.
+//!
+//! Segments are read once, in order, every byte of every record checked. Bytes that are no record and have good
+//! ones behind them are damage if a later batch was begun behind them (they had been synced then): they go to
+//! `corrupt/` with a reason, and the rest is read. Otherwise they are the torn end of a write that nobody was told of:
+//! passed over quietly.
+//!
+//! Nothing in the log is changed here, so a start that is itself killed costs nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use jiff::Timestamp;
+
+use super::disk::{Disk, DiskFile, crash_point, read_full_at, write_all_at};
+use super::format::{
+    self, Kind, RECORD_HEAD, RECORD_MARK, RecordHead, SEGMENT_HEAD, Salt, SegmentHead, VERSION, checksum,
+};
+use super::index::{Entry, Fate, Place, Segment};
+use super::shelf::Folders;
+use super::{Deferral, OpenError, Settlement, Shared, Waiting};
+use crate::config::ConnectorName;
+use crate::message::MessageId;
+use crate::route::Hop;
+
+/// How much of a damaged stretch is kept for the operator, in bytes: more than any record is.
+const KEPT: u32 = 32 << 20;
+/// How much is read at a time.
+const BLOCK: usize = 1 << 20;
+
+/// A segment that was there before.
+#[derive(Debug)]
+pub(crate) struct Old {
+    pub number: u32,
+    file: Arc<dyn DiskFile>,
+    size: u32,
+    salt: Salt,
+}
+
+impl Old {
+    /// As the index keeps it, before it was read.
+    pub fn segment(&self) -> Segment {
+        Segment {
+            file: self.file.clone(),
+            size: self.size,
+            salt: self.salt,
+            end: SEGMENT_HEAD,
+            live: 0,
+            live_bytes: 0,
+            ids: Vec::new(),
+            fate: Fate::Reuse,
+        }
+    }
+}
+
+/// What a look at the heads of all segments finds.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub segments: Vec<Old>,
+    pub spare: Vec<PathBuf>,
+    /// The next number.
+    pub next: u32,
+    /// The newest generation.
+    pub generation: u64,
+}
+
+/// Looks at every head and changes nothing.
+pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenError> {
+    let io_error = |path: &PathBuf| {
+        let path = path.clone();
+        move |error| OpenError::Io { path, error }
+    };
+    let mut found = Found { segments: Vec::new(), spare: Vec::new(), next: 1, generation: 0 };
+    for name in disk.list(&folders.log).map_err(io_error(&folders.log))? {
+        let path = folders.log.join(&name);
+        if Folders::is_spare(&name) {
+            found.spare.push(path);
+            continue;
+        }
+        let Some(number) = Folders::segment_number(&name) else { continue };
+        let file = disk.open(&path).map_err(io_error(&path))?;
+        let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
+        // A head that does not read is damage in one block; the first record behind it still has the salt.
+        let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
+        let head = SegmentHead::decode(&bytes[..read]);
+        let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
+        if let Some(head) = head {
+            if head.version > VERSION {
+                return Err(OpenError::Newer { path, found: head.version });
+            }
+            found.generation = found.generation.max(head.generation);
+        }
+        found.next = found.next.max(number.saturating_add(1));
+        let size = u32::try_from(file.len().map_err(io_error(&path))?).unwrap_or(u32::MAX);
+        // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
+        found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random) });
+    }
+    found.segments.sort_by_key(|old| old.number);
+    Ok(found)
+}
+
+/// What is left to do after [`super::Spool::open`]: reading what was there before.
+#[derive(Debug)]
+#[must_use = "mail that was accepted before is found by `run`"]
+pub struct Recovery {
+    shared: Arc<Shared>,
+    old: Vec<Old>,
+    /// The names in `large/`, as they were when the spool was opened.
+    own: Vec<String>,
+}
+
+/// What a start found.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The copies that wait, in the order in which their messages came.
+    pub waiting: Vec<Waiting>,
+    /// What could not be read and was set aside now.
+    pub corrupt: Vec<CorruptRecord>,
+    /// How many messages wait.
+    pub messages: usize,
+    /// Stretches that a crash left unfinished. They are no loss: nobody had been told of them.
+    pub torn: usize,
+    /// Files of large messages without a record, removed now.
+    pub orphans: usize,
+}
+
+/// A stretch of a segment that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorruptRecord {
+    /// Where its bytes were set aside; beside it lies a text with the reason. If that failed: the segment itself.
+    pub path: PathBuf,
+    /// The segment.
+    pub segment: u32,
+    /// Where in it.
+    pub offset: u32,
+    /// How long it is.
+    pub length: u32,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for CorruptRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, segment, offset, length, reason } = self;
+        write!(f, "{length} bytes at {offset} of segment {segment:08x} were set aside as {}: {reason}", path.display())
+    }
+}
+
+impl Recovery {
+    pub(crate) fn new(shared: Arc<Shared>, old: Vec<Old>, own: Vec<String>) -> Self {
+        Self { shared, old, own }
+    }
+
+    /// Reads it. Blocking, for as long as the disk takes to give all that waits.
+    pub fn run(self) -> Recovered {
+        let Self { shared, old, own } = self;
+        let mut scan = Scan::default();
+        let mut buffer = Vec::new();
+        for segment in &old {
+            scan.segment(segment, &mut buffer);
+            crash_point("recover.segment");
+        }
+        scan.judge();
+        for (by, settlement) in std::mem::take(&mut scan.settles) {
+            if !scan.cancelled.contains(&by) {
+                scan.settle(&settlement);
+            }
+        }
+
+        let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
+        for (segment, from, to, reason) in scan.damaged {
+            let Some(file) = old.iter().find(|old| old.number == segment).map(|old| &old.file) else { continue };
+            let (path, is_new) = match set_aside(&*shared.disk, &shared.folders, segment, &**file, (from, to), &reason)
+            {
+                Ok(done) => done,
+                Err(error) => {
+                    tracing::error!(%error, segment, offset = from, "a damaged record could not be set aside");
+                    (shared.folders.segment(segment), true)
+                }
+            };
+            if is_new {
+                tracing::error!(segment, offset = from, reason, path = %path.display(), "a damaged record was set aside");
+                recovered.corrupt.push(CorruptRecord { path, segment, offset: from, length: to - from, reason });
+            }
+        }
+        crash_point("recover.set_aside");
+
+        let mut known = HashSet::new();
+        let mut found: Vec<_> = scan.messages.into_iter().collect();
+        // Numbers grow in the order in which messages came.
+        found.sort_unstable_by_key(|(id, _)| *id);
+        recovered.messages = found.len();
+        let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        for (number, end) in scan.ends {
+            if let Some(segment) = index.segments.get_mut(&number) {
+                segment.end = end;
+                if scan.unreadable.contains(&number) {
+                    segment.fate = Fate::Keep;
+                }
+            }
+        }
+        for (id, Seen { entry, accepted, hops }) in found {
+            known.extend(entry.own.map(|own| own.get()));
+            recovered.waiting.extend(entry.waiting(id, accepted, hops));
+            let place = entry.place;
+            index.insert(id, entry, place);
+        }
+        index.scanned = true;
+        shared.count_waiting(&index);
+        drop(index);
+
+        for name in own {
+            // A name that is not of our making is not ours to remove.
+            if let Some(number) = Folders::own_number(&name)
+                && !known.contains(&number)
+                && shared.disk.remove(&shared.folders.large.join(&name)).is_ok()
+            {
+                recovered.orphans += 1;
+            }
+        }
+        shared.kick_keeper();
+        recovered
+    }
+}
+
+/// What reading the log brings to light.
+#[derive(Debug, Default)]
+struct Scan {
+    messages: HashMap<MessageId, Seen>,
+    /// What messages settle by existing.
+    settles: Vec<(MessageId, Settlement)>,
+    /// Messages that never were.
+    cancelled: HashSet<MessageId>,
+    /// One of each connector's name, for all messages.
+    names: HashSet<Arc<str>>,
+    /// Stretches that are no records: segment, from, to, reason.
+    suspects: Vec<(u32, u32, u32, String)>,
+    /// Up to where each segment was surely synced, as far as later records say.
+    synced: HashMap<u32, u32>,
+    /// Up to where each segment holds records.
+    ends: Vec<(u32, u32)>,
+    /// Segments that may tell more another time.
+    unreadable: HashSet<u32>,
+    damaged: Vec<(u32, u32, u32, String)>,
+    torn: usize,
+}
+
+/// A message that was found, with what the index does not keep of it.
+#[derive(Debug)]
+struct Seen {
+    entry: Entry,
+    accepted: Timestamp,
+    /// Connector and hop of each copy.
+    hops: Vec<(ConnectorName, Hop)>,
+}
+
+/// Bytes where a record should be.
+struct Bad {
+    /// Where the next one should be, if that is known.
+    end: Option<u32>,
+    reason: String,
+    /// It cannot have come from a crash.
+    is_damage: bool,
+}
+
+impl Scan {
+    /// Reads one segment.
+    fn segment(&mut self, old: &Old, buffer: &mut Vec<u8>) {
+        let mut window = Window { file: &*old.file, buffer, start: 0, filled: 0 };
+        let mut offset = SEGMENT_HEAD;
+        let mut end = SEGMENT_HEAD;
+        while u64::from(offset) + RECORD_HEAD as u64 <= u64::from(old.size) {
+            let bad = match self.record(old, &mut window, offset) {
+                Ok(next) => {
+                    offset = next;
+                    end = next;
+                    continue;
+                }
+                Err(bad) => bad,
+            };
+            // A good head says where the next record is, even if the payload is damaged.
+            let next = search(old, &mut window, bad.end.unwrap_or(offset + 1));
+            // The usual end: preallocated, and in this life of the file never written.
+            let is_end = next.is_none() && !bad.is_damage && !window.begins_record(offset, old.salt);
+            let to = next.or(bad.end).unwrap_or(0);
+            if bad.is_damage {
+                let to = if to > offset { to } else { (offset + 4096).min(old.size) };
+                self.damaged.push((old.number, offset, to, bad.reason));
+                self.unreadable.insert(old.number);
+            } else {
+                self.suspects.push((old.number, offset, to, if is_end { String::new() } else { bad.reason }));
+            }
+            match next {
+                Some(next) => offset = next,
+                None => break,
+            }
+        }
+        self.ends.push((old.number, end));
+    }
+
+    /// Reads the record at `offset` and gives where it ends.
+    fn record(&mut self, old: &Old, window: &mut Window<'_>, offset: u32) -> Result<u32, Bad> {
+        let torn = |end, reason: &str| Bad { end, reason: reason.to_owned(), is_damage: false };
+        // A crash leaves bytes that mean nothing; it does not leave some that cannot be read, or that are whole and
+        // make no sense.
+        let damage = |end, reason| Bad { end, reason, is_damage: true };
+        let bytes = window.get(offset, RECORD_HEAD).map_err(|error| damage(None, error))?;
+        let head = RecordHead::decode(bytes, old.salt, old.number, offset)
+            .ok_or_else(|| torn(None, "no record begins here"))?;
+        let end = u64::from(offset) + head.size();
+        if end > u64::from(old.size) {
+            return Err(torn(None, "it is longer than its segment"));
+        }
+        // Fits: `size` is 32 bits.
+        let end = end as u32;
+        let payload = window.get(offset + RECORD_HEAD as u32, head.length as usize);
+        let payload = payload.map_err(|error| damage(Some(end), error))?;
+        if checksum(payload) != head.crc {
+            return Err(torn(Some(end), "its checksum does not match"));
+        }
+        // Everything before its batch had been synced when that was written.
+        let synced = self.synced.entry(old.number).or_default();
+        *synced = (*synced).max(head.batch);
+        let place = Place { segment: old.number, offset, size: head.size() as u32 };
+        self.apply(head.kind, payload, place).map_err(|error| damage(Some(end), error.to_string()))?;
+        Ok(end)
+    }
+
+    fn apply(&mut self, kind: Kind, payload: &[u8], place: Place) -> Result<(), format::Malformed> {
+        match kind {
+            Kind::Message => {
+                let mut decoded = format::decode_message(payload, payload.len() as u64)?;
+                let (settles, deferred) = (std::mem::take(&mut decoded.settles), std::mem::take(&mut decoded.deferred));
+                let (id, accepted) = (decoded.id, decoded.accepted);
+                match self.messages.get_mut(&id) {
+                    // It was copied to the front.
+                    Some(seen) => seen.entry.place = place,
+                    None => {
+                        let entry = Entry::found(&decoded, place);
+                        let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
+                        if !entry.is_done() {
+                            self.messages.insert(id, Seen { entry, accepted, hops });
+                        }
+                    }
+                }
+                // What it says of itself, in a copied record, is so. What it says of others is so if it was not cancelled.
+                for one in settles {
+                    if one.id == id { self.settle(&one) } else { self.settles.push((id, one)) }
+                }
+                deferred.iter().for_each(|one| self.defer(one));
+            }
+            Kind::Settled => format::decode_settled(payload)?.iter().for_each(|one| self.settle(one)),
+            Kind::Deferred => format::decode_deferred(payload)?.iter().for_each(|one| self.defer(one)),
+            Kind::Removed => {
+                for id in format::decode_removed(payload)? {
+                    self.messages.remove(&id);
+                }
+            }
+            Kind::Cancelled => {
+                for id in format::decode_removed(payload)? {
+                    self.messages.remove(&id);
+                    self.cancelled.insert(id);
+                }
+            }
+            Kind::Mark => {
+                let (segment, end) = format::decode_mark(payload)?;
+                let synced = self.synced.entry(segment).or_default();
+                *synced = (*synced).max(end);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, settlement: &Settlement) {
+        if let Some(seen) = self.messages.get_mut(&settlement.id) {
+            seen.entry.settle(settlement);
+            if seen.entry.is_done() {
+                self.messages.remove(&settlement.id);
+            }
+        }
+    }
+
+    fn defer(&mut self, deferral: &Deferral) {
+        if let Some(seen) = self.messages.get_mut(&deferral.id) {
+            seen.entry.defer(deferral);
+        }
+    }
+
+    fn name(&mut self, name: ConnectorName) -> ConnectorName {
+        match self.names.get(&name.0) {
+            Some(known) => ConnectorName(known.clone()),
+            None => {
+                self.names.insert(name.0.clone());
+                name
+            }
+        }
+    }
+
+    /// Tells damage from what a crash left unfinished.
+    fn judge(&mut self) {
+        for (segment, from, to, reason) in std::mem::take(&mut self.suspects) {
+            let synced = self.synced.get(&segment).copied().unwrap_or(0);
+            if from < synced {
+                // Nothing readable behind it: it ends where the synced part does.
+                let to = if to > from { to } else { synced };
+                let reason = if reason.is_empty() { "no record begins here".to_owned() } else { reason };
+                self.damaged.push((segment, from, to, reason));
+            } else if !reason.is_empty() {
+                self.torn += 1;
+            }
+        }
+    }
+}
+
+/// The next place from `from` on at which a record begins.
+fn search(old: &Old, window: &mut Window<'_>, mut from: u32) -> Option<u32> {
+    loop {
+        if u64::from(from) + RECORD_HEAD as u64 > u64::from(old.size) {
+            return None;
+        }
+        let wanted = (old.size - from).min(64 << 10) as usize;
+        let Ok(bytes) = window.get(from, wanted) else {
+            // An unreadable block: behind it the disk may be sound.
+            from = from.checked_add(4096)?;
+            continue;
+        };
+        match memchr::memchr(RECORD_MARK, &bytes[..wanted - (RECORD_HEAD - 1)]) {
+            Some(at) => {
+                let offset = from + at as u32;
+                if RecordHead::decode(&bytes[at..], old.salt, old.number, offset).is_some() {
+                    return Some(offset);
+                }
+                from = offset + 1;
+            }
+            None => from += (wanted - (RECORD_HEAD - 1)) as u32,
+        }
+    }
+}
+
+/// A stretch of a file in memory, moved along as it is read, so that every byte is read once.
+struct Window<'a> {
+    file: &'a dyn DiskFile,
+    buffer: &'a mut Vec<u8>,
+    start: u32,
+    filled: usize,
+}
+
+impl Window<'_> {
+    fn get(&mut self, offset: u32, len: usize) -> Result<&[u8], String> {
+        let inside = offset >= self.start && (offset - self.start) as usize + len <= self.filled;
+        if !inside {
+            if self.buffer.len() < len.max(BLOCK) {
+                self.buffer.resize(len.max(BLOCK), 0);
+            }
+            // What is already here of it moves to the front.
+            let have = match offset.checked_sub(self.start) {
+                Some(skip) if (skip as usize) < self.filled => {
+                    self.buffer.copy_within(skip as usize..self.filled, 0);
+                    self.filled - skip as usize
+                }
+                _ => 0,
+            };
+            self.start = offset;
+            self.filled = have;
+            match read_full_at(self.file, &mut self.buffer[have..], u64::from(offset) + have as u64) {
+                Ok(read) => self.filled += read,
+                // A smaller piece may still be readable beside a bad block.
+                Err(_) => {
+                    let read = read_full_at(self.file, &mut self.buffer[..len], offset.into());
+                    self.filled = 0;
+                    self.filled = read.map_err(|error| error.to_string())?;
+                }
+            }
+        }
+        let at = (offset - self.start) as usize;
+        self.buffer[..self.filled].get(at..at + len).ok_or_else(|| "the file ends before it".to_owned())
+    }
+
+    /// Do the bytes here look like a record at all?
+    fn begins_record(&mut self, offset: u32, salt: Salt) -> bool {
+        self.get(offset, RECORD_HEAD).is_ok_and(|bytes| Salt::of_record(bytes) == Some(salt))
+    }
+}
+
+/// Copies a stretch of a segment to `corrupt/`, with the reason beside it. False if it had been done before.
+pub(crate) fn set_aside(
+    disk: &dyn Disk,
+    folders: &Folders,
+    segment: u32,
+    file: &dyn DiskFile,
+    (from, to): (u32, u32),
+    reason: &str,
+) -> io::Result<(PathBuf, bool)> {
+    let name = format!("{segment:08x}-{from:08x}");
+    let path = folders.corrupt.join(format!("{name}.record"));
+    let text_path = folders.corrupt.join(format!("{name}.txt"));
+    // The text is written last, so where it is the rest is.
+    match disk.open(&text_path) {
+        Ok(text) if text.len()? > 0 => return Ok((path, false)),
+        _ => {}
+    }
+    let mut bytes = vec![0; to.saturating_sub(from).min(KEPT) as usize];
+    // Block by block: one that cannot be read stays zero, and the others are kept.
+    for (number, block) in bytes.chunks_mut(4096).enumerate() {
+        let _ = read_full_at(file, block, u64::from(from) + number as u64 * 4096);
+    }
+    let text = format!(
+        "segment: {}\noffset: {from}\nlength: {}\nreason: {reason}\n",
+        folders.segment(segment).display(),
+        to.saturating_sub(from)
+    );
+    for (path, content) in [(&path, bytes.as_slice()), (&text_path, text.as_bytes())] {
+        let _ = disk.remove(path);
+        let file = disk.create(path)?;
+        write_all_at(&*file, &mut [IoSlice::new(content)], 0)?;
+        file.sync()?;
+    }
+    disk.sync_folder(&folders.corrupt)?;
+    Ok((path, true))
+}

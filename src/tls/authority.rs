@@ -226,6 +226,12 @@ impl Authority {
     }
 }
 
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authority({})", self.name)
+    }
+}
+
 const SIGNS: &str = "a key just made signs what this file put together";
 
 fn new_key() -> KeyPair {

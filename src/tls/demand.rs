@@ -59,6 +59,22 @@ pub enum Proof {
     },
 }
 
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain => f.write_str("in the clear"),
+            Self::Encrypted { protocol } => f.write_str(protocol),
+            Self::Chained { protocol, certificate } => write!(f, "{protocol}, trusted certificate for {certificate}"),
+            Self::Named { protocol, certificate, name } if certificate == name => {
+                write!(f, "{protocol}, trusted certificate for {name}")
+            }
+            Self::Named { protocol, certificate, name } => {
+                write!(f, "{protocol}, trusted certificate for {certificate}, which carries {name}")
+            }
+        }
+    }
+}
+
 /// Why a demand was not met: what was seen instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unmet {

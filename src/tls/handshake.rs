@@ -160,6 +160,18 @@ impl Connector {
     }
 }
 
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Acceptor")
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
 /// The name for SNI and for the memory of sessions: a host name without its final dot, or an address, also as the
 /// literal `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
 fn name(text: &str) -> Option<ServerName<'static>> {

@@ -108,13 +108,18 @@ impl Presented {
         Self { dns, common_name, subject: certificate.subject().to_string() }
     }
 
-    /// All names, as one shows them to a person.
-    pub(super) fn list(&self) -> String {
-        let names = match (&self.dns, &self.common_name) {
-            (Some(dns), _) => dns.as_slice(),
+    /// All names: the DNS names, or else the CN. Not checked to be names, nor printable.
+    pub(super) fn all(&self) -> &[String] {
+        match (&self.dns, &self.common_name) {
+            (Some(dns), _) => dns,
             (None, Some(name)) => std::slice::from_ref(name),
             (None, None) => &[],
-        };
+        }
+    }
+
+    /// All names, as one shows them to a person.
+    pub(super) fn list(&self) -> String {
+        let names = self.all();
         if names.is_empty() {
             return "no name".to_owned();
         }

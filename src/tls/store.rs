@@ -25,6 +25,8 @@ const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 pub struct Identity {
     /// Where the chain was read.
     pub certificate: Arc<PathBuf>,
+    /// Where it and the key were read; empty if they were not.
+    files: Arc<[PathBuf]>,
     pub(super) certified: Arc<CertifiedKey>,
     leaf: Arc<Facts>,
 }
@@ -71,7 +73,10 @@ impl Identity {
     /// What is wrong with which file.
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, String> {
         let (chain_name, key_name) = (certificate.display().to_string(), key.display().to_string());
-        Self::from_bytes(&read(certificate)?, &chain_name, &read(key)?, &key_name, certificate.to_owned())
+        let mut identity = Self::from_bytes(&read(certificate)?, &chain_name, &read(key)?, &key_name)?;
+        identity.certificate = Arc::new(certificate.to_owned());
+        identity.files = [certificate.to_owned(), key.to_owned()].into();
+        Ok(identity)
     }
 
     /// The same from text.
@@ -79,11 +84,10 @@ impl Identity {
     /// # Errors
     /// What is wrong with it.
     pub fn from_pem(certificate: &str, key: &str) -> Result<Self, String> {
-        let chain_name = "the certificate";
-        Self::from_bytes(certificate.as_bytes(), chain_name, key.as_bytes(), "the key", PathBuf::from(chain_name))
+        Self::from_bytes(certificate.as_bytes(), "the certificate", key.as_bytes(), "the key")
     }
 
-    fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str, path: PathBuf) -> Result<Self, String> {
+    fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str) -> Result<Self, String> {
         let chain = certificates(chain, chain_name)?;
         let key = private_key(key, key_name)?;
         let key = provider()
@@ -110,7 +114,17 @@ impl Identity {
             }
             Err(error) => return Err(format!("{chain_name}: its first certificate cannot be used: {error}")),
         }
-        Ok(Self { certificate: Arc::new(path), certified: Arc::new(certified), leaf: Arc::new(leaf) })
+        Ok(Self {
+            certificate: Arc::new(PathBuf::from(chain_name)),
+            files: Arc::default(),
+            certified: Arc::new(certified),
+            leaf: Arc::new(leaf),
+        })
+    }
+
+    /// The files it was read from, to be read again when one of them changes; none if it came from text.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.files.to_vec()
     }
 
     /// When the certificate's time is over.
@@ -120,11 +134,7 @@ impl Identity {
 
     /// The names that the certificate carries: the DNS names of its subjectAltName, or else its CN.
     pub fn names(&self) -> Vec<String> {
-        match (&self.leaf.names.dns, &self.leaf.names.common_name) {
-            (Some(dns), _) => dns.iter().map(|name| printable(name)).collect(),
-            (None, Some(name)) => vec![printable(name)],
-            (None, None) => Vec::new(),
-        }
+        self.leaf.names.all().iter().map(|name| printable(name)).collect()
     }
 
     /// What its owner should know about the chain: out of time, soon out of time, incomplete.
@@ -392,6 +402,8 @@ mod tests {
             let folder = folder(&[("the.crt", chain), ("the.key", key)]);
             let loaded = Identity::load(&folder.path().join("the.crt"), &folder.path().join("the.key"));
             let seen = loaded.as_ref().map_or_else(String::clone, |_| "ok".to_owned());
+            let files = loaded.map_or(0, |identity| identity.files().len());
+            assert_eq!(files, if expected == "ok" { 2 } else { 0 }, "{what}");
             assert!(if expected == "ok" { seen == "ok" } else { seen.contains(expected) }, "{what}: {seen}");
         }
         let missing = Identity::load(Path::new("/nowhere/the.crt"), Path::new("/nowhere/the.key"));

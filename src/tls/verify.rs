@@ -65,6 +65,12 @@ impl ClientCertificate {
         named(&self.seen, names, constraints)
     }
 
+    /// The names that the certificate claims, for people: it is not judged.
+    pub fn names(&self) -> Vec<String> {
+        let presented = Presented::read(self.seen.leaf());
+        presented.map_or_else(Vec::new, |names| names.all().iter().map(|name| printable(name)).collect())
+    }
+
     /// The certificate in a few words, for the log.
     pub fn description(&self) -> String {
         match x509_parser::parse_x509_certificate(self.seen.leaf()) {
@@ -136,10 +142,9 @@ fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, 
     })?;
     // Name constraints are checked against the subjectAltName only: below an authority that may issue for its own
     // domain alone, a CN could say anything.
-    if presented.dns.is_some() || constraints == Constraints::None {
-        if let Some(name) = names.found_in(&presented) {
-            return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name });
-        }
+    let names_count = presented.dns.is_some() || constraints == Constraints::None;
+    if names_count && let Some(name) = names.found_in(&presented) {
+        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name });
     }
     Err(Unmet::Name { demanded: names.to_string(), seen: presented.list() })
 }

@@ -1,0 +1,350 @@
+//! What waits, in memory: where each message stands in the log and which of its recipients are still open.
+//!
+//! A cache of the log, never more: it changes after the sync that made the change durable, and recovery builds it
+//! again. Settling is a one-way street (a recipient once settled stays so), so records may be applied twice and in
+//! any order; of deferrals the last one counts.
+//!
+//! At most 300 bytes for a message with one recipient, hash table and allocator included.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::disk::DiskFile;
+use super::format::{Content, Decoded, Salt};
+use super::{Deferral, End, Settlement, Waiting};
+use crate::config::ConnectorName;
+use crate::message::MessageId;
+use crate::route::{Hop, HopCopy};
+
+/// All that waits, and the segments it stands in.
+#[derive(Debug, Default)]
+pub struct Index {
+    messages: HashMap<MessageId, Entry>,
+    /// The log, oldest first; the last is written to.
+    pub segments: BTreeMap<u32, Segment>,
+    /// Bytes of records of messages that wait.
+    pub live_bytes: u64,
+    /// Old segments were read. Until then it is not known what is alive in them, and none may go.
+    pub scanned: bool,
+    /// Records on their way from the oldest segment to the newest.
+    pub copying: usize,
+}
+
+/// One file of the log.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its file.
+    pub file: Arc<dyn DiskFile>,
+    /// How long the file is.
+    pub size: u32,
+    /// In each of its records.
+    pub salt: Salt,
+    /// Up to where it holds durable records.
+    pub end: u32,
+    /// Messages that wait and whose record is here.
+    pub live: usize,
+    /// Bytes of these records.
+    pub live_bytes: u64,
+    /// All messages whose record was put here, in order; some have gone since.
+    pub ids: Vec<MessageId>,
+    /// What becomes of its file when nothing in it lives.
+    pub fate: Fate,
+}
+
+/// What becomes of a segment's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is written over.
+    Reuse,
+    /// It is removed: a write or sync in it failed, so it is not touched again.
+    Remove,
+    /// It goes to `corrupt/`: a part of it could not be read, and perhaps can be another time.
+    Keep,
+}
+
+/// One message that waits.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its record.
+    pub place: Place,
+    /// The number of its own file, if it is large.
+    pub own: Option<NonZeroU64>,
+    copies: Box<[CopyState]>,
+}
+
+/// What happened to a message since it came.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Who is done with.
+    pub settled: Vec<Settlement>,
+    /// What is tried again later.
+    pub deferred: Vec<Deferral>,
+}
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The segment.
+    pub segment: u32,
+    /// Where in it.
+    pub offset: u32,
+    /// Head and payload, in bytes.
+    pub size: u32,
+}
+
+#[derive(Debug)]
+struct CopyState {
+    open: Open,
+    recipients: u16,
+    attempts: u16,
+    warned: bool,
+    /// Microseconds, so that an entry stays small; [`i64::MIN`] is never.
+    until: i64,
+}
+
+/// Bytes of what is kept of a copy, for the test that holds us to them.
+#[cfg(test)]
+pub const COPY_STATE: usize = size_of::<CopyState>();
+
+/// A bit for each recipient that is not settled.
+#[derive(Debug)]
+enum Open {
+    Few(u64),
+    Many(Box<[u64]>),
+}
+
+impl Open {
+    fn all(count: u16) -> Self {
+        let word = |left: usize| if left >= 64 { u64::MAX } else { (1 << left) - 1 };
+        match usize::from(count) {
+            few @ ..=64 => Self::Few(word(few)),
+            many => Self::Many((0..many.div_ceil(64)).map(|i| word(many - i * 64)).collect()),
+        }
+    }
+
+    fn words(&self) -> &[u64] {
+        match self {
+            Self::Few(word) => std::slice::from_ref(word),
+            Self::Many(words) => words,
+        }
+    }
+
+    fn words_mut(&mut self) -> &mut [u64] {
+        match self {
+            Self::Few(word) => std::slice::from_mut(word),
+            Self::Many(words) => words,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.words().iter().all(|word| *word == 0)
+    }
+
+    fn contains(&self, recipient: u16) -> bool {
+        let (word, bit) = (usize::from(recipient / 64), recipient % 64);
+        self.words().get(word).is_some_and(|word| word >> bit & 1 == 1)
+    }
+
+    fn remove(&mut self, recipient: u16) {
+        let (word, bit) = (usize::from(recipient / 64), recipient % 64);
+        if let Some(word) = self.words_mut().get_mut(word) {
+            *word &= !(1 << bit);
+        }
+    }
+}
+
+impl Entry {
+    /// An entry for a new message, all recipients open.
+    pub fn new(copies: &[HopCopy], content: Content) -> Self {
+        let copies = copies
+            .iter()
+            .map(|copy| {
+                let recipients = copy.recipients.len() as u16;
+                CopyState { open: Open::all(recipients), recipients, attempts: 0, warned: false, until: i64::MIN }
+            })
+            .collect();
+        let own = match content {
+            Content::Inline { .. } => None,
+            Content::Own { number, .. } => NonZeroU64::new(number),
+        };
+        Self { place: Place { segment: 0, offset: 0, size: 0 }, own, copies }
+    }
+
+    /// An entry for a message that recovery found.
+    pub fn found(decoded: &Decoded, place: Place) -> Self {
+        Self { place, ..Self::new(&decoded.copies, decoded.content) }
+    }
+
+    /// Marks a recipient as done with.
+    pub fn settle(&mut self, settlement: &Settlement) {
+        if let Some(copy) = self.copies.get_mut(usize::from(settlement.copy)) {
+            copy.open.remove(settlement.recipient);
+        }
+    }
+
+    /// Marks a copy as deferred.
+    pub fn defer(&mut self, deferral: &Deferral) {
+        if let Some(copy) = self.copies.get_mut(usize::from(deferral.copy)) {
+            copy.until = deferral.until.as_microsecond();
+            copy.attempts = deferral.attempts;
+            copy.warned = deferral.warned;
+        }
+    }
+
+    /// Is nobody open?
+    pub fn is_done(&self) -> bool {
+        self.copies.iter().all(|copy| copy.open.is_empty())
+    }
+
+    /// Which recipients of each copy are open.
+    pub fn open(&self) -> Vec<Vec<u16>> {
+        let open = |copy: &CopyState| (0..copy.recipients).filter(|&recipient| copy.open.contains(recipient)).collect();
+        self.copies.iter().map(open).collect()
+    }
+
+    /// The copies of which somebody is open; `hops` are the connectors and next hops of all of them.
+    pub fn waiting(
+        &self,
+        id: MessageId,
+        accepted: Timestamp,
+        hops: Vec<(ConnectorName, Hop)>,
+    ) -> impl Iterator<Item = Waiting> {
+        let copies = (0..).zip(&self.copies).zip(hops);
+        copies.filter(|((_, copy), _)| !copy.open.is_empty()).map(move |((number, copy), (via, hop))| Waiting {
+            id,
+            copy: number,
+            accepted,
+            via,
+            hop,
+            until: copy.until(),
+            attempts: copy.attempts,
+            warned: copy.warned,
+        })
+    }
+
+    /// Everything that happened to the message, to be said again in a copy of its record.
+    pub fn history(&self, id: MessageId) -> History {
+        let History { mut settled, mut deferred } = History::default();
+        for (number, copy) in (0..).zip(&self.copies) {
+            // How a recipient ended no longer matters to anyone; that it did, does.
+            settled.extend(
+                (0..copy.recipients).filter(|&recipient| !copy.open.contains(recipient)).map(|recipient| Settlement {
+                    id,
+                    copy: number,
+                    recipient,
+                    end: End::Delivered,
+                }),
+            );
+            if !copy.open.is_empty()
+                && let Some(until) = copy.until()
+            {
+                deferred.push(Deferral { id, copy: number, until, attempts: copy.attempts, warned: copy.warned });
+            }
+        }
+        History { settled, deferred }
+    }
+}
+
+impl CopyState {
+    fn until(&self) -> Option<Timestamp> {
+        if self.until == i64::MIN { None } else { Timestamp::from_microsecond(self.until).ok() }
+    }
+}
+
+impl Index {
+    /// How many messages wait.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// One that waits.
+    pub fn get(&self, id: MessageId) -> Option<&Entry> {
+        self.messages.get(&id)
+    }
+
+    /// Is this recipient still open?
+    pub fn is_open(&self, settlement: &Settlement) -> bool {
+        self.messages
+            .get(&settlement.id)
+            .and_then(|entry| entry.copies.get(usize::from(settlement.copy)))
+            .is_some_and(|copy| copy.open.contains(settlement.recipient))
+    }
+
+    /// Is anyone of this copy still open?
+    pub fn is_waiting(&self, id: MessageId, copy: u16) -> bool {
+        self.messages
+            .get(&id)
+            .and_then(|entry| entry.copies.get(usize::from(copy)))
+            .is_some_and(|copy| !copy.open.is_empty())
+    }
+
+    /// A message is in the log. `place` counts, not what the entry says. Gives the entry back if nobody in it waits.
+    pub fn insert(&mut self, id: MessageId, mut entry: Entry, place: Place) -> Option<Entry> {
+        entry.place = place;
+        if entry.is_done() {
+            return Some(entry);
+        }
+        self.count_in(id, place);
+        self.messages.insert(id, entry);
+        None
+    }
+
+    /// The record of a message now stands elsewhere.
+    pub fn relocate(&mut self, id: MessageId, place: Place) {
+        if let Some(entry) = self.messages.get_mut(&id) {
+            let before = std::mem::replace(&mut entry.place, place);
+            self.count_out(before);
+            self.count_in(id, place);
+        }
+    }
+
+    /// A recipient is done with; gives the entry back if it was the last of its message.
+    pub fn settle(&mut self, settlement: &Settlement) -> Option<Entry> {
+        let entry = self.messages.get_mut(&settlement.id)?;
+        entry.settle(settlement);
+        if entry.is_done() { self.remove(settlement.id) } else { None }
+    }
+
+    /// A copy is tried later.
+    pub fn defer(&mut self, deferral: &Deferral) {
+        if let Some(entry) = self.messages.get_mut(&deferral.id) {
+            entry.defer(deferral);
+        }
+    }
+
+    /// A message is gone.
+    pub fn remove(&mut self, id: MessageId) -> Option<Entry> {
+        let entry = self.messages.remove(&id)?;
+        self.count_out(entry.place);
+        // A million messages came and went: do not keep their table.
+        if self.messages.capacity() > 4096 && self.messages.len() < self.messages.capacity() / 8 {
+            self.messages.shrink_to(self.messages.len() * 2);
+        }
+        Some(entry)
+    }
+
+    fn count_in(&mut self, id: MessageId, place: Place) {
+        self.live_bytes += u64::from(place.size);
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
+            segment.live += 1;
+            segment.live_bytes += u64::from(place.size);
+            segment.ids.push(id);
+        }
+    }
+
+    fn count_out(&mut self, place: Place) {
+        self.live_bytes -= u64::from(place.size);
+        if let Some(segment) = self.segments.get_mut(&place.segment) {
+            segment.live -= 1;
+            segment.live_bytes -= u64::from(place.size);
+        }
+    }
+
+    /// Bytes in closed segments and in the one written to.
+    pub fn log_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| u64::from(segment.end)).sum()
+    }
+}

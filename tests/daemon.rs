@@ -1,0 +1,483 @@
+//! The daemon as its operator meets it: signals, reload, files that change, limits, exit statuses.
+
+#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
+
+mod common;
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::{
+    At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway,
+};
+use common::{run, said, wait_until};
+
+const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
+
+/// A plain relay for contoso.com in front of one sink. `more` is put into the receive connector.
+fn config(sink: SocketAddr, more: &str) -> String {
+    format!(
+        r#"hostname = "mail.contoso.com"
+postmaster = "julie@contoso.com"
+shutdown_grace = "10s"
+
+[log]
+format = "json"
+
+[spool]
+path = "spool"
+min_free_space = "1MiB"
+retry = ["1s"]
+
+[[accepted_domain]]
+name = "contoso.com"
+type = "external-relay"
+
+[[receive_connector]]
+name = "in"
+listen = ["127.0.0.1:0"]
+origin = "internet"
+{more}
+
+[[send_connector]]
+name = "out"
+address_spaces = ["*"]
+smart_hosts = ["{sink}"]
+tls = "off"
+"#
+    )
+}
+
+const IN_THE_CLEAR: &str = "tls = \"off\"";
+
+#[test]
+fn the_message_arrives_behind_one_received_field() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let daemon = Daemon::spawn(scratch.path(), &config(sink.address, IN_THE_CLEAR));
+    let content = awkward_message("whole");
+    let reply = Client::hello(daemon.address())
+        .deliver("erin@fabrikam.com", &["julie@contoso.com", "david@contoso.com"], &content)
+        .unwrap();
+    assert!(reply.starts_with("250 2.0.0 queued as "), "{reply}");
+    let arrival = sink.wait_for(1).remove(0);
+    assert_eq!(arrival.from, "erin@fabrikam.com");
+    assert_eq!(arrival.to, ["julie@contoso.com", "david@contoso.com"]);
+    assert_eq!(behind_trace(&arrival.content, "From: "), content);
+    let text = arrival.text();
+    assert!(text.starts_with("Received: from client.example"), "{text}");
+    assert_eq!(text.matches("\r\nReceived:").count(), 0, "one field, at the very front: {text}");
+    assert!(text.contains("by mail.contoso.com"), "{text}");
+    assert_eq!(sink.count(), 1);
+}
+
+/// SIGTERM: what is under way is finished, exit status 0, and nothing that was acknowledged is lost.
+#[test]
+fn sigterm_drains_and_ends_with_nothing_lost() {
+    let scratch = Scratch::new();
+    let sink = Sink::with(SinkPlan::new().reacting(|at| match at {
+        // A slow hop, so that the end comes in the middle of deliveries.
+        At::End(_) => {
+            std::thread::sleep(Duration::from_millis(10));
+            Reaction::Go
+        }
+        _ => Reaction::Go,
+    }));
+    let text = config(sink.address, IN_THE_CLEAR);
+    let mut daemon = Daemon::spawn(scratch.path(), &text);
+    let mut client = Client::hello(daemon.address());
+    let mut idle = Client::hello(daemon.address());
+    for number in 0..100 {
+        let content = format!("Subject: {number}\r\n\r\nbody\r\n");
+        let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com"], content.as_bytes()).unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+    }
+    // One message is in the middle of its data: C020, it is finished and answered.
+    assert!(client.say("MAIL FROM:<erin@fabrikam.com>").starts_with("250"));
+    assert!(client.say("RCPT TO:<julie@contoso.com>").starts_with("250"));
+    assert!(client.say("DATA").starts_with("354"));
+    client.send(b"Subject: 100\r\n\r\n").unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    let goodbye = idle.reply().unwrap();
+    assert!(goodbye.starts_with("421 4.3.2"), "an idle client is told: {goodbye}");
+    assert!(idle.is_closed());
+    client.send(b"the rest\r\n.\r\n").unwrap();
+    let reply = client.reply().unwrap();
+    assert!(reply.starts_with("250"), "{reply}");
+    let status = daemon.wait(PATIENCE);
+    assert_eq!(status.code(), Some(0), "{}", daemon.log_text());
+    assert!(TcpStream::connect(daemon.address()).is_err(), "the port is closed");
+
+    let mut again = Daemon::spawn(scratch.path(), &text);
+    sink.wait_for(101);
+    wait_until("nothing waits", PATIENCE, || sink.count() == 101);
+    assert_eq!(again.terminate().code(), Some(0));
+    assert!(again.log_text().contains("\"waiting\":0"), "{}", again.log_text());
+    let mut subjects: Vec<u32> = sink.look(|arrivals| {
+        arrivals
+            .iter()
+            .map(|arrival| {
+                let text = arrival.text();
+                text.split_once("Subject: ").unwrap().1.lines().next().unwrap().trim().parse().unwrap()
+            })
+            .collect()
+    });
+    subjects.sort_unstable();
+    assert_eq!(subjects, (0..=100).collect::<Vec<_>>(), "each once");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_spool_refuses() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let text = config(sink.address, IN_THE_CLEAR);
+    let mut first = Daemon::spawn(scratch.path(), &text);
+    let mut second = Daemon::launch(scratch.path(), &text, &[]);
+    assert_eq!(second.wait(PATIENCE).code(), Some(1), "{}", second.log_text());
+    assert!(second.log_text().contains("spool"), "it says why: {}", second.log_text());
+    assert!(first.is_running());
+    let reply = Client::hello(first.address()).deliver("a@b.example", &["julie@contoso.com"], MESSAGE).unwrap();
+    assert!(reply.starts_with("250"), "the first goes on: {reply}");
+    sink.wait_for(1);
+}
+
+/// SIGHUP: a faulty file changes nothing, and the log names file, line and column; a good one is in force at once.
+#[test]
+fn a_reload_is_whole_or_not_at_all() {
+    let (scratch, first, second) = (Scratch::new(), Sink::start(), Sink::start());
+    let text = config(first.address, IN_THE_CLEAR);
+    let daemon = Daemon::spawn(scratch.path(), &text);
+    let send = || {
+        let reply = Client::hello(daemon.address()).deliver("a@b.example", &["julie@contoso.com"], MESSAGE).unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+    };
+    send();
+    first.wait_for(1);
+
+    let faulty = text.replace("retry = [\"1s\"]", "retry = [\"1s\"]\nretries = 7");
+    assert_ne!(faulty, text);
+    let line = faulty.lines().position(|line| line == "retries = 7").unwrap() + 1;
+    scratch.write("causeway.toml", faulty);
+    daemon.hang_up();
+    daemon.wait_for_log("the old one stays");
+    let log = daemon.log_text();
+    assert!(log.contains(&format!("causeway.toml:{line}:1")), "file, line and column: {log}");
+    assert!(log.contains("retries"), "and the key: {log}");
+    send();
+    first.wait_for(2);
+
+    scratch.write("causeway.toml", config(second.address, IN_THE_CLEAR));
+    daemon.hang_up();
+    daemon.wait_for_log("the new configuration is in force");
+    send();
+    second.wait_for(1);
+    assert_eq!(first.count(), 2);
+
+    let missing = scratch.file("causeway.toml");
+    std::fs::remove_file(missing).unwrap();
+    daemon.hang_up();
+    daemon.wait_for_log("cannot be read");
+    send();
+    second.wait_for(2);
+}
+
+/// A session that stands open while the configuration changes is not dropped, nor judged by a mixture.
+#[test]
+fn reloads_under_load_drop_no_session() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let text = config(sink.address, IN_THE_CLEAR);
+    let daemon = Daemon::spawn(scratch.path(), &text);
+    let mut client = Client::hello(daemon.address());
+    for round in 0..20 {
+        assert!(client.say("MAIL FROM:<a@b.example>").starts_with("250"));
+        assert!(client.say("RCPT TO:<julie@contoso.com>").starts_with("250"));
+        daemon.hang_up();
+        wait_until("the reload happened", PATIENCE, || {
+            daemon.times_logged("the new configuration is in force") > round
+        });
+        assert!(client.say("DATA").starts_with("354"));
+        client.send(b"Subject: x\r\n\r\nx\r\n.\r\n").unwrap();
+        assert!(client.reply().unwrap().starts_with("250"));
+    }
+    sink.wait_for(20);
+}
+
+fn hybrid(sink: SocketAddr) -> String {
+    let cloud = "\n[[send_connector]]\nname = \"cloud\"\nsmart_hosts = [\"127.0.0.1:9\"]\ntls = \"off\"\n";
+    config(sink, "tls = \"offer\"\ncertificate = \"relay.crt\"\nkey = \"relay.key\"")
+        .replace("type = \"external-relay\"", "type = \"authoritative\"\n\n[[directory]]\nkind = \"file\"\npath = \"recipients.csv\"")
+        .replace("[[accepted_domain]]", "[hybrid]\nside = \"on-premises\"\non_premises = \"out\"\ncloud = \"cloud\"\nrouting_domain = \"contoso.mail.onmicrosoft.com\"\n\n[[accepted_domain]]")
+        + cloud
+}
+
+/// The directory is read again when it changes; a file in which nothing is usable leaves the old one.
+#[test]
+fn a_new_recipient_is_known_without_a_signal() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    scratch.issue(&scratch.authority(), "relay", &["mail.contoso.com"]);
+    scratch.write("recipients.csv", "address,type,target\njulie@contoso.com,on-premises,\n");
+    let daemon = Daemon::spawn(scratch.path(), &hybrid(sink.address));
+    let mut client = Client::hello(daemon.address());
+    let mut is_known = |address: &str| {
+        assert!(client.say("RSET").starts_with("250"));
+        assert!(client.say("MAIL FROM:<a@b.example>").starts_with("250"));
+        let reply = client.say(&format!("RCPT TO:<{address}>"));
+        assert!(reply.starts_with("250 ") || reply.starts_with("550 5.1.1 "), "{reply}");
+        assert!(client.say("RCPT TO:<julie@contoso.com>").starts_with("250"));
+        // RFC 5321 aside, a session without mail is cut short after a hundred commands: send one.
+        assert!(client.say("DATA").starts_with("354"));
+        client.send(b"\r\n.\r\n").unwrap();
+        assert!(client.reply().unwrap().starts_with("250"));
+        reply.starts_with("250 ")
+    };
+    assert!(!is_known("newcomer@contoso.com"));
+    // As tools do it: another file, then a rename over the old one.
+    let next = scratch
+        .write("next.csv", "address,type,target\njulie@contoso.com,on-premises,\nnewcomer@contoso.com,on-premises,\n");
+    std::fs::rename(next, scratch.file("recipients.csv")).unwrap();
+    wait_until("newcomer@contoso.com is known", PATIENCE, || is_known("newcomer@contoso.com"));
+
+    scratch.write("recipients.csv", "not a directory at all\n");
+    daemon.wait_for_log("stays");
+    assert!(is_known("newcomer@contoso.com"), "the last good one stays");
+}
+
+/// A renewed certificate is presented without restart or signal.
+#[test]
+fn a_renewed_certificate_is_presented() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let authority = scratch.authority();
+    scratch.issue(&authority, "relay", &["mail.contoso.com"]);
+    scratch.write("recipients.csv", "address,type,target\njulie@contoso.com,on-premises,\n");
+    let daemon = Daemon::spawn(scratch.path(), &hybrid(sink.address));
+    let address = daemon.address().to_string();
+    let presented = || {
+        let output = run(
+            std::process::Command::new("openssl").args([
+                "s_client",
+                "-starttls",
+                "smtp",
+                "-connect",
+                &address,
+                "-showcerts",
+            ]),
+            PATIENCE,
+        );
+        let text = said(&output);
+        text.split_once("-----BEGIN CERTIFICATE-----")
+            .unwrap_or_else(|| panic!("{text}"))
+            .1
+            .split_once("-----END")
+            .unwrap()
+            .0
+            .replace(['\n', '\r'], "")
+    };
+    let file = |name: &str| {
+        let pem = std::fs::read_to_string(scratch.file(name)).unwrap();
+        pem.split_once("-----BEGIN CERTIFICATE-----")
+            .unwrap()
+            .1
+            .split_once("-----END")
+            .unwrap()
+            .0
+            .replace(['\n', '\r'], "")
+    };
+    let old = file("relay.crt");
+    assert_eq!(presented(), old);
+    scratch.issue(&authority, "relay", &["mail.contoso.com"]);
+    let new = file("relay.crt");
+    assert_ne!(old, new);
+    wait_until("the new certificate is presented", PATIENCE, || presented() == new);
+}
+
+/// C003: beyond a limit the client hears why, at once.
+#[test]
+fn c003_beyond_a_limit_the_client_hears_421() {
+    for (limit, code) in [("max_connections = 3", "421 4.3.2 "), ("max_connections_per_ip = 3", "421 4.7.0 ")] {
+        let (scratch, sink) = (Scratch::new(), Sink::start());
+        let daemon = Daemon::spawn(scratch.path(), &config(sink.address, &format!("{IN_THE_CLEAR}\n{limit}")));
+        let mut held: Vec<Client> = (0..3).map(|_| Client::hello(daemon.address())).collect();
+        let started = Instant::now();
+        let (mut refused, greeting) = Client::greeted(daemon.address()).unwrap();
+        assert!(greeting.starts_with(code), "{limit}: {greeting}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{limit}: it took {:?}", started.elapsed());
+        assert!(refused.is_closed(), "{limit}");
+        assert!(held.pop().unwrap().say("QUIT").starts_with("221"));
+        wait_until("a place is free again", PATIENCE, || {
+            Client::greeted(daemon.address()).is_ok_and(|(_, greeting)| greeting.starts_with("220"))
+        });
+    }
+}
+
+/// S-120, C003: two thousand idle connections, and a new client is greeted within a second.
+#[test]
+fn a_flood_of_idle_connections_delays_nobody() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let wanted = hard.min(4200);
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).unwrap();
+    }
+    let flood = usize::try_from(soft.max(wanted)).unwrap().saturating_sub(200).min(2000);
+    assert!(flood >= 500, "only {soft} files may be open here: too few for a flood");
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let more = format!("{IN_THE_CLEAR}\nmax_connections_per_ip = 5000");
+    let daemon = Daemon::spawn(scratch.path(), &config(sink.address, &more));
+    let address = daemon.address();
+    let idle: Vec<TcpStream> = (0..flood).map(|_| TcpStream::connect(address).unwrap()).collect();
+    for round in 0..5 {
+        let started = Instant::now();
+        let reply = Client::hello(address).deliver("a@b.example", &["julie@contoso.com"], MESSAGE).unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(2), "beside {flood} idle clients the message took {took:?} (round {round})");
+    }
+    sink.wait_for(5);
+    drop(idle);
+    // Nothing of the flood stays behind.
+    let descriptors = format!("/proc/{}/fd", daemon.pid());
+    wait_until("the daemon closed its side of the flood", PATIENCE, || {
+        std::fs::read_dir(&descriptors).unwrap().count() < flood / 2
+    });
+}
+
+/// Interface section 2: 0 done, 1 the answer is no, 2 the command line or the configuration is wrong, 3 nothing answers.
+#[test]
+fn exit_statuses_are_those_of_the_interface() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    scratch.write("good.toml", config(sink.address, IN_THE_CLEAR));
+    scratch.write("faulty.toml", config(sink.address, "tls = \"sometimes\""));
+    scratch.write("taken.toml", config(sink.address, IN_THE_CLEAR).replace("127.0.0.1:0", &sink.address.to_string()));
+    let explain = |to: &'static str| vec!["-c", "good.toml", "explain", "--from", "a@b.example", "--to", to];
+    for (arguments, status, words) in [
+        (vec!["--version"], 0, "causeway 0.1.0"),
+        (vec!["--help"], 0, "explain"),
+        (vec!["-c", "good.toml", "check"], 0, ""),
+        (explain("julie@contoso.com"), 0, "out"),
+        (explain("eve@elsewhere.example"), 1, "5.7.1"),
+        (vec!["-c", "taken.toml", "run"], 1, "another program listens there"),
+        (vec![], 2, "Usage"),
+        (vec!["fly"], 2, "fly"),
+        (vec!["-c", "faulty.toml", "run"], 2, "faulty.toml:24:7"),
+        (vec!["-c", "faulty.toml", "check"], 1, "faulty.toml:24:7"),
+        (vec!["-c", "missing.toml", "run"], 2, "missing.toml"),
+        (vec!["health", "--address", "127.0.0.1:1"], 3, "127.0.0.1:1"),
+    ] {
+        let output = run(causeway().current_dir(scratch.path()).args(&arguments), PATIENCE);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?} should say {words:?}: {text}");
+    }
+}
+
+#[test]
+fn health_asks_for_the_greeting() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let daemon = Daemon::spawn(scratch.path(), &config(sink.address, IN_THE_CLEAR));
+    let busy = Sink::with(SinkPlan::new().reacting(|_| Reaction::Say("421 4.3.2 busy".into())));
+    for (address, status) in [(daemon.address(), 0), (busy.address, 1)] {
+        let output = run(causeway().args(["health", "--address", &address.to_string()]), PATIENCE);
+        assert_eq!(output.status.code(), Some(status), "{}", said(&output));
+    }
+}
+
+/// What is not built is refused by name, never ignored.
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let refused = |output: std::process::Output, what: &str| {
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{what}: {text}");
+        assert!(text.contains("not supported in this version"), "{what}: {text}");
+    };
+    for command in ["init", "queue", "trace", "directory", "hash-password", "status", "top"] {
+        refused(run(causeway().args([command, "--anything", "else"]), PATIENCE), command);
+    }
+    let good = config(sink.address, IN_THE_CLEAR);
+    for (after, key) in [
+        ("path = \"spool\"", "acknowledge = \"delivered-or-durable\""),
+        ("origin = \"internet\"", "internal = true"),
+        ("origin = \"internet\"", "require_auth = true"),
+        ("origin = \"internet\"", "proxy_protocol = true"),
+        ("name = \"out\"", "srs = \"contoso.com\""),
+        ("shutdown_grace = \"10s\"", "[inbound_authentication]\nspf = true"),
+        ("shutdown_grace = \"10s\"", "[[milter]]\naddress = \"127.0.0.1:11332\""),
+        ("shutdown_grace = \"10s\"", "[[journal]]\nrecipient = \"archive@contoso.com\""),
+        ("shutdown_grace = \"10s\"", "[admin]\nlisten = \"127.0.0.1:8025\""),
+    ] {
+        assert!(good.contains(after));
+        let file = scratch.write("unbuilt.toml", good.replacen(after, &format!("{after}\n{key}"), 1));
+        refused(run(causeway().arg("-c").arg(file).arg("run"), PATIENCE), key);
+    }
+}
+
+/// The README's promise to whoever tries it first.
+#[test]
+fn demo_once_shows_both_copies_and_their_proofs() {
+    let output = run(causeway().args(["demo", "--once"]), Duration::from_secs(30));
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for word in [
+        "julie@contoso.com",
+        "david@contoso.mail.onmicrosoft.com",
+        "on-premises",
+        "cloud",
+        "ex1.contoso.com",
+        "mail.protection.outlook.com",
+        "mail.contoso.com",
+        "TLS",
+    ] {
+        assert!(text.contains(word), "the demo does not mention {word}:\n{text}");
+    }
+}
+
+/// SMTPUTF8 and quoted local parts pass as they came; SIZE is judged as soon as it is announced. C030, C043.
+#[test]
+fn parameters_and_odd_addresses_travel_on() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let daemon =
+        Daemon::spawn(scratch.path(), &config(sink.address, &format!("{IN_THE_CLEAR}\nmax_message_size = \"1MiB\"")));
+    let mut client = Client::hello(daemon.address());
+    let reply = client.say("MAIL FROM:<erin@fabrikam.com> SIZE=1048577");
+    assert!(reply.starts_with("552 5.3.4 "), "{reply}");
+    for (mail, rcpt, from, to, passed) in [
+        (
+            "MAIL FROM:<Erin.O'Hara@fabrikam.com> SIZE=100",
+            "RCPT TO:<\"a b\"@contoso.com>",
+            "Erin.O'Hara@fabrikam.com",
+            "\"a b\"@contoso.com",
+            "",
+        ),
+        (
+            "MAIL FROM:<gr\u{fc}n@fabrikam.com> SMTPUTF8 BODY=8BITMIME",
+            "RCPT TO:<j\u{fc}rgen@contoso.com>",
+            "gr\u{fc}n@fabrikam.com",
+            "j\u{fc}rgen@contoso.com",
+            "SMTPUTF8",
+        ),
+        ("MAIL FROM:<> BODY=8BITMIME", "RCPT TO:<julie@contoso.com>", "", "julie@contoso.com", "BODY=8BITMIME"),
+        (
+            "MAIL FROM:<erin@fabrikam.com> RET=HDRS ENVID=QQ+2B1",
+            "RCPT TO:<julie@contoso.com> NOTIFY=NEVER ORCPT=rfc822;julie@x.example",
+            "erin@fabrikam.com",
+            "julie@contoso.com",
+            "ENVID=QQ+2B1",
+        ),
+    ] {
+        let before = sink.count();
+        for line in [mail, rcpt] {
+            let reply = client.say(line);
+            assert!(reply.starts_with("250 "), "{line}: {reply}");
+        }
+        assert!(client.say("DATA").starts_with("354"));
+        client.send(b"Subject: gr\xc3\xbcn\r\n\r\n\xff\r\n.\r\n").unwrap();
+        let reply = client.reply().unwrap();
+        assert!(reply.starts_with("250 "), "{mail}: {reply}");
+        let arrival = sink.wait_for(before + 1).pop().unwrap();
+        assert_eq!((arrival.from.as_str(), arrival.to.as_slice()), (from, &[to.to_owned()][..]), "{mail}");
+        assert!(arrival.mail.contains(passed), "{passed}: {}", arrival.mail);
+        assert!(arrival.content.ends_with(b"\r\n\r\n\xff\r\n"), "{mail}");
+        if rcpt.contains("NOTIFY") {
+            assert!(arrival.rcpt[0].contains("NOTIFY=NEVER"), "{:?}", arrival.rcpt);
+            assert!(arrival.rcpt[0].contains("ORCPT=rfc822;julie@x.example"), "{:?}", arrival.rcpt);
+        }
+    }
+}
