@@ -22,9 +22,10 @@ use std::sync::Arc;
 use super::matrix::{self, Bound, Side, Way};
 use super::space::{self, Choice};
 use super::{Hop, Reason, Refusal, RefusalKind, Route, Routed};
-use crate::config::{AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Origin, SendConnector};
+use crate::config::{AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Origin, ReceiveConnector, SendConnector};
 use crate::directory::{Entry, Found, Lookup, untagged};
 use crate::message::{Address, Domain, OriginalRecipient, Recipient};
+use crate::smtp::Reply;
 
 /// Recipients that one may become by groups. Exchange expands without limit and splits; a relay that promises to keep
 /// what it accepted in one record does not.
@@ -126,6 +127,27 @@ impl<'a> Rules<'a> {
                     because: one.route.because.clone(),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// May `connector` take mail from this sender? `None` is the null reverse-path, which any may.
+    ///
+    /// # Errors
+    /// The reply to MAIL that says why not.
+    pub fn check_sender(&self, connector: &ReceiveConnector, sender: Option<&Address>) -> Result<(), Reply> {
+        let Some(domain) = sender.map(Address::domain) else { return Ok(()) };
+        let lists = |connector: &ReceiveConnector| {
+            let mut listed = connector.sender_domains.iter();
+            listed.any(|(name, below)| domain == name || (*below && domain.is_within(name)))
+        };
+        if !connector.sender_domains.is_empty() && !lists(connector) {
+            return Err(Reply::sender_domain_not_allowed(domain));
+        }
+        // A partner who must come one way comes no other; two such ways are both good.
+        let kept_elsewhere = |other: &Arc<ReceiveConnector>| other.only_here && lists(other);
+        if self.config.receive_connectors.iter().any(kept_elsewhere) && !(connector.only_here && lists(connector)) {
+            return Err(Reply::partner_comes_another_way(domain));
         }
         Ok(())
     }
