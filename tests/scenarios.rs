@@ -147,7 +147,7 @@ fn notes(arrivals: &[Arrival]) -> Vec<String> {
 fn behind_received(arrival: &Arrival) -> &str {
     let text = std::str::from_utf8(&arrival.content).unwrap();
     assert!(text.starts_with("Received: from client.fabrikam.com"), "{text}");
-    assert!(text.contains(" by mail.contoso.com "), "{text}");
+    assert!(text.contains(" by mail.contoso.com"), "{text}");
     let mut rest = text;
     loop {
         rest = &rest[rest.find("\r\n").unwrap() + 2..];
