@@ -14,6 +14,9 @@ use crate::tls::Stream;
 /// A reply that a client does not take for so long ends the connection.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A read into less room than this costs more than new room, in bytes.
+const LEAST_READ: usize = 4096;
+
 /// Who answers a session's questions and keeps its message.
 pub trait Reception: Send {
     /// The answer to one question.
@@ -81,6 +84,10 @@ async fn receive(stream: &mut Stream, session: &mut Session) -> io::Result<usize
     stream.readable().await?;
     let wanted = session.wanted();
     let unread = session.unread();
-    unread.reserve(wanted);
+    // Pieces of the message share the buffer they were read into: what is left of it is used up first, or every short
+    // read would pin a whole one.
+    if unread.capacity() - unread.len() < wanted.min(LEAST_READ) {
+        unread.reserve(wanted);
+    }
     stream.read_buf(unread).await
 }

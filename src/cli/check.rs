@@ -61,7 +61,7 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
     let text = if args.json { json(&problems, &summary) } else { plain(&problems, &summary) };
     // A reader that went away (`check | head`) changes nothing about the answer.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
-    status(&problems)
+    ExitCode::from(status(&problems))
 }
 
 /// All findings, errors first, each kind in the order of the file; and a line that sums them up.
@@ -163,12 +163,107 @@ fn json(problems: &Problems, summary: &str) -> String {
     serde_json::to_string(&answer).map(|line| line + "\n").unwrap_or_default()
 }
 
-fn status(problems: &Problems) -> ExitCode {
-    if problems.unreadable() {
-        ExitCode::from(super::WRONG)
-    } else if problems.errors().next().is_some() {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
+fn status(problems: &Problems) -> u8 {
+    match (problems.unreadable(), problems.errors().next()) {
+        (true, _) => super::WRONG,
+        (false, Some(_)) => 1,
+        (false, None) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const GOOD: &str = r#"hostname = "mail.contoso.com"
+[spool]
+path = "spool"
+[[accepted_domain]]
+name = "contoso.com"
+[[directory]]
+path = "recipients.csv"
+[[receive_connector]]
+name = "in"
+listen = ["127.0.0.1:25"]
+origin = "internet"
+tls = "off"
+[[send_connector]]
+name = "out"
+address_spaces = ["*"]
+tls = "opportunistic"
+"#;
+
+    const RECIPIENTS: &str = "address,type,target\njulie@contoso.com,on-premises,\ndavid@contoso.com,cloud,\n";
+
+    #[test]
+    fn errors_come_first_and_the_summary_counts_them() {
+        let folder = TempDir::new().expect("a folder for the test");
+        let path = folder.path().join("causeway.toml");
+        let recipients = folder.path().join("recipients.csv");
+        for (text, csv, expected_status, severities, expected) in [
+            (
+                GOOD.to_owned(),
+                RECIPIENTS.to_owned(),
+                0,
+                "",
+                "the configuration is good: 1 receive connector, 1 send connector, 1 accepted domain, 2 recipients",
+            ),
+            (
+                GOOD.replace("mail.contoso.com", "mail"),
+                format!("{RECIPIENTS}nobody,cloud,\nx@contoso.com,somewhere,\n"),
+                0,
+                "warning warning warning",
+                "the configuration is good: 1 receive connector, 1 send connector, 1 accepted domain, 2 recipients; 3 warnings",
+            ),
+            (
+                format!("{GOOD}tls_domian = []\n").replace("mail.contoso.com", "mail"),
+                RECIPIENTS.to_owned(),
+                1,
+                "error warning",
+                "1 error, 1 warning",
+            ),
+            (GOOD.to_owned(), "no header\n".to_owned(), 1, "error", "1 error"),
+            ("hostname = ".to_owned(), RECIPIENTS.to_owned(), 2, "error", "1 error"),
+        ] {
+            fs::write(&path, &text).expect("the test's own file");
+            fs::write(&recipients, csv).expect("the test's own file");
+            let (problems, summary) = examine(&path, Timestamp::now());
+            assert_eq!(summary, expected, "{problems}");
+            assert_eq!(status(&problems), expected_status, "{problems}");
+            let found: Vec<_> = problems.0.iter().map(|problem| problem.severity.to_string()).collect();
+            assert_eq!(found.join(" "), severities, "{problems}");
+            assert!(plain(&problems, &summary).ends_with(&format!("{summary}\n")));
+
+            let answer: serde_json::Value = serde_json::from_str(&json(&problems, &summary)).expect("JSON");
+            assert_eq!(answer["findings"].as_array().map(Vec::len), Some(problems.0.len()));
+            assert_eq!(answer["errors"], problems.errors().count());
+            assert_eq!(answer["summary"], summary);
+        }
+    }
+
+    #[test]
+    fn faulty_recipients_are_told_with_file_and_line() {
+        let folder = TempDir::new().expect("a folder for the test");
+        let path = folder.path().join("causeway.toml");
+        let recipients = folder.path().join("recipients.csv");
+        fs::write(&path, GOOD).expect("the test's own file");
+        fs::write(&recipients, format!("{RECIPIENTS}{}", "nobody,cloud,\n".repeat(30))).expect("the test's own file");
+        let (problems, _) = examine(&path, Timestamp::now());
+        assert_eq!(problems.0.len(), SHOWN_FAULTS + 1, "{problems}");
+        let first = &problems.0[0];
+        assert_eq!((&first.file, first.place), (&recipients, Some((4, 1))), "{first}");
+        assert!(problems.0.iter().any(|problem| problem.text == "10 more lines are faulty and skipped"), "{problems}");
+    }
+
+    #[test]
+    fn a_missing_file_is_status_2() {
+        let (problems, summary) = examine(Path::new("/nowhere/causeway.toml"), Timestamp::now());
+        assert_eq!(summary, "1 error");
+        assert_eq!(status(&problems), 2);
+        assert!(plain(&problems, &summary).starts_with("error: /nowhere/causeway.toml: cannot be read"));
     }
 }

@@ -176,8 +176,8 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
     }
     let tls = match (word, tls_domain, ca_file) {
         (Ok(word), Ok(tls_domain), Ok(ca_file)) => {
-            let smart_hosts =
-                hops.as_ref().map(|hops| matches!(hops, Hops::SmartHosts(_))).map_err(|reported| *reported);
+            // A list with a fault in it is still one that was meant.
+            let smart_hosts = !matches!(hops, Ok(Hops::Mx));
             level(table, word, smart_hosts, tls_domain, ca_file, files, problems)
         }
         _ => Err(Reported),
@@ -338,7 +338,7 @@ fn word(table: &mut Table<'_>, problems: &mut Problems) -> Read<Word> {
 fn level(
     table: &Table<'_>,
     word: Word,
-    smart_hosts: Read<bool>,
+    smart_hosts: bool,
     tls_domain: Option<Names>,
     ca_file: Option<std::path::PathBuf>,
     files: &mut Files,
@@ -363,7 +363,7 @@ fn level(
         Word::Certificate => roots(problems).map(Level::Certificate),
         Word::Domain => {
             let roots = roots(problems);
-            if tls_domain.is_none() && smart_hosts? {
+            if tls_domain.is_none() && smart_hosts {
                 let text = r#"missing; tls = "domain" with smart_hosts needs the names to accept"#;
                 return Err(table.complain("tls_domain", text, problems));
             }

@@ -57,7 +57,7 @@ pub struct Config {
     pub receive_connectors: Vec<Arc<ReceiveConnector>>,
     /// `[[send_connector]]`, in order, the disabled ones too.
     pub send_connectors: Vec<Arc<SendConnector>>,
-    /// `[tracking]`; `None` where the section is left out: events are not written to files.
+    /// `[tracking]`; `None` where `path` is empty: events are not written to files.
     pub tracking: Option<Tracking>,
     /// `[log]`
     pub log: Log,
@@ -424,7 +424,9 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     if let Ok(domains) = &domains {
         together::check_domains(domains, problems);
     }
-    if let (Ok(table), Ok(Some(_))) = (&hybrid_table, &hybrid) {
+    if let Ok(table) = &hybrid_table
+        && table.peek("side") != Some("cloud")
+    {
         together::check_hybrid(table, &sends, problems);
     }
     if let Ok(sends) = &sends {
@@ -569,9 +571,11 @@ fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
 fn folder(table: &mut Table<'_>, key: &'static str, problems: &mut Problems) -> Read<Option<PathBuf>> {
     let path = table.path(key, problems)?;
     match path.as_ref().map(fs::metadata) {
-        Some(Ok(metadata)) if !metadata.is_dir() => Err(table.complain(key, "is there, but is no folder", problems)),
+        Some(Ok(metadata)) if !metadata.is_dir() => {
+            Err(table.complain(key, "expected a folder; there is a file", problems))
+        }
         Some(Err(error)) if error.kind() == io::ErrorKind::NotADirectory => {
-            Err(table.complain(key, error.to_string(), problems))
+            Err(table.complain(key, "expected a folder; there is a file on the way to it", problems))
         }
         _ => Ok(path),
     }
@@ -658,16 +662,12 @@ fn directory(table: &mut Table<'_>, problems: &mut Problems) -> Read<DirectorySo
 }
 
 fn tracking(mut table: Table<'_>, problems: &mut Problems) -> Read<Option<Tracking>> {
-    let path = folder(&mut table, "path", problems);
+    let off = table.peek("path").is_some_and(str::is_empty);
+    let path = if off { table.text("path", |_| Ok(()), problems).map(|_| None) } else { folder(&mut table, "path", problems) };
     let keep = table.text("keep", value::some_time, problems);
     table.finish(problems);
-    if !table.is_written() {
-        return Ok(None);
-    }
-    Ok(Some(Tracking {
-        path: path?.unwrap_or_else(|| "/var/log/causeway".into()),
-        keep: keep?.unwrap_or(Duration::from_hours(30 * 24)),
-    }))
+    let (path, keep) = (path?, keep?.unwrap_or(Duration::from_hours(30 * 24)));
+    Ok((!off).then(|| Tracking { path: path.unwrap_or_else(|| "/var/log/causeway".into()), keep }))
 }
 
 fn log(mut table: Table<'_>, problems: &mut Problems) -> Read<Log> {

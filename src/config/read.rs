@@ -56,6 +56,14 @@ impl<'a> Document<'a> {
         Table { document: self, what: String::new(), at: None, entries: Some(entries), known: Vec::new() }
     }
 
+    /// Where the line's header starts if `at` is the key of one: `[spool]` is shown with its bracket.
+    fn header(&self, at: usize) -> usize {
+        let start = self.lines[self.lines.partition_point(|start| *start <= at) - 1];
+        let before = self.text.get(start..at).unwrap_or_default();
+        let indent = before.len() - before.trim_start().len();
+        if before.chars().all(|sign| sign == '[' || sign.is_whitespace()) { start + indent } else { at }
+    }
+
     fn problem(&self, severity: Severity, at: Option<usize>, text: String) -> Problem {
         Problem { severity, file: self.path.to_owned(), place: at.map(|at| self.place(at)), text }
     }
@@ -214,7 +222,11 @@ impl<'a> Table<'a> {
         match number.filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
             None => {
-                let text = format!("found {}, expected a number from {least} to {most}", describe(value.get_ref()));
+                let range = match (least, most) {
+                    (0, u32::MAX) => "a number; 0 is no limit".to_owned(),
+                    _ => format!("a number from {least} to {most}"),
+                };
+                let text = format!("found {}, expected {range}", describe(value.get_ref()));
                 Err(self.report(key, value.span().start, text, problems))
             }
         }
@@ -241,49 +253,60 @@ impl<'a> Table<'a> {
         self.text_or_empty(key, parse, problems)
     }
 
-    /// The section `[key]`; one that is left out is empty.
+    /// The section `[key]`; one that is left out is empty. Written with the brackets of a list it is wrong, and read
+    /// all the same, so that the brackets hide nothing.
     pub(super) fn section(&mut self, key: &'static str, problems: &mut Problems) -> Read<Table<'a>> {
-        let document = self.document;
-        let table = |at, entries| Table { document, what: key.to_owned(), at, entries, known: Vec::new() };
-        let Some((at, value)) = self.take(key) else { return Ok(table(None, None)) };
+        let Some((at, value)) = self.take(key) else { return Ok(self.inner(key.to_owned(), None, None)) };
+        let wrong = |found| format!("found {found}, expected a section in single brackets: [{key}]");
         match value.get_ref() {
-            DeValue::Table(entries) => Ok(table(Some(at), Some(entries))),
-            other => {
-                let text = format!("found {}, expected one section [{key}]", describe(other));
-                Err(self.report(key, at, text, problems))
+            DeValue::Table(entries) => Ok(self.inner(key.to_owned(), Some(at), Some(entries))),
+            DeValue::Array(items) if items.len() == 1 && items[0].get_ref().is_table() => {
+                self.report(key, at, wrong("double ones".to_owned()), problems);
+                Ok(self.inner(key.to_owned(), Some(at), items[0].get_ref().as_table()))
             }
+            other => Err(self.report(key, at, wrong(describe(other)), problems)),
         }
     }
 
-    /// The sections `[[key]]`, called by what stands in their key `name`.
+    /// The sections `[[key]]`, called by what stands in their key `name`. A single one with the wrong brackets is read
+    /// all the same.
     pub(super) fn sections(&mut self, key: &'static str, name: &str, problems: &mut Problems) -> Read<Vec<Table<'a>>> {
         let Some((at, value)) = self.take(key) else { return Ok(Vec::new()) };
         let wrong = |found| format!("found {found}, expected a section in double brackets: [[{key}]]");
+        let mut tables = Vec::new();
         match value.get_ref() {
             DeValue::Array(items) => {
-                let mut tables = Vec::new();
                 for (number, item) in (1..).zip(items.iter()) {
-                    let DeValue::Table(entries) = item.get_ref() else {
-                        self.report(key, item.span().start, wrong(describe(item.get_ref())), problems);
-                        continue;
-                    };
-                    let mut table = Table {
-                        document: self.document,
-                        what: format!("{key} number {number}"),
-                        at: Some(item.span().start),
-                        entries: Some(entries),
-                        known: Vec::new(),
-                    };
-                    if let Some(name) = table.peek(name).filter(|name| !name.is_empty()) {
-                        table.what = format!("{key} {}", quoted(name));
+                    match item.get_ref() {
+                        DeValue::Table(entries) => {
+                            tables.push(self.named(key, number, name, item.span().start, entries));
+                        }
+                        other => {
+                            self.report(key, item.span().start, wrong(describe(other)), problems);
+                        }
                     }
-                    tables.push(table);
                 }
-                Ok(tables)
+            }
+            DeValue::Table(entries) => {
+                self.report(key, at, wrong("single ones".to_owned()), problems);
+                tables.push(self.named(key, 1, name, at, entries));
             }
             // A list that came out shorter than it was meant would only bring on more complaints.
-            other => Err(self.report(key, at, wrong(describe(other)), problems)),
+            other => return Err(self.report(key, at, wrong(describe(other)), problems)),
         }
+        Ok(tables)
+    }
+
+    fn named(&self, key: &str, number: usize, name: &str, at: usize, entries: &'a DeTable<'a>) -> Table<'a> {
+        let mut table = self.inner(format!("{key} number {number}"), Some(at), Some(entries));
+        if let Some(name) = table.peek(name).filter(|name| !name.is_empty()) {
+            table.what = format!("{key} {}", quoted(name));
+        }
+        table
+    }
+
+    fn inner(&self, what: String, at: Option<usize>, entries: Option<&'a DeTable<'a>>) -> Table<'a> {
+        Table { document: self.document, what, at, entries, known: Vec::new() }
     }
 
     /// Every key that nobody asked for is unknown.
@@ -299,7 +322,7 @@ impl<'a> Table<'a> {
             } else if !self.what.is_empty() && TOP.contains(&name) {
                 text.push_str("; it belongs above the first [section]");
             }
-            self.say(Severity::Error, Some(key.span().start), None, &text, problems);
+            self.say(Severity::Error, Some(self.document.header(key.span().start)), None, &text, problems);
         }
     }
 
@@ -307,8 +330,8 @@ impl<'a> Table<'a> {
     pub(super) fn refuse(&self, key: &str, instead: &str, problems: &mut Problems) {
         let at = self.entry(key).map(|(at, _)| at).or(self.at);
         let key = match self.entry(key) {
-            Some((_, value)) => format!("{key} = {}", describe_value(value.get_ref())),
-            None => key.to_owned(),
+            Some((_, value)) if !value.get_ref().is_table() => format!("{key} = {}", describe_value(value.get_ref())),
+            _ => key.to_owned(),
         };
         let text = match instead {
             "" => "not supported in this version".to_owned(),
@@ -350,7 +373,11 @@ impl<'a> Table<'a> {
         // Any parser says what it expects if it is given something that it cannot take.
         let parsed = match value.get_ref() {
             DeValue::String(text) => parse(text),
-            _ => parse("\0").and_then(|_| Err("expected a text".to_owned())),
+            // Only that: its reasons would speak of a text that nobody wrote.
+            _ => Err(match parse("\0") {
+                Err(expected) => expected.split("; ").next().unwrap_or_default().to_owned(),
+                Ok(_) => "expected a text".to_owned(),
+            }),
         };
         parsed.map_err(|expected| {
             let text = format!("found {}, {expected}", describe(value.get_ref()));
@@ -378,7 +405,7 @@ impl<'a> Table<'a> {
 
     fn entry(&self, key: &str) -> Option<(usize, &'a Spanned<DeValue<'a>>)> {
         let (key, value) = self.entries?.get_key_value(key)?;
-        Some((key.span().start, value))
+        Some((self.document.header(key.span().start), value))
     }
 }
 

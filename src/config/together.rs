@@ -43,13 +43,16 @@ pub(super) fn check_names<T>(entries: &[Entry<'_, T>], problems: &mut Problems) 
 pub(super) fn check_listening(entries: &[Entry<'_, ReceiveConnector>], problems: &mut Problems) {
     for (number, entry) in entries.iter().enumerate() {
         let Some(own) = entry.value() else { continue };
+        // The same complaint with each neighbour in turn would bury the others.
+        let (mut mixed, mut clashing) = (false, false);
         for (before, other) in entries[..number].iter().filter_map(|it| Some((it, it.value()?))) {
             if let Some(address) = own.listen.iter().find(|address| other.listen.contains(address)) {
-                check_tls_modes(entry, own, other, address, problems);
+                mixed = mixed || check_tls_modes(entry, own, other, address, problems);
                 check_distinct(entry, before, own, other, address, problems);
             }
             for address in own.listen.iter().filter(|address| !other.listen.contains(address)) {
-                if let Some(wide) = other.listen.iter().find(|wide| clash(**wide, *address)) {
+                if let Some(wide) = other.listen.iter().find(|wide| !clashing && clash(**wide, *address)) {
+                    clashing = true;
                     let text = format!(
                         "{address} and {wide} of {} cannot both be bound; to share an address both write it alike",
                         before.table.what()
@@ -62,15 +65,17 @@ pub(super) fn check_listening(entries: &[Entry<'_, ReceiveConnector>], problems:
     }
 }
 
-/// TLS from the first byte or a greeting in the clear: the server must know before it knows who comes.
+/// TLS from the first byte or a greeting in the clear: the server must know before it knows who comes. True if they
+/// do not go together.
 fn check_tls_modes(
     entry: &Entry<'_, ReceiveConnector>,
     own: &ReceiveConnector,
     other: &ReceiveConnector,
     address: &SocketAddr,
     problems: &mut Problems,
-) {
-    if (own.tls == ReceiveTls::Implicit) != (other.tls == ReceiveTls::Implicit) {
+) -> bool {
+    let mixed = (own.tls == ReceiveTls::Implicit) != (other.tls == ReceiveTls::Implicit);
+    if mixed {
         let text = format!(
             "\"{}\" on {address}, where receive_connector \"{}\" has \"{}\"; \"implicit\" needs a port of its own, mostly 465",
             connector::receive_tls_word(own.tls),
@@ -79,6 +84,7 @@ fn check_tls_modes(
         );
         entry.table.complain("tls", text, problems);
     }
+    mixed
 }
 
 /// Among equal networks a certificate decides, and without one the connector that demands none.
@@ -257,8 +263,7 @@ impl Whole<'_, '_> {
             table.warn("type", text, problems);
         }
         if domain.kind == DomainKind::InternalRelay && self.hybrid.is_none() {
-            let text =
-                "\"internal-relay\" hands unknown recipients to the other premises, and without [hybrid] there is none";
+            let text = "without [hybrid] there are no other premises: unknown recipients go by address space, as with \"external-relay\"";
             table.warn("type", text, problems);
         }
         let by_space = domain.kind == DomainKind::ExternalRelay || self.hybrid.is_none();

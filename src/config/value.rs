@@ -146,7 +146,7 @@ pub(super) fn some_time(text: &str) -> Result<Duration, String> {
 }
 
 /// `"36MiB"`; KiB, MiB, GiB or plain bytes with B. Nothing is `"0"`, with or without a unit.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let expected = || r#"expected a size such as "36MiB" (B, KiB, MiB or GiB)"#.to_owned();
     let (number, unit) = number_and_unit(text).ok_or_else(expected)?;
     let factor = match unit {

@@ -25,8 +25,8 @@ pub struct Way<'a> {
     pub helo: &'a str,
     /// Opens TLS, presenting the connector's certificate; `None` where it never does.
     pub tls: Option<&'a tls::Connector>,
-    /// What the host must prove.
-    pub demand: Demand,
+    /// The recipients' domain, if their MX is what we speak to.
+    pub domain: Option<&'a Domain>,
 }
 
 /// Why no connection came of it.
@@ -38,8 +38,8 @@ pub enum Failure {
     Setback(Setback),
 }
 
-/// What a host of that level must prove. `domain` is the recipients', if their MX is what we speak to.
-pub fn demand(connector: &SendConnector, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
+/// What a host must prove to this connector.
+fn demand(connector: &SendConnector, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
     match &connector.tls {
         Level::Off => Demand::Plain,
         // A password is not said in the clear, nor is the message sent without it.
@@ -77,16 +77,17 @@ pub fn describe(target: &Target) -> String {
 /// # Errors
 /// Why it cannot be had.
 pub async fn open(target: &Target, way: &Way<'_>) -> Result<Connection, Failure> {
-    let starttls = match way.demand {
+    let demand = &demand(way.connector, target.name.as_ref(), way.domain);
+    let starttls = match demand {
         Demand::Plain => StartTls::Never,
         Demand::Nothing => StartTls::IfOffered,
         Demand::Encryption | Demand::Certificate(_) | Demand::Domain(..) => StartTls::Demanded,
     };
-    match open_with(target, way, starttls).await {
+    match open_with(target, way, demand, starttls).await {
         // Opportunistic: TLS that does not work is as if it had not been offered. RFC 7435.
         Err(OpenError::Tls(unmet)) if starttls == StartTls::IfOffered => {
             tracing::info!(host = describe(target), %unmet, "TLS failed and is not demanded: going on in the clear");
-            open_with(target, way, StartTls::Never).await.map_err(|error| error.at(target))
+            open_with(target, way, demand, StartTls::Never).await.map_err(|error| error.at(target))
         }
         result => result.map_err(|error| error.at(target)),
     }
@@ -111,7 +112,12 @@ impl OpenError {
     }
 }
 
-async fn open_with(target: &Target, way: &Way<'_>, starttls: StartTls) -> Result<Connection, OpenError> {
+async fn open_with(
+    target: &Target,
+    way: &Way<'_>,
+    demand: &Demand,
+    starttls: StartTls,
+) -> Result<Connection, OpenError> {
     let tcp = dial(target, way.connector).await?;
     let session = Session::new(Terms {
         helo: way.helo.to_owned(),
@@ -129,7 +135,7 @@ async fn open_with(target: &Target, way: &Way<'_>, starttls: StartTls) -> Result
         match connection.session.step(now()) {
             Step::Send(bytes, _) => connection.send(&bytes).await,
             Step::Receive { until } => connection.receive(until).await,
-            Step::StartTls => connection = shake_hands(connection, target, way).await?,
+            Step::StartTls => connection = shake_hands(connection, target, way, demand).await?,
             Step::Done => break,
         }
     }
@@ -168,7 +174,12 @@ async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, O
 }
 
 /// The handshake is judged before any byte of SMTP follows.
-async fn shake_hands(connection: Connection, target: &Target, way: &Way<'_>) -> Result<Connection, OpenError> {
+async fn shake_hands(
+    connection: Connection,
+    target: &Target,
+    way: &Way<'_>,
+    demand: &Demand,
+) -> Result<Connection, OpenError> {
     let (stream, mut session) = connection.into_parts();
     let (Some(tcp), Some(tls)) = (stream.into_tcp(), way.tls) else {
         return Err(OpenError::Tls(Unmet::Handshake("it is not possible here".to_owned())));
@@ -178,7 +189,7 @@ async fn shake_hands(connection: Connection, target: &Target, way: &Way<'_>) -> 
         None => target.address.ip().to_string(),
     };
     let deadline = Instant::now() + HANDSHAKE_WAIT;
-    let (stream, proof) = tls.connect(tcp, &server_name, &way.demand, deadline).await.map_err(OpenError::Tls)?;
+    let (stream, proof) = tls.connect(tcp, &server_name, demand, deadline).await.map_err(OpenError::Tls)?;
     session.secured();
     Ok(Connection::new(stream, session, describe(target), target.address, Arc::new(proof)))
 }

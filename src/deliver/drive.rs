@@ -26,7 +26,7 @@ use crate::tls::{Proof, Stream};
 const WHOLE: u64 = 256 * 1024;
 
 /// How much of a longer one is read at a time.
-const BLOCK: usize = 256 * 1024;
+const BLOCK: usize = 128 * 1024;
 
 /// So many slices are collected before they are written: what one system call takes.
 const SLICES: usize = 1024;

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::Recipient;
@@ -35,9 +37,9 @@ const STALE: usize = 1;
 /// Delivers copies by the send connectors of one configuration.
 #[derive(Debug)]
 pub struct Deliverer<R = Resolver> {
-    config: Arc<Config>,
     resolver: R,
     ourselves: Ourselves,
+    private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
     pool: Pool,
 }
@@ -94,21 +96,20 @@ impl<R: Resolve> Deliverer<R> {
     /// Delivers by `config`; its send connectors' connections, TLS sessions and rates live as long as this does.
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
-        let lanes = config.send_connectors.iter().map(|connector| {
+        let ourselves = Ourselves::new(config.hostname.clone(), listening);
+        Self::with(ourselves, config.dns.private_targets.clone(), &config.send_connectors, resolver)
+    }
+
+    fn with(ourselves: Ourselves, private_targets: Vec<IpNet>, connectors: &[Arc<SendConnector>], resolver: R) -> Self {
+        let lanes = connectors.iter().map(|connector| {
             let lane = Lane {
-                helo: connector.helo.as_ref().unwrap_or(&config.hostname).to_string(),
+                helo: connector.helo.as_ref().unwrap_or(&ourselves.hostname).to_string(),
                 tls: (!matches!(connector.tls, Level::Off)).then(|| tls::Connector::new(connector.identity.as_ref())),
                 turns: connector.rate.map(Turns::new),
             };
             (connector.name.clone(), lane)
         });
-        Self {
-            lanes: lanes.collect(),
-            ourselves: Ourselves::new(config.hostname.clone(), listening),
-            pool: Pool::default(),
-            config,
-            resolver,
-        }
+        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver }
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open.
@@ -157,7 +158,7 @@ impl<R: Resolve> Deliverer<R> {
             connector,
             &copy.hop,
             &self.ourselves,
-            &self.config.dns.private_targets,
+            &self.private_targets,
             fastrand::Rng::new(),
         );
         let mut hosts = match found.await {
@@ -182,12 +183,7 @@ impl<R: Resolve> Deliverer<R> {
                 // The hosts to come are no better.
                 break;
             }
-            let way = Way {
-                connector,
-                helo: &lane.helo,
-                tls: lane.tls.as_ref(),
-                demand: connect::demand(connector, target.name.as_ref(), domain),
-            };
+            let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain };
             let purpose = Purpose {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
@@ -378,3 +374,6 @@ fn is_an_end(fault: &Fault) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

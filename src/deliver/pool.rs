@@ -141,7 +141,7 @@ impl Pool {
     }
 
     /// Closes what was idle too long. False: nothing is left to look after.
-    fn sweep(&self, now: Instant) -> bool {
+    pub(super) fn sweep(&self, now: Instant) -> bool {
         let mut old = Vec::new();
         let keep = {
             let mut state = self.state();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 /// How much is read of a file at a time, in bytes.
-pub const BLOCK: usize = 256 * 1024;
+pub const BLOCK: usize = 64 * 1024;
 
 /// The content of a message. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -22,9 +22,10 @@ use std::sync::Arc;
 use super::matrix::{self, Bound, Side, Way};
 use super::space::{self, Choice};
 use super::{Hop, Reason, Refusal, RefusalKind, Route, Routed};
-use crate::config::{AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Origin, SendConnector};
+use crate::config::{AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Origin, ReceiveConnector, SendConnector};
 use crate::directory::{Entry, Found, Lookup, untagged};
 use crate::message::{Address, Domain, OriginalRecipient, Recipient};
+use crate::smtp::Reply;
 
 /// Recipients that one may become by groups. Exchange expands without limit and splits; a relay that promises to keep
 /// what it accepted in one record does not.
@@ -94,6 +95,7 @@ impl<'a> Rules<'a> {
             failed: Vec::new(),
             path: Vec::new(),
             seen: HashSet::new(),
+            looped: HashSet::new(),
         };
         walk.visit(recipient.address.clone(), asking.may_relay, Vec::new())?;
         let Walk { routed, mut failed, .. } = walk;
@@ -123,6 +125,27 @@ impl<'a> Rules<'a> {
                     because: one.route.because.clone(),
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// May `connector` take mail from this sender? `None` is the null reverse-path, which any may.
+    ///
+    /// # Errors
+    /// The reply to MAIL that says why not.
+    pub fn check_sender(&self, connector: &ReceiveConnector, sender: Option<&Address>) -> Result<(), Reply> {
+        let Some(domain) = sender.map(Address::domain) else { return Ok(()) };
+        let lists = |connector: &ReceiveConnector| {
+            let mut listed = connector.sender_domains.iter();
+            listed.any(|(name, below)| domain == name || (*below && domain.is_within(name)))
+        };
+        if !connector.sender_domains.is_empty() && !lists(connector) {
+            return Err(Reply::sender_domain_not_allowed(domain));
+        }
+        // A partner who must come one way comes no other; two such ways are both good.
+        let kept_elsewhere = |other: &Arc<ReceiveConnector>| other.only_here && lists(other);
+        if self.config.receive_connectors.iter().any(kept_elsewhere) && !(connector.only_here && lists(connector)) {
+            return Err(Reply::partner_comes_another_way(domain));
         }
         Ok(())
     }
@@ -161,6 +184,8 @@ struct Walk<'a> {
     path: Vec<Step>,
     /// All that forwards, groups and aliases led to: who is reached twice gets one copy.
     seen: HashSet<String>,
+    /// Those of them that led back.
+    looped: HashSet<String>,
 }
 
 struct Step {
@@ -408,7 +433,11 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Groups that contain each other lead back in many ways; one of them is told.
     fn fail_loop(&mut self, start: usize, back: Address, because: Vec<Reason>) -> Ended {
+        if !self.looped.insert(back.key()) {
+            return Ok(());
+        }
         let mut path: Vec<Address> = self.path[start..].iter().map(|step| step.address.clone()).collect();
         path.push(back.clone());
         self.fail(back, RefusalKind::Loop { path }, because)
@@ -453,5 +482,525 @@ fn words(entry: &Entry) -> Cow<'static, str> {
         Entry::Forward(to) => format!("forward to {to}").into(),
         Entry::Group(members) => format!("group of {}", members.len()).into(),
         Entry::Alias(of) => format!("alias of {of}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Notify;
+    use crate::route::world::{World, address, shown};
+
+    fn check(world: &World, rows: &[(&str, &str, &str)]) {
+        for (origin, to, expected) in rows {
+            assert_eq!(world.route(origin, to), *expected, "{origin} -> {to}");
+        }
+    }
+
+    #[test]
+    fn on_premises_side_sends_each_mailbox_to_its_premises() {
+        let world = World::on_premises()
+            .mailbox("anna@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox_at("dora@contoso.com", "dora.x@contoso.mail.onmicrosoft.com");
+        for origin in ["internet", "on-premises", "cloud", "partner", "client"] {
+            check(&world, &[
+                (origin, "anna@contoso.com", "to-on-premises: anna@contoso.com"),
+                (origin, "ANNA@Contoso.Com", "to-on-premises: ANNA@contoso.com"),
+                (origin, "david@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                (origin, "dora@contoso.com", "to-cloud: dora.x@contoso.mail.onmicrosoft.com"),
+                (origin, "nobody@contoso.com", "550 5.1.1"),
+                (origin, "anna@sub.contoso.com", if matches!(origin, "internet" | "partner") {
+                    "550 5.7.1"
+                } else {
+                    "to-internet: anna@sub.contoso.com"
+                }),
+            ]);
+        }
+        check(&world, &[
+            ("internet", "eve@fabrikam.com", "550 5.7.1"),
+            ("partner", "eve@fabrikam.com", "550 5.7.1"),
+            ("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+            ("on-premises", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+            ("cloud", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+            // The routing domain itself is no accepted domain here: an address space serves it.
+            ("client", "david@contoso.mail.onmicrosoft.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+            ("internet", "david@contoso.mail.onmicrosoft.com", "550 5.7.1"),
+        ]);
+    }
+
+    #[test]
+    fn the_hops_are_the_connectors() {
+        let world = World::on_premises().mailbox("anna@contoso.com");
+        for (to, expected) in [
+            ("anna@contoso.com", Hop::SmartHosts),
+            ("eve@fabrikam.com", Hop::Mx(Domain::parse("fabrikam.com").unwrap())),
+            ("eve@[192.0.2.1]", Hop::Mx(Domain::parse("[192.0.2.1]").unwrap())),
+        ] {
+            let routed = world.resolve("client", to, None).unwrap().routed;
+            assert_eq!(routed[0].route.hop, expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn internet_mail_leaves_where_the_organization_said() {
+        let direct = World::on_premises().connector("to-partner", &["*.fabrikam.com"]);
+        check(&direct, &[
+            ("client", "eve@fabrikam.com", "to-partner: eve@fabrikam.com"),
+            ("client", "eve@x.fabrikam.com", "to-partner: eve@x.fabrikam.com"),
+            ("client", "eve@example.org", "to-internet: eve@example.org"),
+        ]);
+        // Scenarios 1, 2 and 4. The address does not change, and no address space is asked.
+        let cloud = direct.internet("cloud");
+        for origin in ["client", "on-premises", "cloud"] {
+            check(&cloud, &[
+                (origin, "eve@fabrikam.com", "to-cloud: eve@fabrikam.com"),
+                (origin, "eve@example.org", "to-cloud: eve@example.org"),
+            ]);
+        }
+        check(&cloud, &[("internet", "eve@example.org", "550 5.7.1")]);
+    }
+
+    #[test]
+    fn forwards_and_groups_may_lead_outside_and_aliases_may_not() {
+        // Quality 2.4, last row: a directory entry of type forward is the explicit rule.
+        let world = World::on_premises()
+            .mailbox("anna@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .forward("old@contoso.com", "eve@fabrikam.com")
+            .forward("former@contoso.com", "david@contoso.com")
+            .alias("a.s@contoso.com", "anna@contoso.com")
+            .alias("ghost@contoso.com", "nobody@contoso.com")
+            .alias("away@contoso.com", "eve@fabrikam.com")
+            .group("team@contoso.com", "anna@contoso.com david@contoso.com eve@fabrikam.com")
+            .group("all@contoso.com", "team@contoso.com a.s@contoso.com former@contoso.com nobody@contoso.com")
+            .group("none@contoso.com", "nobody@contoso.com ghost@contoso.com");
+        for origin in ["internet", "partner", "cloud"] {
+            check(&world, &[
+                (origin, "old@contoso.com", "to-internet: eve@fabrikam.com"),
+                (origin, "former@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                (origin, "a.s@contoso.com", "to-on-premises: anna@contoso.com"),
+                (origin, "ghost@contoso.com", "550 5.1.1"),
+                (
+                    origin,
+                    "team@contoso.com",
+                    "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com; \
+                     to-internet: eve@fabrikam.com",
+                ),
+                // Who is reached twice gets one copy.
+                (
+                    origin,
+                    "all@contoso.com",
+                    "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com; \
+                     to-internet: eve@fabrikam.com; [nobody@contoso.com: 550 5.1.1]",
+                ),
+                (origin, "none@contoso.com", "550 5.1.1"),
+            ]);
+        }
+        check(&world, &[
+            ("internet", "away@contoso.com", "550 5.7.1"),
+            ("client", "away@contoso.com", "to-internet: eve@fabrikam.com"),
+        ]);
+        check(&world.internet("cloud"), &[("internet", "old@contoso.com", "to-cloud: eve@fabrikam.com")]);
+    }
+
+    #[test]
+    fn s112_loops_end_in_5_4_6_and_harm_nobody_else() {
+        let world = World::on_premises()
+            .mailbox("anna@contoso.com")
+            .forward("self@contoso.com", "Self@contoso.com")
+            .forward("a@contoso.com", "b@contoso.com")
+            .alias("b@contoso.com", "c@contoso.com")
+            .group("c@contoso.com", "A@contoso.com")
+            .group("team@contoso.com", "anna@contoso.com other@contoso.com a@contoso.com")
+            .group("other@contoso.com", "team@contoso.com anna@contoso.com")
+            .forward("tag@contoso.com", "tag+x@contoso.com");
+        check(&world, &[
+            ("internet", "self@contoso.com", "550 5.4.6"),
+            ("internet", "a@contoso.com", "550 5.4.6"),
+            ("internet", "b@contoso.com", "550 5.4.6"),
+            ("internet", "c@contoso.com", "550 5.4.6"),
+            ("internet", "tag@contoso.com", "550 5.4.6"),
+            (
+                "internet",
+                "team@contoso.com",
+                "to-on-premises: anna@contoso.com; [team@contoso.com: 550 5.4.6]; [A@contoso.com: 550 5.4.6]",
+            ),
+        ]);
+        let refusal = world.resolve("internet", "a@contoso.com", None).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "leads back to itself: a@contoso.com -> b@contoso.com -> c@contoso.com -> A@contoso.com"
+        );
+        // The circle is named, not the way to it.
+        let refusal = World::on_premises()
+            .forward("in@contoso.com", "x@contoso.com")
+            .forward("x@contoso.com", "y@contoso.com")
+            .forward("y@contoso.com", "x@contoso.com")
+            .resolve("internet", "in@contoso.com", None)
+            .unwrap_err();
+        assert_eq!(refusal.asked, address("in@contoso.com"));
+        assert_eq!(
+            refusal.to_string(),
+            "leads back to itself: x@contoso.com -> y@contoso.com -> x@contoso.com"
+        );
+    }
+
+    #[test]
+    fn expansion_has_limits() {
+        let chain = |length: usize| {
+            (0..length).fold(World::on_premises().mailbox(&format!("u{length}@contoso.com")), |world, number| {
+                world.forward(&format!("u{number}@contoso.com"), &format!("u{}@contoso.com", number + 1))
+            })
+        };
+        check(&chain(49), &[("internet", "u0@contoso.com", "to-on-premises: u49@contoso.com")]);
+        check(&chain(51), &[("internet", "u0@contoso.com", "550 5.4.6")]);
+
+        let group = |size: usize| {
+            let members: Vec<_> = (0..size).map(|number| address(&format!("u{number}@fabrikam.com"))).collect();
+            World::on_premises().entry("big@contoso.com", Entry::Group(members))
+        };
+        assert_eq!(group(10_000).resolve("internet", "big@contoso.com", None).unwrap().routed.len(), 10_000);
+        check(&group(10_001), &[("internet", "big@contoso.com", "550 5.3.0")]);
+
+        // Every group contains all others: without a memory of what was seen this would take 40 factorial steps.
+        let all: Vec<_> = (0..40).map(|number| format!("g{number}@contoso.com")).collect();
+        let all = all.join(" ");
+        let world = (0..40).fold(World::on_premises().mailbox("anna@contoso.com"), |world, number| {
+            world.group(&format!("g{number}@contoso.com"), &format!("{all} anna@contoso.com"))
+        });
+        let resolution = world.resolve("internet", "g0@contoso.com", None).unwrap();
+        assert_eq!(resolution.routed.len(), 1);
+        assert_eq!(resolution.failed.len(), 40, "each is told of once");
+    }
+
+    #[test]
+    fn tags_stay_on_mailboxes_and_not_on_what_is_anothers() {
+        let world = World::on_premises()
+            .mailbox("anna@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox("david+special@contoso.com")
+            .cloud_mailbox_at("dora@contoso.com", "d@contoso.mail.onmicrosoft.com")
+            .cloud_mailbox_at("tagged@contoso.com", "t+own@contoso.mail.onmicrosoft.com")
+            .mailbox("anna+vip@contoso.com")
+            .alias("a.s@contoso.com", "anna@contoso.com")
+            .forward("old@contoso.com", "eve@fabrikam.com")
+            .group("team@contoso.com", "anna@contoso.com");
+        let long = format!("dora+{}@contoso.com", "x".repeat(59));
+        check(&world, &[
+            ("internet", "anna+news@contoso.com", "to-on-premises: anna+news@contoso.com"),
+            ("internet", "david+news@contoso.com", "to-cloud: david+news@contoso.mail.onmicrosoft.com"),
+            ("internet", "david+SPECIAL@contoso.com", "to-cloud: david+SPECIAL@contoso.mail.onmicrosoft.com"),
+            ("internet", "dora+News@contoso.com", "to-cloud: d+News@contoso.mail.onmicrosoft.com"),
+            ("internet", "tagged+news@contoso.com", "to-cloud: t+own@contoso.mail.onmicrosoft.com"),
+            ("internet", "a.s+vip@contoso.com", "to-on-premises: anna+vip@contoso.com"),
+            ("internet", "old+news@contoso.com", "to-internet: eve@fabrikam.com"),
+            ("internet", "team+news@contoso.com", "to-on-premises: anna@contoso.com"),
+            ("internet", "nobody+anna@contoso.com", "550 5.1.1"),
+            ("internet", "+anna@contoso.com", "550 5.1.1"),
+            ("internet", &long, &format!("to-cloud: d+{}@contoso.mail.onmicrosoft.com", "x".repeat(59))),
+        ]);
+    }
+
+    #[test]
+    fn c038_postmaster_is_always_accepted() {
+        let domains = |world: World| world.accepted("*.fabrikam.example", "internal-relay").accepted("x.example", "external-relay");
+        // Nobody knows it: to the own side, as the configured postmaster.
+        let nobody = domains(World::on_premises());
+        for to in [
+            "postmaster@contoso.com",
+            "POSTMASTER@contoso.com",
+            "\"postmaster\"@contoso.com",
+            "PostMaster@mail.contoso.com",
+            "postmaster@a.fabrikam.example",
+            "postmaster@x.example",
+            "postmaster@[192.0.2.25]",
+            "postmaster@[127.0.0.1]",
+            "postmaster@[IPv6:::ffff:192.0.2.25]",
+        ] {
+            for origin in ["internet", "cloud", "client"] {
+                check(&nobody, &[(origin, to, "to-on-premises: postmaster@contoso.com")]);
+            }
+        }
+        check(&nobody, &[
+            ("internet", "postmaster@example.org", "550 5.7.1"),
+            ("internet", "postmaster@[192.0.2.26]", "550 5.7.1"),
+            ("internet", "postmaster+x@contoso.com", "550 5.1.1"),
+        ]);
+        // The configured one is known.
+        let configured = domains(World::on_premises()).postmaster("anna@contoso.com").cloud_mailbox("anna@contoso.com");
+        check(&configured, &[
+            ("internet", "postmaster@contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+            ("internet", "postmaster@mail.contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+            ("internet", "postmaster@x.example", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+        ]);
+        // The directory comes first.
+        let known = configured.mailbox("postmaster@contoso.com");
+        check(&known, &[
+            ("internet", "postmaster@contoso.com", "to-on-premises: postmaster@contoso.com"),
+            ("internet", "postmaster@mail.contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+        ]);
+        // Where the directory leads nowhere it is as if it did not know it.
+        let looping = World::on_premises()
+            .forward("postmaster@contoso.com", "abuse@contoso.com")
+            .forward("abuse@contoso.com", "postmaster@contoso.com");
+        check(&looping, &[
+            ("internet", "postmaster@contoso.com", "to-on-premises: postmaster@contoso.com"),
+            ("internet", "postmaster@mail.contoso.com", "to-on-premises: postmaster@contoso.com"),
+        ]);
+        // A postmaster elsewhere.
+        let outside = World::on_premises().postmaster("hostmaster@example.org");
+        check(&outside, &[("internet", "postmaster@contoso.com", "to-internet: hostmaster@example.org")]);
+        // S-110: a directory that cannot answer is not one that does not know.
+        check(&World::on_premises().unavailable(), &[("internet", "postmaster@contoso.com", "451 4.4.3")]);
+        // Without [hybrid] there is no own side but the address spaces.
+        let plain = World::plain().connector("out", &["*"]);
+        check(&plain, &[("internet", "postmaster@mail.contoso.com", "out: postmaster@contoso.com")]);
+    }
+
+    #[test]
+    fn each_type_of_accepted_domain_does_its_own_with_unknown_recipients() {
+        let world = World::on_premises()
+            .accepted("relay.example", "internal-relay")
+            .accepted("*.relay.example", "authoritative")
+            .accepted("deep.relay.example", "external-relay")
+            .accepted("partner.example", "external-relay")
+            .connector("to-partner", &["partner.example"])
+            .mailbox("anna@relay.example")
+            .mailbox("anna@partner.example");
+        check(&world, &[
+            ("internet", "anna@relay.example", "to-on-premises: anna@relay.example"),
+            ("internet", "nobody@relay.example", "to-cloud: nobody@relay.example"),
+            ("on-premises", "nobody@relay.example", "to-cloud: nobody@relay.example"),
+            ("client", "nobody@relay.example", "to-cloud: nobody@relay.example"),
+            // It came from where it would go.
+            ("cloud", "nobody@relay.example", "550 5.1.1"),
+            ("cloud", "anna@relay.example", "to-on-premises: anna@relay.example"),
+            // The most specific accepted domain wins.
+            ("internet", "nobody@sub.relay.example", "550 5.1.1"),
+            ("internet", "nobody@a.b.relay.example", "550 5.1.1"),
+            ("internet", "nobody@deep.relay.example", "to-internet: nobody@deep.relay.example"),
+            ("internet", "nobody@notrelay.example", "550 5.7.1"),
+            // No directory is asked.
+            ("internet", "anna@partner.example", "to-partner: anna@partner.example"),
+            ("cloud", "zoe@partner.example", "to-partner: zoe@partner.example"),
+        ]);
+        // Where internet = "cloud", an accepted domain still goes by address space.
+        check(&world.internet("cloud"), &[
+            ("internet", "zoe@partner.example", "to-partner: zoe@partner.example"),
+            ("client", "zoe@example.org", "to-cloud: zoe@example.org"),
+        ]);
+    }
+
+    #[test]
+    fn a_plain_relay_goes_by_address_space() {
+        let world = World::plain()
+            .accepted("relay.example", "internal-relay")
+            .smart("inside", &["contoso.com", "relay.example"], "mail.inside.contoso.com")
+            .smart("cloud", &["contoso.mail.onmicrosoft.com"], "contoso-com.mail.protection.outlook.com")
+            .mailbox("anna@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox_at("dora@contoso.com", "dora@contoso.mail.onmicrosoft.com")
+            .forward("old@contoso.com", "eve@fabrikam.com");
+        check(&world, &[
+            ("internet", "anna@contoso.com", "inside: anna@contoso.com"),
+            ("internet", "david@contoso.com", "inside: david@contoso.com"),
+            ("internet", "dora@contoso.com", "cloud: dora@contoso.mail.onmicrosoft.com"),
+            ("internet", "nobody@contoso.com", "550 5.1.1"),
+            ("internet", "nobody@relay.example", "inside: nobody@relay.example"),
+            ("internet", "old@contoso.com", "550 5.4.4"),
+            ("client", "eve@fabrikam.com", "550 5.4.4"),
+            ("internet", "eve@fabrikam.com", "550 5.7.1"),
+        ]);
+    }
+
+    #[test]
+    fn s110_a_directory_that_cannot_answer_is_451_never_550() {
+        let world = World::on_premises().accepted("partner.example", "external-relay").unavailable();
+        check(&world, &[
+            ("internet", "nobody@contoso.com", "451 4.4.3"),
+            ("cloud", "nobody+x@contoso.com", "451 4.4.3"),
+            // Where the directory is not asked, it does not matter.
+            ("internet", "eve@fabrikam.com", "550 5.7.1"),
+            ("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+            ("internet", "zoe@partner.example", "to-internet: zoe@partner.example"),
+        ]);
+    }
+
+    #[test]
+    fn a_disabled_connector_means_later_not_never() {
+        let world = World::on_premises()
+            .mailbox("anna@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .group("team@contoso.com", "anna@contoso.com david@contoso.com")
+            .disabled("to-cloud")
+            .disabled("to-internet");
+        check(&world, &[
+            ("internet", "anna@contoso.com", "to-on-premises: anna@contoso.com"),
+            ("internet", "david@contoso.com", "451 4.3.5"),
+            ("client", "eve@fabrikam.com", "451 4.3.5"),
+            // Were it taken for anna alone, david would never get it.
+            ("internet", "team@contoso.com", "451 4.3.5"),
+        ]);
+    }
+
+    #[test]
+    fn a_connector_too_small_is_not_passed_over() {
+        let world = World::on_premises()
+            .connector("small", &["fabrikam.com"])
+            .limit("small", 1000)
+            .limit("to-cloud", 2000)
+            .cloud_mailbox("david@contoso.com");
+        for (to, size, expected) in [
+            ("eve@fabrikam.com", 1000, "small: eve@fabrikam.com"),
+            ("eve@fabrikam.com", 1001, "552 5.3.4"),
+            ("david@contoso.com", 2000, "to-cloud: david@contoso.mail.onmicrosoft.com"),
+            ("david@contoso.com", 2001, "552 5.3.4"),
+            ("eve@example.org", 1 << 40, "to-internet: eve@example.org"),
+        ] {
+            assert_eq!(shown(world.resolve("client", to, Some(size))), expected, "{to} {size}");
+
+            // A size that is known later only.
+            let routed = world.resolve("client", to, None).unwrap().routed;
+            let directory = world.directory();
+            let rules = Rules { config: &world.config, directory: &directory };
+            let later = rules.check_size(&routed, size).err().map(|refusal| refusal.status());
+            assert_eq!(later.is_some(), expected.starts_with("552"), "{to} {size}");
+        }
+    }
+
+    #[test]
+    fn orcpt_keeps_the_address_first_given() {
+        let world = World::on_premises()
+            .mailbox("anna@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox("jürgen@contoso.com")
+            .group("team@contoso.com", "david@contoso.com anna@contoso.com");
+        let given = || Some(OriginalRecipient { kind: "rfc822".into(), address: "first@example.org".into() });
+        let of = |kind: &str, address: &str| Some(OriginalRecipient { kind: kind.into(), address: address.into() });
+        for (to, orcpt, expected) in [
+            ("anna@contoso.com", None, None),
+            ("anna@contoso.com", given(), given()),
+            ("david@contoso.com", None, of("rfc822", "david@contoso.com")),
+            ("David+x@contoso.com", None, of("rfc822", "David+x@contoso.com")),
+            ("david@contoso.com", given(), given()),
+            ("jürgen@contoso.com", None, of("utf-8", "jürgen@contoso.com")),
+            ("team@contoso.com", None, of("rfc822", "team@contoso.com")),
+        ] {
+            let notify = Notify::On { success: true, failure: false, delay: false };
+            let recipient = Recipient { address: address(to), notify, orcpt };
+            for one in world.resolve_recipient("internet", &recipient, None).unwrap().routed {
+                assert_eq!(one.recipient.orcpt, expected, "{to}");
+                assert_eq!(one.recipient.notify, notify, "{to}");
+                assert_eq!(one.recipient.address, one.route.to, "{to}");
+                assert_eq!(one.asked, address(to), "{to}");
+            }
+        }
+    }
+
+    #[test]
+    fn reasons_read_as_explain_prints_them() {
+        let world = World::on_premises()
+            .cloud_mailbox("david@contoso.com")
+            .alias("d@contoso.com", "david@contoso.com")
+            .forward("old@contoso.com", "eve@fabrikam.com")
+            .connector("to-partner", &["fabrikam.com;5"])
+            .accepted("relay.example", "internal-relay");
+        for (origin, to, expected) in [
+            (
+                "internet",
+                "david@contoso.com",
+                &[
+                    "found in recipients.csv: cloud mailbox",
+                    "rewritten to david@contoso.mail.onmicrosoft.com",
+                    "side on-premises, from the Internet, cloud mailbox: hybrid.cloud",
+                ][..],
+            ),
+            (
+                "partner",
+                "d+x@contoso.com",
+                &[
+                    "found in recipients.csv without its tag: alias of david@contoso.com",
+                    "found in recipients.csv without its tag: cloud mailbox",
+                    "rewritten to david+x@contoso.mail.onmicrosoft.com",
+                    "side on-premises, from a partner, cloud mailbox: hybrid.cloud",
+                ],
+            ),
+            ("internet", "nobody@contoso.com", &["not in the directory; contoso.com is authoritative"]),
+            (
+                "internet",
+                "old@contoso.com",
+                &[
+                    "found in recipients.csv: forward to eve@fabrikam.com",
+                    "side on-premises, from the Internet, Internet: hybrid.internet = \"direct\"",
+                    "address space fabrikam.com: to-partner (cost 5); lost: to-internet by * (less specific)",
+                ],
+            ),
+            (
+                "client",
+                "x@example.org",
+                &[
+                    "example.org is not an accepted domain; receive connector door may relay",
+                    "side on-premises, from a client, Internet: hybrid.internet = \"direct\"",
+                    "address space *: to-internet (cost 1)",
+                ],
+            ),
+            (
+                "internet",
+                "x@example.org",
+                &["example.org is not an accepted domain, and receive connector door may not relay"],
+            ),
+            (
+                "cloud",
+                "x@relay.example",
+                &[
+                    "not in the directory; relay.example is internal-relay",
+                    "side on-premises, from the cloud, unknown on both premises: none",
+                ],
+            ),
+            (
+                "internet",
+                "postmaster@relay.example",
+                &[
+                    "postmaster is always accepted, here as postmaster@contoso.com",
+                    "side on-premises, from the Internet, postmaster, to the own side: hybrid.on_premises",
+                ],
+            ),
+            ("client", "x@[127.0.0.1]", &["[127.0.0.1] is this relay, where only postmaster is accepted"]),
+        ] {
+            assert_eq!(world.reasons(origin, to), [expected], "{origin} -> {to}");
+        }
+    }
+
+    #[test]
+    fn quality_2_4_no_form_of_an_address_is_relayed_for_strangers() {
+        // in.d is ours. What the parser takes must be refused here, or be for in.d; nothing reaches out.d.
+        let world = World::on_premises().accepted("in.d", "authoritative").mailbox("u@in.d");
+        for origin in ["internet", "partner"] {
+            for form in [
+                "u@out.d", "u%out.d@in.d", "u%out.d@[192.0.2.25]", "u%out.d@out2.d", "out.d!u@in.d", "u@out.d@in.d",
+                "@in.d:u@out.d", "@[192.0.2.25]:u@out.d", "@out.d,@in.d:u@out.d", "\"u@out.d\"@in.d",
+                "\"u%out.d\"@in.d", "\"u@out.d\"@[192.0.2.25]", "u@[192.0.2.99]", "u@[IPv6:::ffff:192.0.2.99]",
+                "u@[IPv6:::ffff:192.0.2.25]", "u@192.0.2.99", "u@2130706433", "u@0x7f.1", "u@out.d.", "u@in.d.",
+                "u@in.d.out.d", "u@out.d#in.d", "u@out.d?in.d", "u@out.d/in.d", "u@out.d\\in.d", "u@in.d%00.out.d",
+                "u@out.d\0@in.d", "u@in.d u@out.d", "u@in.d,u@out.d", "u@in.d;u@out.d", "u@іn.d", "u＠out.d",
+                "u@o\u{ad}ut.d", "u@in。d", "u@out。d", "postmaster@out.d", "\"postmaster\"@out.d", "SMTP:u@out.d",
+                "smtp:u@out.d@in.d", "IMCEASMTP-u+40out+2Ed@in.d", "IMCEAX400-c=de@in.d", "u=out.d@in.d",
+                "u_out.d@in.d", "u@sub.in.d", "u@localhost", "u@localhost.localdomain", "u@[127.0.0.1]",
+                "u@mail.contoso.com", "u@d:2525", "u@xin.d", "u@in.d.",
+            ] {
+                let Ok(recipient) = Address::parse(form) else { continue };
+                let expected = if recipient.domain().as_str() == "in.d" { "550 5.1.1" } else { "550 5.7.1" };
+                assert_eq!(world.route(origin, form), expected, "{origin} -> {form}");
+            }
+            // This one is a tag of a mailbox of ours, and stays here.
+            check(&world, &[(origin, "u+out.d@in.d", "to-on-premises: u+out.d@in.d")]);
+        }
+        // Literals of our own are nobody's but postmaster's, even for those who may relay. C048.
+        check(&world, &[
+            ("client", "u@[192.0.2.25]", "550 5.7.1"),
+            ("client", "u@[IPv6:::1]", "550 5.7.1"),
+            ("client", "u@[192.0.2.99]", "to-internet: u@[192.0.2.99]"),
+        ]);
     }
 }

@@ -90,7 +90,7 @@ mod tests {
             .connector("exact-first", &["example.net;3"])
             .connector("exact-second", &["example.net;3"])
             .connector("exact-cheap", &["example.edu;2", "example.edu;7"])
-            .connector("off", &["example.org;0", "example.mil", "a.example.com"])
+            .connector("off", &["example.org;1", "example.mil", "a.example.com"])
             .disabled("off");
         for (domain, expected) in [
             ("fabrikam.com", "address space *: all-cheap (cost 1); lost: all by * (costs more)"),

@@ -4,6 +4,7 @@
 //! `plain` only what a test adds.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Asking, Refusal, Resolution, Routed, Rules};
 use crate::config::{self, Config, ConnectorName, Origin};
@@ -17,6 +18,7 @@ pub(crate) struct World {
     postmaster: Option<&'static str>,
     accepted: Vec<(String, &'static str)>,
     connectors: Vec<Connector>,
+    disabled: Vec<&'static str>,
     entries: Vec<(Address, Entry)>,
     unavailable: bool,
 }
@@ -50,6 +52,7 @@ impl World {
             postmaster: None,
             accepted: vec![("contoso.com".into(), "authoritative")],
             connectors: Vec::new(),
+            disabled: Vec::new(),
             entries: Vec::new(),
             unavailable: false,
         };
@@ -85,9 +88,9 @@ impl World {
         self.change(|world| world.connectors.push(connector))
     }
 
-    /// `enabled = false`
-    pub(crate) fn disabled(self, name: &str) -> Self {
-        self.with(name, "enabled = false")
+    /// `enabled = false`, even where the configuration's check would not have it.
+    pub(crate) fn disabled(self, name: &'static str) -> Self {
+        self.change(|world| world.disabled.push(name))
     }
 
     /// `max_message_size`, in bytes.
@@ -208,6 +211,10 @@ impl World {
         let hybrid = self.hybrid.filter(|_| ready);
         let text = Self::text(hybrid, self.postmaster, &self.accepted, &self.connectors);
         self.config = config::parse(&text, Path::new("causeway.toml")).unwrap_or_else(|problems| panic!("{problems}"));
+        for connector in &mut self.config.send_connectors {
+            let connector = Arc::get_mut(connector).unwrap();
+            connector.enabled = !self.disabled.iter().any(|name| connector.name.0[..] == **name);
+        }
     }
 
     fn text(

@@ -1058,6 +1058,7 @@ impl Stuffer {
 }
 
 #[cfg(test)]
+#[expect(clippy::type_complexity, reason = "tables name the type of their rows where they stand")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

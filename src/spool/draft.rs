@@ -18,6 +18,13 @@ const SMALL: usize = 512;
 /// So many bytes are written to the file at a time.
 const BLOCK: usize = 256 << 10;
 
+/// The empty line behind a header block.
+const HEADER_END: &[u8] = b"\r\n\r\n";
+
+fn ends_header(bytes: &[u8]) -> bool {
+    memchr::memmem::find(bytes, HEADER_END).is_some()
+}
+
 /// The content of a message while it arrives.
 pub struct Draft {
     shared: Option<Arc<Shared>>,
@@ -26,7 +33,7 @@ pub struct Draft {
     /// Small pieces being put together, behind `pieces`.
     tail: BytesMut,
     len: u64,
-    own: Option<OwnFile>,
+    own: Option<Box<OwnFile>>,
 }
 
 impl fmt::Debug for Draft {
@@ -151,7 +158,7 @@ impl Draft {
         if !self.tail.is_empty() {
             self.pieces.push(self.tail.split().freeze());
         }
-        self.own = Some(OwnFile {
+        self.own = Some(Box::new(OwnFile {
             shared: shared.clone(),
             number: shared.next_number(),
             file: None,
@@ -160,7 +167,9 @@ impl Draft {
             waiting: self.pieces.clone(),
             waiting_len: self.len as usize,
             kept: false,
-        });
+        }));
+        // What is in the file need not be in memory too, but for the header.
+        self.pieces = vec![self.head()];
         self.block(OwnFile::write).await
     }
 
@@ -186,15 +195,23 @@ impl Draft {
         self.len == 0
     }
 
-    /// The first bytes, at most about 1 MiB, for a look at the header. Not copied if they came in one piece.
+    /// The first bytes, for a look at the header: at least to the end of the header block where that lies within the
+    /// first MiB or so. Not copied if they came in one piece.
     pub fn head(&self) -> Bytes {
         match (self.pieces.as_slice(), self.tail.is_empty()) {
             ([], true) => Bytes::new(),
             ([one], true) => one.clone(),
+            ([one, ..], _) if ends_header(one) => one.clone(),
             (pieces, _) => {
-                let mut head = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum::<usize>() + self.tail.len());
-                pieces.iter().for_each(|piece| head.extend_from_slice(piece));
-                head.extend_from_slice(&self.tail);
+                let mut head = BytesMut::new();
+                for piece in pieces.iter().map(Bytes::as_ref).chain([&self.tail[..]]) {
+                    // The empty line may lie across two pieces.
+                    let from = head.len().saturating_sub(HEADER_END.len() - 1);
+                    head.extend_from_slice(piece);
+                    if ends_header(&head[from..]) {
+                        break;
+                    }
+                }
                 head.freeze()
             }
         }
@@ -223,5 +240,5 @@ pub(super) enum Finished {
     /// In these pieces.
     Memory(Arc<[Bytes]>),
     /// In this file, which goes when this goes, unless it is kept.
-    Own(OwnFile),
+    Own(Box<OwnFile>),
 }

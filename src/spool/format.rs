@@ -763,3 +763,119 @@ impl Decoded {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn s091_no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), total in any::<u64>()) {
+            let salt = Salt::random();
+            let _ = SegmentHead::decode(&bytes);
+            let _ = RecordHead::decode(&bytes, salt, 1, 64);
+            let _ = decode_settled(&bytes);
+            let _ = decode_deferred(&bytes);
+            let _ = decode_removed(&bytes);
+            let _ = decode_mark(&bytes);
+            let _ = decode_message(&bytes, total);
+            let _ = decode_message(&bytes, bytes.len() as u64);
+            // And with a length at the front that leads further in.
+            let mut framed = (bytes.len() as u32).to_le_bytes().to_vec();
+            framed.extend_from_slice(&bytes);
+            let _ = decode_message(&framed, framed.len() as u64);
+        }
+
+        #[test]
+        fn lists_are_read_as_they_were_written(
+            items in proptest::collection::vec((any::<u64>(), any::<u16>(), any::<u16>(), any::<bool>(), 0i64..4_000_000_000), 0..400)
+        ) {
+            let settled: Vec<_> = items.iter().map(|&(id, copy, recipient, failed, _)| Settlement {
+                id: MessageId(id), copy, recipient, end: if failed { End::Failed } else { End::Delivered },
+            }).collect();
+            prop_assert_eq!(decode_settled(&encode_settled(&settled)[RECORD_HEAD..]), Ok(settled));
+            let deferred: Vec<_> = items.iter().map(|&(id, copy, attempts, warned, second)| Deferral {
+                id: MessageId(id), copy, attempts, warned, until: Timestamp::from_second(second).unwrap(),
+            }).collect();
+            prop_assert_eq!(decode_deferred(&encode_deferred(&deferred)[RECORD_HEAD..]), Ok(deferred));
+            let ids: Vec<_> = items.iter().map(|item| MessageId(item.0)).collect();
+            prop_assert_eq!(decode_removed(&encode_removed(&ids)[RECORD_HEAD..]), Ok(ids));
+        }
+    }
+
+    #[test]
+    fn p4_every_field_of_an_envelope_comes_back_as_it_went() {
+        let address = |text: &str| Address::parse(text).unwrap();
+        let senders = [
+            None,
+            Some(address("a@example.com")),
+            Some(address("\"a b\"@example.com")),
+            Some(address("é@example.com")),
+        ];
+        let notifies = [
+            Notify::Unsaid,
+            Notify::Never,
+            Notify::On { success: true, failure: false, delay: false },
+            Notify::On { success: false, failure: true, delay: true },
+        ];
+        let orcpts = [
+            None,
+            Some(OriginalRecipient { kind: "rfc822".into(), address: "x@y".into() }),
+            Some(OriginalRecipient { kind: "utf-8".into(), address: "ü, \0 and \r\n".into() }),
+        ];
+        for number in 0..4 * 4 * 3 * 3 * 8 {
+            let flags = number % 8;
+            let recipient = CopyRecipient {
+                asked: address("r@example.com"),
+                recipient: Recipient {
+                    address: address(if flags & 1 == 0 { "r@example.com" } else { "other@[192.0.2.1]" }),
+                    notify: notifies[number / 8 % 4],
+                    orcpt: orcpts[number / 32 % 3].clone(),
+                },
+            };
+            let hop = if flags & 2 == 0 { Hop::SmartHosts } else { Hop::Mx(Domain::parse("mx.example").unwrap()) };
+            let message = Message {
+                id: MessageId(number as u64),
+                accepted: Timestamp::new(number as i64 * 1_000_000, 999_999_999).unwrap(),
+                envelope: Envelope {
+                    sender: senders[number / 96 % 4].clone(),
+                    recipients: Vec::new(),
+                    ret: [None, Some(Ret::Full), Some(Ret::Headers)][number / 384 % 3],
+                    envid: (flags & 1 == 0).then(|| "id with \r\n in it".into()),
+                    body: if flags & 1 == 0 { BodyType::SevenBit } else { BodyType::EightBit },
+                    smtputf8: flags & 2 == 0,
+                    requiretls: flags & 4 == 0,
+                },
+                connector: "".into(),
+                message_id: (flags & 4 == 0).then(|| "<x@y>".into()),
+                prefix: Bytes::from_static(b"Received: x\r\n"),
+                content: crate::message::Body::from_bytes("body"),
+                copies: vec![HopCopy { via: ConnectorName("to".into()), hop, recipients: vec![recipient; number % 3] }],
+            };
+            let content = if flags & 1 == 0 {
+                Content::Inline { len: 4 }
+            } else {
+                Content::Own { number: 9, len: 1 << 33, crc: 7 }
+            };
+            let mut bytes = encode_message(&message, &[], &[], content).split_off(RECORD_HEAD);
+            if flags & 1 == 0 {
+                bytes.extend_from_slice(b"body");
+            }
+            let total = bytes.len() as u64;
+            let decoded = decode_message(&bytes, total).unwrap();
+            assert_eq!(decoded.content, content);
+            assert_eq!(&bytes[decoded.prefix_at..][..decoded.prefix_len], b"Received: x\r\n");
+            assert_eq!((decoded.id, decoded.accepted), (message.id, message.accepted));
+            assert_eq!(decoded.envelope, message.envelope);
+            assert_eq!((decoded.connector, decoded.message_id), (message.connector, message.message_id));
+            assert_eq!(decoded.copies, message.copies);
+            for cut in 0..bytes.len() {
+                assert!(decode_message(&bytes[..cut], cut as u64).is_err(), "cut at {cut}");
+            }
+            bytes.push(0);
+            assert_eq!(decode_message(&bytes, total + 1).unwrap_err(), Malformed::Long(1));
+        }
+    }
+}

@@ -105,6 +105,10 @@ struct CopyState {
     until: i64,
 }
 
+/// Bytes of what is kept of a copy, for the test that holds us to them.
+#[cfg(test)]
+pub const COPY_STATE: usize = size_of::<CopyState>();
+
 /// A bit for each recipient that is not settled.
 #[derive(Debug)]
 enum Open {

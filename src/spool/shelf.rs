@@ -194,7 +194,7 @@ impl Shelf {
                 Some(spare) => self.disk.open(spare)?,
                 None => self.disk.create(&path)?,
             };
-            if file.len()? != u64::from(self.segment_size) {
+            if file.length()? != u64::from(self.segment_size) {
                 file.allocate(self.segment_size.into())?;
             }
             crash_point("segment.allocated");
@@ -277,6 +277,12 @@ impl Room {
             free: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
         }
+    }
+
+    /// Lets the next check ask the disk.
+    #[cfg(test)]
+    pub fn ask_again(&self) {
+        self.due.store(0, Ordering::Relaxed);
     }
 
     /// Room for so many more bytes?

@@ -44,6 +44,11 @@ impl Names {
         self.found_in(&Presented::read(leaf)?)
     }
 
+    /// The name of these that a certificate for `name` carries: for people who ask what such a client would be.
+    pub fn carried_by(&self, name: &str) -> Option<&str> {
+        self.iter().find(|demanded| matches(demanded, name))
+    }
+
     pub(super) fn found_in(&self, presented: &Presented) -> Option<String> {
         // In the order of the configuration, so that the same certificate always proves the same name.
         let carries = |name: &&str| match &presented.dns {
