@@ -215,17 +215,12 @@ fn a_new_recipient_is_known_without_a_signal() {
     scratch.issue(&scratch.authority(), "relay", &["mail.contoso.com"]);
     scratch.write("recipients.csv", "address,type,target\njulie@contoso.com,on-premises,\n");
     let daemon = Daemon::spawn(scratch.path(), &hybrid(sink.address));
-    let mut client = Client::hello(daemon.address());
-    let mut is_known = |address: &str| {
-        assert!(client.say("RSET").starts_with("250"));
+    // A connection of its own each time: too many refusals end a session.
+    let is_known = |address: &str| {
+        let mut client = Client::hello(daemon.address());
         assert!(client.say("MAIL FROM:<a@b.example>").starts_with("250"));
         let reply = client.say(&format!("RCPT TO:<{address}>"));
         assert!(reply.starts_with("250 ") || reply.starts_with("550 5.1.1 "), "{reply}");
-        assert!(client.say("RCPT TO:<julie@contoso.com>").starts_with("250"));
-        // RFC 5321 aside, a session without mail is cut short after a hundred commands: send one.
-        assert!(client.say("DATA").starts_with("354"));
-        client.send(b"\r\n.\r\n").unwrap();
-        assert!(client.reply().unwrap().starts_with("250"));
         reply.starts_with("250 ")
     };
     assert!(!is_known("newcomer@contoso.com"));

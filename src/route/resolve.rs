@@ -105,11 +105,9 @@ impl<'a> Rules<'a> {
         Err(match failed.is_empty() {
             false => failed.swap_remove(0).refusal,
             // A group without members, which no file can write: there is nobody to deliver to.
-            true => Refusal {
-                asked: recipient.address.clone(),
-                kind: RefusalKind::UnknownRecipient,
-                because: Vec::new(),
-            },
+            true => {
+                Refusal { asked: recipient.address.clone(), kind: RefusalKind::UnknownRecipient, because: Vec::new() }
+            }
         })
     }
 
@@ -167,9 +165,11 @@ impl<'a> Rules<'a> {
         let Some(ip) = domain.literal().map(|ip| ip.to_canonical()) else { return false };
         ip.is_loopback()
             || ip.is_unspecified()
-            || self.config.receive_connectors.iter().any(|connector| {
-                connector.listen.iter().any(|listen| listen.ip().to_canonical() == ip)
-            })
+            || self
+                .config
+                .receive_connectors
+                .iter()
+                .any(|connector| connector.listen.iter().any(|listen| listen.ip().to_canonical() == ip))
     }
 }
 
@@ -249,13 +249,7 @@ impl Walk<'_> {
     }
 
     /// It is.
-    fn inside(
-        &mut self,
-        address: Address,
-        domain: &AcceptedDomain,
-        granted: bool,
-        mut because: Vec<Reason>,
-    ) -> Ended {
+    fn inside(&mut self, address: Address, domain: &AcceptedDomain, granted: bool, mut because: Vec<Reason>) -> Ended {
         if domain.kind == DomainKind::ExternalRelay {
             because.push(not_found(domain));
             return self.by_space(address, because);
@@ -292,8 +286,9 @@ impl Walk<'_> {
                 let to = match (target, &self.rules.config.hybrid) {
                     (Some(target), _) => with_tag_of(target, &address, untagged),
                     // It has been an address's local part, so it can be another's.
-                    (None, Some(hybrid)) => Address::new(address.local(), hybrid.routing_domain.clone())
-                        .unwrap_or_else(|_| address.clone()),
+                    (None, Some(hybrid)) => {
+                        Address::new(address.local(), hybrid.routing_domain.clone()).unwrap_or_else(|_| address.clone())
+                    }
                     (None, None) => address.clone(),
                 };
                 if to != address {
@@ -328,9 +323,7 @@ impl Walk<'_> {
                     self.known_postmaster(configured, &because)?
                 }
                 // There the directory is not asked: unknown to it means nothing.
-                Some(_) | None => {
-                    self.attempt(|walk| walk.visit(configured.clone(), true, because.clone()))?
-                }
+                Some(_) | None => self.attempt(|walk| walk.visit(configured.clone(), true, because.clone()))?,
             };
             if reached {
                 return Ok(());
@@ -342,13 +335,11 @@ impl Walk<'_> {
     /// Goes where the directory says that `address` goes. False: it does not know it, or that leads nowhere.
     fn known_postmaster(&mut self, address: &Address, because: &[Reason]) -> Result<bool, Refusal> {
         match self.rules.directory.find(address) {
-            Found::Entry { source, entry, untagged } => self.attempt(|walk| {
-                walk.found(address.clone(), source, entry, untagged, true, because.to_vec())
-            }),
-            Found::Unknown => Ok(false),
-            Found::Unavailable(why) => {
-                Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because.to_vec()))
+            Found::Entry { source, entry, untagged } => {
+                self.attempt(|walk| walk.found(address.clone(), source, entry, untagged, true, because.to_vec()))
             }
+            Found::Unknown => Ok(false),
+            Found::Unavailable(why) => Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because.to_vec())),
         }
     }
 
