@@ -663,7 +663,8 @@ fn directory(table: &mut Table<'_>, problems: &mut Problems) -> Read<DirectorySo
 
 fn tracking(mut table: Table<'_>, problems: &mut Problems) -> Read<Option<Tracking>> {
     let off = table.peek("path").is_some_and(str::is_empty);
-    let path = if off { table.text("path", |_| Ok(()), problems).map(|_| None) } else { folder(&mut table, "path", problems) };
+    let path =
+        if off { table.text("path", |_| Ok(()), problems).map(|_| None) } else { folder(&mut table, "path", problems) };
     let keep = table.text("keep", value::some_time, problems);
     table.finish(problems);
     let (path, keep) = (path?, keep?.unwrap_or(Duration::from_hours(30 * 24)));
