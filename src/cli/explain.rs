@@ -92,8 +92,11 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
         match &report.outcome {
             LoadOutcome::Refused { .. } => eprintln!("causeway: {report}"),
             LoadOutcome::Loaded { faults, unlisted, .. } if !faults.is_empty() => {
-                let count = faults.len() + unlisted;
-                eprintln!("causeway: {}: {count} faulty lines are skipped; `causeway check` lists them", report.source);
+                let lines = match faults.len() + unlisted {
+                    1 => "1 faulty line is".to_owned(),
+                    many => format!("{many} faulty lines are"),
+                };
+                eprintln!("causeway: {}: {lines} skipped; `causeway check` lists them", report.source);
             }
             LoadOutcome::Loaded { .. } | LoadOutcome::Unchanged => {}
         }
@@ -181,7 +184,12 @@ fn door<'a>(
     let connectors = || config.receive_connectors.iter();
     if let Some(ip) = client.map(|ip| ip.to_canonical()) {
         let specificity = |connector: &ReceiveConnector| {
-            connector.remote_ips.iter().filter(|network| network.contains(&ip)).map(|network| network.prefix_len()).max()
+            connector
+                .remote_ips
+                .iter()
+                .filter(|network| network.contains(&ip))
+                .map(|network| network.prefix_len())
+                .max()
         };
         let takes = || connectors().filter_map(|one| specificity(one).map(|specificity| (specificity, one)));
         // `max_by_key` gives the last of equals; the first in the file holds.
@@ -414,7 +422,9 @@ fn tls_words(connector: Option<&Arc<SendConnector>>, hop: &Hop) -> String {
         Level::Opportunistic => "if offered, with any certificate; else in the clear".to_owned(),
         Level::Encrypt => "demanded, with any certificate".to_owned(),
         Level::Certificate(_) => "demanded, with a certificate that chains to the roots".to_owned(),
-        Level::Domain(_, Some(names)) => format!("demanded, with a certificate that chains to the roots and carries {names}"),
+        Level::Domain(_, Some(names)) => {
+            format!("demanded, with a certificate that chains to the roots and carries {names}")
+        }
         Level::Domain(_, None) => format!(
             "demanded, with a certificate that chains to the roots and carries the name of the MX host or {}",
             domain.map_or("the domain", Domain::as_str)
@@ -508,8 +518,15 @@ eve@fabrikam.com
     fn the_next_hop_by_mx_and_what_lost() {
         let world = world().connector("to-partner", &["fabrikam.com;7"]);
         let (text, ..) = explain(&world, "", &["old@contoso.com", "postmaster"], None);
-        assert!(text.contains("    address space fabrikam.com: to-partner (cost 7); lost: to-internet by * (less specific)\n"));
-        assert!(text.contains("    -> to-partner, the MX of fabrikam.com, port 25\n       as eve@fabrikam.com"), "{text}");
+        assert!(
+            text.contains(
+                "    address space fabrikam.com: to-partner (cost 7); lost: to-internet by * (less specific)\n"
+            )
+        );
+        assert!(
+            text.contains("    -> to-partner, the MX of fabrikam.com, port 25\n       as eve@fabrikam.com"),
+            "{text}"
+        );
         assert!(text.contains("\npostmaster@mail.contoso.com\n    postmaster is always accepted, here as"), "{text}");
     }
 
@@ -517,7 +534,10 @@ eve@fabrikam.com
     fn a_size_too_big_for_the_door_ends_at_mail_and_for_a_connector_at_rcpt() {
         let world = world().limit("to-cloud", 1000);
         let (text, _, all_taken) = explain(&world, "", &["david@contoso.com", "anna@contoso.com"], Some(2000));
-        assert!(text.contains("    refused: send connector to-cloud takes at most 1000 bytes\n    RCPT gets 552 5.3.4"), "{text}");
+        assert!(
+            text.contains("    refused: send connector to-cloud takes at most 1000 bytes\n    RCPT gets 552 5.3.4"),
+            "{text}"
+        );
         assert!(text.contains("1 copy"), "{text}");
         assert!(!all_taken);
         let (text, json, all_taken) = explain(&world, "", &["anna@contoso.com"], Some(1 << 40));

@@ -173,7 +173,8 @@ fn header(line: Option<Line<'_>>, fields: &mut Fields) -> Result<(), LoadError> 
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let found = fields.split(content).map_err(LoadError::Header)?;
     let as_expected = found.iter().map(|field| field.trim());
-    if found.len() == COLUMNS.len() && as_expected.zip(COLUMNS).all(|(found, column)| found.eq_ignore_ascii_case(column))
+    if found.len() == COLUMNS.len()
+        && as_expected.zip(COLUMNS).all(|(found, column)| found.eq_ignore_ascii_case(column))
     {
         return Ok(());
     }
@@ -426,7 +427,10 @@ mod tests {
             ("x@-contoso.com,cloud,", "the domain is malformed"),
             (",cloud,", "address \"\""),
             ("x@contoso.com,,", "x@contoso.com: the type is missing"),
-            ("x@contoso.com,onprem,", "expected the type on-premises, cloud, forward, group or alias; found \"onprem\""),
+            (
+                "x@contoso.com,onprem,",
+                "expected the type on-premises, cloud, forward, group or alias; found \"onprem\"",
+            ),
             ("x@contoso.com,on-premises,y@contoso.com", "takes no target; found \"y@contoso.com\""),
             ("x@contoso.com,cloud,y", "target \"y\": the domain is missing"),
             ("x@contoso.com,forward,", "type forward needs an address"),

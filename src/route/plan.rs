@@ -128,7 +128,12 @@ mod tests {
         Routed {
             asked: Address::parse("asked@contoso.com").unwrap(),
             recipient: Recipient { address: to.clone(), notify, orcpt: None },
-            route: Route { via: ConnectorName(via.into()), hop, to, because: if ours { vec![found] } else { Vec::new() } },
+            route: Route {
+                via: ConnectorName(via.into()),
+                hop,
+                to,
+                because: if ours { vec![found] } else { Vec::new() },
+            },
         }
     }
 
@@ -179,10 +184,7 @@ mod tests {
             ("anna@contoso.com", "anna@fabrikam.com", true, 2),
         ] {
             let all = || {
-                vec![
-                    routed("a", Hop::SmartHosts, one, UNSAID, ours),
-                    routed("a", Hop::SmartHosts, other, UNSAID, ours),
-                ]
+                vec![routed("a", Hop::SmartHosts, one, UNSAID, ours), routed("a", Hop::SmartHosts, other, UNSAID, ours)]
             };
             for copies in [plan_few(all()), plan_many(all())] {
                 assert_eq!(copies.len(), 1, "{one} {other}");
@@ -213,8 +215,7 @@ mod tests {
     fn reports_go_by_the_name_that_asked_for_them() {
         let mut again = routed("a", Hop::SmartHosts, "anna@contoso.com", UNSAID, true);
         again.asked = Address::parse("team@contoso.com").unwrap();
-        again.recipient.orcpt =
-            Some(OriginalRecipient { kind: "rfc822".into(), address: "team@contoso.com".into() });
+        again.recipient.orcpt = Some(OriginalRecipient { kind: "rfc822".into(), address: "team@contoso.com".into() });
         let first = routed("a", Hop::SmartHosts, "anna@contoso.com", Notify::Never, true);
         let copies = plan(vec![first, again.clone()]);
         assert_eq!(copies[0].recipients, [CopyRecipient { asked: again.asked, recipient: again.recipient }]);

@@ -105,11 +105,9 @@ impl<'a> Rules<'a> {
         Err(match failed.is_empty() {
             false => failed.swap_remove(0).refusal,
             // A group without members, which no file can write: there is nobody to deliver to.
-            true => Refusal {
-                asked: recipient.address.clone(),
-                kind: RefusalKind::UnknownRecipient,
-                because: Vec::new(),
-            },
+            true => {
+                Refusal { asked: recipient.address.clone(), kind: RefusalKind::UnknownRecipient, because: Vec::new() }
+            }
         })
     }
 
@@ -167,9 +165,11 @@ impl<'a> Rules<'a> {
         let Some(ip) = domain.literal().map(|ip| ip.to_canonical()) else { return false };
         ip.is_loopback()
             || ip.is_unspecified()
-            || self.config.receive_connectors.iter().any(|connector| {
-                connector.listen.iter().any(|listen| listen.ip().to_canonical() == ip)
-            })
+            || self
+                .config
+                .receive_connectors
+                .iter()
+                .any(|connector| connector.listen.iter().any(|listen| listen.ip().to_canonical() == ip))
     }
 }
 
@@ -249,13 +249,7 @@ impl Walk<'_> {
     }
 
     /// It is.
-    fn inside(
-        &mut self,
-        address: Address,
-        domain: &AcceptedDomain,
-        granted: bool,
-        mut because: Vec<Reason>,
-    ) -> Ended {
+    fn inside(&mut self, address: Address, domain: &AcceptedDomain, granted: bool, mut because: Vec<Reason>) -> Ended {
         if domain.kind == DomainKind::ExternalRelay {
             because.push(not_found(domain));
             return self.by_space(address, because);
@@ -292,8 +286,9 @@ impl Walk<'_> {
                 let to = match (target, &self.rules.config.hybrid) {
                     (Some(target), _) => with_tag_of(target, &address, untagged),
                     // It has been an address's local part, so it can be another's.
-                    (None, Some(hybrid)) => Address::new(address.local(), hybrid.routing_domain.clone())
-                        .unwrap_or_else(|_| address.clone()),
+                    (None, Some(hybrid)) => {
+                        Address::new(address.local(), hybrid.routing_domain.clone()).unwrap_or_else(|_| address.clone())
+                    }
                     (None, None) => address.clone(),
                 };
                 if to != address {
@@ -328,9 +323,7 @@ impl Walk<'_> {
                     self.known_postmaster(configured, &because)?
                 }
                 // There the directory is not asked: unknown to it means nothing.
-                Some(_) | None => {
-                    self.attempt(|walk| walk.visit(configured.clone(), true, because.clone()))?
-                }
+                Some(_) | None => self.attempt(|walk| walk.visit(configured.clone(), true, because.clone()))?,
             };
             if reached {
                 return Ok(());
@@ -342,13 +335,11 @@ impl Walk<'_> {
     /// Goes where the directory says that `address` goes. False: it does not know it, or that leads nowhere.
     fn known_postmaster(&mut self, address: &Address, because: &[Reason]) -> Result<bool, Refusal> {
         match self.rules.directory.find(address) {
-            Found::Entry { source, entry, untagged } => self.attempt(|walk| {
-                walk.found(address.clone(), source, entry, untagged, true, because.to_vec())
-            }),
-            Found::Unknown => Ok(false),
-            Found::Unavailable(why) => {
-                Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because.to_vec()))
+            Found::Entry { source, entry, untagged } => {
+                self.attempt(|walk| walk.found(address.clone(), source, entry, untagged, true, because.to_vec()))
             }
+            Found::Unknown => Ok(false),
+            Found::Unavailable(why) => Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because.to_vec())),
         }
     }
 
@@ -513,29 +504,39 @@ mod tests {
             .cloud_mailbox("david@contoso.com")
             .cloud_mailbox_at("dora@contoso.com", "dora.x@contoso.mail.onmicrosoft.com");
         for origin in ["internet", "on-premises", "cloud", "partner", "client"] {
-            check(&world, &[
-                (origin, "anna@contoso.com", "to-on-premises: anna@contoso.com"),
-                (origin, "ANNA@Contoso.Com", "to-on-premises: ANNA@contoso.com"),
-                (origin, "david@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
-                (origin, "dora@contoso.com", "to-cloud: dora.x@contoso.mail.onmicrosoft.com"),
-                (origin, "nobody@contoso.com", "550 5.1.1"),
-                (origin, "anna@sub.contoso.com", if matches!(origin, "internet" | "partner") {
-                    "550 5.7.1"
-                } else {
-                    "to-internet: anna@sub.contoso.com"
-                }),
-            ]);
+            check(
+                &world,
+                &[
+                    (origin, "anna@contoso.com", "to-on-premises: anna@contoso.com"),
+                    (origin, "ANNA@Contoso.Com", "to-on-premises: ANNA@contoso.com"),
+                    (origin, "david@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                    (origin, "dora@contoso.com", "to-cloud: dora.x@contoso.mail.onmicrosoft.com"),
+                    (origin, "nobody@contoso.com", "550 5.1.1"),
+                    (
+                        origin,
+                        "anna@sub.contoso.com",
+                        if matches!(origin, "internet" | "partner") {
+                            "550 5.7.1"
+                        } else {
+                            "to-internet: anna@sub.contoso.com"
+                        },
+                    ),
+                ],
+            );
         }
-        check(&world, &[
-            ("internet", "eve@fabrikam.com", "550 5.7.1"),
-            ("partner", "eve@fabrikam.com", "550 5.7.1"),
-            ("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
-            ("on-premises", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
-            ("cloud", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
-            // The routing domain itself is no accepted domain here: an address space serves it.
-            ("client", "david@contoso.mail.onmicrosoft.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
-            ("internet", "david@contoso.mail.onmicrosoft.com", "550 5.7.1"),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "eve@fabrikam.com", "550 5.7.1"),
+                ("partner", "eve@fabrikam.com", "550 5.7.1"),
+                ("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+                ("on-premises", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+                ("cloud", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+                // The routing domain itself is no accepted domain here: an address space serves it.
+                ("client", "david@contoso.mail.onmicrosoft.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                ("internet", "david@contoso.mail.onmicrosoft.com", "550 5.7.1"),
+            ],
+        );
     }
 
     #[test]
@@ -554,18 +555,24 @@ mod tests {
     #[test]
     fn internet_mail_leaves_where_the_organization_said() {
         let direct = World::on_premises().connector("to-partner", &["*.fabrikam.com"]);
-        check(&direct, &[
-            ("client", "eve@fabrikam.com", "to-partner: eve@fabrikam.com"),
-            ("client", "eve@x.fabrikam.com", "to-partner: eve@x.fabrikam.com"),
-            ("client", "eve@example.org", "to-internet: eve@example.org"),
-        ]);
+        check(
+            &direct,
+            &[
+                ("client", "eve@fabrikam.com", "to-partner: eve@fabrikam.com"),
+                ("client", "eve@x.fabrikam.com", "to-partner: eve@x.fabrikam.com"),
+                ("client", "eve@example.org", "to-internet: eve@example.org"),
+            ],
+        );
         // Scenarios 1, 2 and 4. The address does not change, and no address space is asked.
         let cloud = direct.internet("cloud");
         for origin in ["client", "on-premises", "cloud"] {
-            check(&cloud, &[
-                (origin, "eve@fabrikam.com", "to-cloud: eve@fabrikam.com"),
-                (origin, "eve@example.org", "to-cloud: eve@example.org"),
-            ]);
+            check(
+                &cloud,
+                &[
+                    (origin, "eve@fabrikam.com", "to-cloud: eve@fabrikam.com"),
+                    (origin, "eve@example.org", "to-cloud: eve@example.org"),
+                ],
+            );
         }
         check(&cloud, &[("internet", "eve@example.org", "550 5.7.1")]);
     }
@@ -585,31 +592,37 @@ mod tests {
             .group("all@contoso.com", "team@contoso.com a.s@contoso.com former@contoso.com nobody@contoso.com")
             .group("none@contoso.com", "nobody@contoso.com ghost@contoso.com");
         for origin in ["internet", "partner", "cloud"] {
-            check(&world, &[
-                (origin, "old@contoso.com", "to-internet: eve@fabrikam.com"),
-                (origin, "former@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
-                (origin, "a.s@contoso.com", "to-on-premises: anna@contoso.com"),
-                (origin, "ghost@contoso.com", "550 5.1.1"),
-                (
-                    origin,
-                    "team@contoso.com",
-                    "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com; \
+            check(
+                &world,
+                &[
+                    (origin, "old@contoso.com", "to-internet: eve@fabrikam.com"),
+                    (origin, "former@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                    (origin, "a.s@contoso.com", "to-on-premises: anna@contoso.com"),
+                    (origin, "ghost@contoso.com", "550 5.1.1"),
+                    (
+                        origin,
+                        "team@contoso.com",
+                        "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com; \
                      to-internet: eve@fabrikam.com",
-                ),
-                // Who is reached twice gets one copy.
-                (
-                    origin,
-                    "all@contoso.com",
-                    "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com; \
+                    ),
+                    // Who is reached twice gets one copy.
+                    (
+                        origin,
+                        "all@contoso.com",
+                        "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com; \
                      to-internet: eve@fabrikam.com; [nobody@contoso.com: 550 5.1.1]",
-                ),
-                (origin, "none@contoso.com", "550 5.1.1"),
-            ]);
+                    ),
+                    (origin, "none@contoso.com", "550 5.1.1"),
+                ],
+            );
         }
-        check(&world, &[
-            ("internet", "away@contoso.com", "550 5.7.1"),
-            ("client", "away@contoso.com", "to-internet: eve@fabrikam.com"),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "away@contoso.com", "550 5.7.1"),
+                ("client", "away@contoso.com", "to-internet: eve@fabrikam.com"),
+            ],
+        );
         check(&world.internet("cloud"), &[("internet", "old@contoso.com", "to-cloud: eve@fabrikam.com")]);
     }
 
@@ -624,18 +637,21 @@ mod tests {
             .group("team@contoso.com", "anna@contoso.com other@contoso.com a@contoso.com")
             .group("other@contoso.com", "team@contoso.com anna@contoso.com")
             .forward("tag@contoso.com", "tag+x@contoso.com");
-        check(&world, &[
-            ("internet", "self@contoso.com", "550 5.4.6"),
-            ("internet", "a@contoso.com", "550 5.4.6"),
-            ("internet", "b@contoso.com", "550 5.4.6"),
-            ("internet", "c@contoso.com", "550 5.4.6"),
-            ("internet", "tag@contoso.com", "550 5.4.6"),
-            (
-                "internet",
-                "team@contoso.com",
-                "to-on-premises: anna@contoso.com; [team@contoso.com: 550 5.4.6]; [A@contoso.com: 550 5.4.6]",
-            ),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "self@contoso.com", "550 5.4.6"),
+                ("internet", "a@contoso.com", "550 5.4.6"),
+                ("internet", "b@contoso.com", "550 5.4.6"),
+                ("internet", "c@contoso.com", "550 5.4.6"),
+                ("internet", "tag@contoso.com", "550 5.4.6"),
+                (
+                    "internet",
+                    "team@contoso.com",
+                    "to-on-premises: anna@contoso.com; [team@contoso.com: 550 5.4.6]; [A@contoso.com: 550 5.4.6]",
+                ),
+            ],
+        );
         let refusal = world.resolve("internet", "a@contoso.com", None).unwrap_err();
         assert_eq!(
             refusal.to_string(),
@@ -649,10 +665,7 @@ mod tests {
             .resolve("internet", "in@contoso.com", None)
             .unwrap_err();
         assert_eq!(refusal.asked, address("in@contoso.com"));
-        assert_eq!(
-            refusal.to_string(),
-            "leads back to itself: x@contoso.com -> y@contoso.com -> x@contoso.com"
-        );
+        assert_eq!(refusal.to_string(), "leads back to itself: x@contoso.com -> y@contoso.com -> x@contoso.com");
     }
 
     #[test]
@@ -696,24 +709,29 @@ mod tests {
             .forward("old@contoso.com", "eve@fabrikam.com")
             .group("team@contoso.com", "anna@contoso.com");
         let long = format!("dora+{}@contoso.com", "x".repeat(59));
-        check(&world, &[
-            ("internet", "anna+news@contoso.com", "to-on-premises: anna+news@contoso.com"),
-            ("internet", "david+news@contoso.com", "to-cloud: david+news@contoso.mail.onmicrosoft.com"),
-            ("internet", "david+SPECIAL@contoso.com", "to-cloud: david+SPECIAL@contoso.mail.onmicrosoft.com"),
-            ("internet", "dora+News@contoso.com", "to-cloud: d+News@contoso.mail.onmicrosoft.com"),
-            ("internet", "tagged+news@contoso.com", "to-cloud: t+own@contoso.mail.onmicrosoft.com"),
-            ("internet", "a.s+vip@contoso.com", "to-on-premises: anna+vip@contoso.com"),
-            ("internet", "old+news@contoso.com", "to-internet: eve@fabrikam.com"),
-            ("internet", "team+news@contoso.com", "to-on-premises: anna@contoso.com"),
-            ("internet", "nobody+anna@contoso.com", "550 5.1.1"),
-            ("internet", "+anna@contoso.com", "550 5.1.1"),
-            ("internet", &long, &format!("to-cloud: d+{}@contoso.mail.onmicrosoft.com", "x".repeat(59))),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "anna+news@contoso.com", "to-on-premises: anna+news@contoso.com"),
+                ("internet", "david+news@contoso.com", "to-cloud: david+news@contoso.mail.onmicrosoft.com"),
+                ("internet", "david+SPECIAL@contoso.com", "to-cloud: david+SPECIAL@contoso.mail.onmicrosoft.com"),
+                ("internet", "dora+News@contoso.com", "to-cloud: d+News@contoso.mail.onmicrosoft.com"),
+                ("internet", "tagged+news@contoso.com", "to-cloud: t+own@contoso.mail.onmicrosoft.com"),
+                ("internet", "a.s+vip@contoso.com", "to-on-premises: anna+vip@contoso.com"),
+                ("internet", "old+news@contoso.com", "to-internet: eve@fabrikam.com"),
+                ("internet", "team+news@contoso.com", "to-on-premises: anna@contoso.com"),
+                ("internet", "nobody+anna@contoso.com", "550 5.1.1"),
+                ("internet", "+anna@contoso.com", "550 5.1.1"),
+                ("internet", &long, &format!("to-cloud: d+{}@contoso.mail.onmicrosoft.com", "x".repeat(59))),
+            ],
+        );
     }
 
     #[test]
     fn c038_postmaster_is_always_accepted() {
-        let domains = |world: World| world.accepted("*.fabrikam.example", "internal-relay").accepted("x.example", "external-relay");
+        let domains = |world: World| {
+            world.accepted("*.fabrikam.example", "internal-relay").accepted("x.example", "external-relay")
+        };
         // Nobody knows it: to the own side, as the configured postmaster.
         let nobody = domains(World::on_premises());
         for to in [
@@ -731,32 +749,44 @@ mod tests {
                 check(&nobody, &[(origin, to, "to-on-premises: postmaster@contoso.com")]);
             }
         }
-        check(&nobody, &[
-            ("internet", "postmaster@example.org", "550 5.7.1"),
-            ("internet", "postmaster@[192.0.2.26]", "550 5.7.1"),
-            ("internet", "postmaster+x@contoso.com", "550 5.1.1"),
-        ]);
+        check(
+            &nobody,
+            &[
+                ("internet", "postmaster@example.org", "550 5.7.1"),
+                ("internet", "postmaster@[192.0.2.26]", "550 5.7.1"),
+                ("internet", "postmaster+x@contoso.com", "550 5.1.1"),
+            ],
+        );
         // The configured one is known.
         let configured = domains(World::on_premises()).postmaster("anna@contoso.com").cloud_mailbox("anna@contoso.com");
-        check(&configured, &[
-            ("internet", "postmaster@contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
-            ("internet", "postmaster@mail.contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
-            ("internet", "postmaster@x.example", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
-        ]);
+        check(
+            &configured,
+            &[
+                ("internet", "postmaster@contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+                ("internet", "postmaster@mail.contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+                ("internet", "postmaster@x.example", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+            ],
+        );
         // The directory comes first.
         let known = configured.mailbox("postmaster@contoso.com");
-        check(&known, &[
-            ("internet", "postmaster@contoso.com", "to-on-premises: postmaster@contoso.com"),
-            ("internet", "postmaster@mail.contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
-        ]);
+        check(
+            &known,
+            &[
+                ("internet", "postmaster@contoso.com", "to-on-premises: postmaster@contoso.com"),
+                ("internet", "postmaster@mail.contoso.com", "to-cloud: anna@contoso.mail.onmicrosoft.com"),
+            ],
+        );
         // Where the directory leads nowhere it is as if it did not know it.
         let looping = World::on_premises()
             .forward("postmaster@contoso.com", "abuse@contoso.com")
             .forward("abuse@contoso.com", "postmaster@contoso.com");
-        check(&looping, &[
-            ("internet", "postmaster@contoso.com", "to-on-premises: postmaster@contoso.com"),
-            ("internet", "postmaster@mail.contoso.com", "to-on-premises: postmaster@contoso.com"),
-        ]);
+        check(
+            &looping,
+            &[
+                ("internet", "postmaster@contoso.com", "to-on-premises: postmaster@contoso.com"),
+                ("internet", "postmaster@mail.contoso.com", "to-on-premises: postmaster@contoso.com"),
+            ],
+        );
         // A postmaster elsewhere.
         let outside = World::on_premises().postmaster("hostmaster@example.org");
         check(&outside, &[("internet", "postmaster@contoso.com", "to-internet: hostmaster@example.org")]);
@@ -777,28 +807,34 @@ mod tests {
             .connector("to-partner", &["partner.example"])
             .mailbox("anna@relay.example")
             .mailbox("anna@partner.example");
-        check(&world, &[
-            ("internet", "anna@relay.example", "to-on-premises: anna@relay.example"),
-            ("internet", "nobody@relay.example", "to-cloud: nobody@relay.example"),
-            ("on-premises", "nobody@relay.example", "to-cloud: nobody@relay.example"),
-            ("client", "nobody@relay.example", "to-cloud: nobody@relay.example"),
-            // It came from where it would go.
-            ("cloud", "nobody@relay.example", "550 5.1.1"),
-            ("cloud", "anna@relay.example", "to-on-premises: anna@relay.example"),
-            // The most specific accepted domain wins.
-            ("internet", "nobody@sub.relay.example", "550 5.1.1"),
-            ("internet", "nobody@a.b.relay.example", "550 5.1.1"),
-            ("internet", "nobody@deep.relay.example", "to-internet: nobody@deep.relay.example"),
-            ("internet", "nobody@notrelay.example", "550 5.7.1"),
-            // No directory is asked.
-            ("internet", "anna@partner.example", "to-partner: anna@partner.example"),
-            ("cloud", "zoe@partner.example", "to-partner: zoe@partner.example"),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "anna@relay.example", "to-on-premises: anna@relay.example"),
+                ("internet", "nobody@relay.example", "to-cloud: nobody@relay.example"),
+                ("on-premises", "nobody@relay.example", "to-cloud: nobody@relay.example"),
+                ("client", "nobody@relay.example", "to-cloud: nobody@relay.example"),
+                // It came from where it would go.
+                ("cloud", "nobody@relay.example", "550 5.1.1"),
+                ("cloud", "anna@relay.example", "to-on-premises: anna@relay.example"),
+                // The most specific accepted domain wins.
+                ("internet", "nobody@sub.relay.example", "550 5.1.1"),
+                ("internet", "nobody@a.b.relay.example", "550 5.1.1"),
+                ("internet", "nobody@deep.relay.example", "to-internet: nobody@deep.relay.example"),
+                ("internet", "nobody@notrelay.example", "550 5.7.1"),
+                // No directory is asked.
+                ("internet", "anna@partner.example", "to-partner: anna@partner.example"),
+                ("cloud", "zoe@partner.example", "to-partner: zoe@partner.example"),
+            ],
+        );
         // Where internet = "cloud", an accepted domain still goes by address space.
-        check(&world.internet("cloud"), &[
-            ("internet", "zoe@partner.example", "to-partner: zoe@partner.example"),
-            ("client", "zoe@example.org", "to-cloud: zoe@example.org"),
-        ]);
+        check(
+            &world.internet("cloud"),
+            &[
+                ("internet", "zoe@partner.example", "to-partner: zoe@partner.example"),
+                ("client", "zoe@example.org", "to-cloud: zoe@example.org"),
+            ],
+        );
     }
 
     #[test]
@@ -811,29 +847,35 @@ mod tests {
             .cloud_mailbox("david@contoso.com")
             .cloud_mailbox_at("dora@contoso.com", "dora@contoso.mail.onmicrosoft.com")
             .forward("old@contoso.com", "eve@fabrikam.com");
-        check(&world, &[
-            ("internet", "anna@contoso.com", "inside: anna@contoso.com"),
-            ("internet", "david@contoso.com", "inside: david@contoso.com"),
-            ("internet", "dora@contoso.com", "cloud: dora@contoso.mail.onmicrosoft.com"),
-            ("internet", "nobody@contoso.com", "550 5.1.1"),
-            ("internet", "nobody@relay.example", "inside: nobody@relay.example"),
-            ("internet", "old@contoso.com", "550 5.4.4"),
-            ("client", "eve@fabrikam.com", "550 5.4.4"),
-            ("internet", "eve@fabrikam.com", "550 5.7.1"),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "anna@contoso.com", "inside: anna@contoso.com"),
+                ("internet", "david@contoso.com", "inside: david@contoso.com"),
+                ("internet", "dora@contoso.com", "cloud: dora@contoso.mail.onmicrosoft.com"),
+                ("internet", "nobody@contoso.com", "550 5.1.1"),
+                ("internet", "nobody@relay.example", "inside: nobody@relay.example"),
+                ("internet", "old@contoso.com", "550 5.4.4"),
+                ("client", "eve@fabrikam.com", "550 5.4.4"),
+                ("internet", "eve@fabrikam.com", "550 5.7.1"),
+            ],
+        );
     }
 
     #[test]
     fn s110_a_directory_that_cannot_answer_is_451_never_550() {
         let world = World::on_premises().accepted("partner.example", "external-relay").unavailable();
-        check(&world, &[
-            ("internet", "nobody@contoso.com", "451 4.4.3"),
-            ("cloud", "nobody+x@contoso.com", "451 4.4.3"),
-            // Where the directory is not asked, it does not matter.
-            ("internet", "eve@fabrikam.com", "550 5.7.1"),
-            ("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
-            ("internet", "zoe@partner.example", "to-internet: zoe@partner.example"),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "nobody@contoso.com", "451 4.4.3"),
+                ("cloud", "nobody+x@contoso.com", "451 4.4.3"),
+                // Where the directory is not asked, it does not matter.
+                ("internet", "eve@fabrikam.com", "550 5.7.1"),
+                ("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com"),
+                ("internet", "zoe@partner.example", "to-internet: zoe@partner.example"),
+            ],
+        );
     }
 
     #[test]
@@ -844,13 +886,16 @@ mod tests {
             .group("team@contoso.com", "anna@contoso.com david@contoso.com")
             .disabled("to-cloud")
             .disabled("to-internet");
-        check(&world, &[
-            ("internet", "anna@contoso.com", "to-on-premises: anna@contoso.com"),
-            ("internet", "david@contoso.com", "451 4.3.5"),
-            ("client", "eve@fabrikam.com", "451 4.3.5"),
-            // Were it taken for anna alone, david would never get it.
-            ("internet", "team@contoso.com", "451 4.3.5"),
-        ]);
+        check(
+            &world,
+            &[
+                ("internet", "anna@contoso.com", "to-on-premises: anna@contoso.com"),
+                ("internet", "david@contoso.com", "451 4.3.5"),
+                ("client", "eve@fabrikam.com", "451 4.3.5"),
+                // Were it taken for anna alone, david would never get it.
+                ("internet", "team@contoso.com", "451 4.3.5"),
+            ],
+        );
     }
 
     #[test]
@@ -941,7 +986,7 @@ mod tests {
                 "old@contoso.com",
                 &[
                     "found in recipients.csv: forward to eve@fabrikam.com",
-                    "side on-premises, from the Internet, Internet: hybrid.internet = \"direct\"",
+                    "side on-premises, from the Internet, to the Internet: hybrid.internet = \"direct\"",
                     "address space fabrikam.com: to-partner (cost 5); lost: to-internet by * (less specific)",
                 ],
             ),
@@ -950,7 +995,7 @@ mod tests {
                 "x@example.org",
                 &[
                     "example.org is not an accepted domain; receive connector door may relay",
-                    "side on-premises, from a client, Internet: hybrid.internet = \"direct\"",
+                    "side on-premises, from a client, to the Internet: hybrid.internet = \"direct\"",
                     "address space *: to-internet (cost 1)",
                 ],
             ),
@@ -987,16 +1032,57 @@ mod tests {
         let world = World::on_premises().accepted("in.d", "authoritative").mailbox("u@in.d");
         for origin in ["internet", "partner"] {
             for form in [
-                "u@out.d", "u%out.d@in.d", "u%out.d@[192.0.2.25]", "u%out.d@out2.d", "out.d!u@in.d", "u@out.d@in.d",
-                "@in.d:u@out.d", "@[192.0.2.25]:u@out.d", "@out.d,@in.d:u@out.d", "\"u@out.d\"@in.d",
-                "\"u%out.d\"@in.d", "\"u@out.d\"@[192.0.2.25]", "u@[192.0.2.99]", "u@[IPv6:::ffff:192.0.2.99]",
-                "u@[IPv6:::ffff:192.0.2.25]", "u@192.0.2.99", "u@2130706433", "u@0x7f.1", "u@out.d.", "u@in.d.",
-                "u@in.d.out.d", "u@out.d#in.d", "u@out.d?in.d", "u@out.d/in.d", "u@out.d\\in.d", "u@in.d%00.out.d",
-                "u@out.d\0@in.d", "u@in.d u@out.d", "u@in.d,u@out.d", "u@in.d;u@out.d", "u@іn.d", "u＠out.d",
-                "u@o\u{ad}ut.d", "u@in。d", "u@out。d", "postmaster@out.d", "\"postmaster\"@out.d", "SMTP:u@out.d",
-                "smtp:u@out.d@in.d", "IMCEASMTP-u+40out+2Ed@in.d", "IMCEAX400-c=de@in.d", "u=out.d@in.d",
-                "u_out.d@in.d", "u@sub.in.d", "u@localhost", "u@localhost.localdomain", "u@[127.0.0.1]",
-                "u@mail.contoso.com", "u@d:2525", "u@xin.d", "u@in.d.",
+                "u@out.d",
+                "u%out.d@in.d",
+                "u%out.d@[192.0.2.25]",
+                "u%out.d@out2.d",
+                "out.d!u@in.d",
+                "u@out.d@in.d",
+                "@in.d:u@out.d",
+                "@[192.0.2.25]:u@out.d",
+                "@out.d,@in.d:u@out.d",
+                "\"u@out.d\"@in.d",
+                "\"u%out.d\"@in.d",
+                "\"u@out.d\"@[192.0.2.25]",
+                "u@[192.0.2.99]",
+                "u@[IPv6:::ffff:192.0.2.99]",
+                "u@[IPv6:::ffff:192.0.2.25]",
+                "u@192.0.2.99",
+                "u@2130706433",
+                "u@0x7f.1",
+                "u@out.d.",
+                "u@in.d.",
+                "u@in.d.out.d",
+                "u@out.d#in.d",
+                "u@out.d?in.d",
+                "u@out.d/in.d",
+                "u@out.d\\in.d",
+                "u@in.d%00.out.d",
+                "u@out.d\0@in.d",
+                "u@in.d u@out.d",
+                "u@in.d,u@out.d",
+                "u@in.d;u@out.d",
+                "u@іn.d",
+                "u＠out.d",
+                "u@o\u{ad}ut.d",
+                "u@in。d",
+                "u@out。d",
+                "postmaster@out.d",
+                "\"postmaster\"@out.d",
+                "SMTP:u@out.d",
+                "smtp:u@out.d@in.d",
+                "IMCEASMTP-u+40out+2Ed@in.d",
+                "IMCEAX400-c=de@in.d",
+                "u=out.d@in.d",
+                "u_out.d@in.d",
+                "u@sub.in.d",
+                "u@localhost",
+                "u@localhost.localdomain",
+                "u@[127.0.0.1]",
+                "u@mail.contoso.com",
+                "u@d:2525",
+                "u@xin.d",
+                "u@in.d.",
             ] {
                 let Ok(recipient) = Address::parse(form) else { continue };
                 let expected = if recipient.domain().as_str() == "in.d" { "550 5.1.1" } else { "550 5.7.1" };
@@ -1006,10 +1092,13 @@ mod tests {
             check(&world, &[(origin, "u+out.d@in.d", "to-on-premises: u+out.d@in.d")]);
         }
         // Literals of our own are nobody's but postmaster's, even for those who may relay. C048.
-        check(&world, &[
-            ("client", "u@[192.0.2.25]", "550 5.7.1"),
-            ("client", "u@[IPv6:::1]", "550 5.7.1"),
-            ("client", "u@[192.0.2.99]", "to-internet: u@[192.0.2.99]"),
-        ]);
+        check(
+            &world,
+            &[
+                ("client", "u@[192.0.2.25]", "550 5.7.1"),
+                ("client", "u@[IPv6:::1]", "550 5.7.1"),
+                ("client", "u@[192.0.2.99]", "to-internet: u@[192.0.2.99]"),
+            ],
+        );
     }
 }

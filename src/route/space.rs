@@ -113,10 +113,7 @@ mod tests {
                 "address space *.b.example.com: deeper (cost 50); lost: all by * (less specific), all-cheap by * \
                  (less specific), below by *.example.com (less specific)",
             ),
-            (
-                "notexample.com",
-                "address space *: all-cheap (cost 1); lost: all by * (costs more)",
-            ),
+            ("notexample.com", "address space *: all-cheap (cost 1); lost: all by * (costs more)"),
             (
                 "example.net",
                 "address space example.net: exact-first (cost 3); lost: all by * (less specific), all-cheap by * \

@@ -238,7 +238,8 @@ impl World {
         text += "[[receive_connector]]\nname = \"door\"\nlisten = [\"192.0.2.25:25\"]\norigin = \"internet\"\n\
                  tls = \"off\"\n";
         for Connector { name, spaces, smart_host, rest } in connectors {
-            text += &format!("[[send_connector]]\nname = {name:?}\naddress_spaces = {spaces:?}\ntls = \"opportunistic\"\n");
+            text +=
+                &format!("[[send_connector]]\nname = {name:?}\naddress_spaces = {spaces:?}\ntls = \"opportunistic\"\n");
             if let Some(host) = smart_host {
                 text += &format!("smart_hosts = [{host:?}]\n");
             }
