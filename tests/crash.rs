@@ -30,7 +30,7 @@ use common::{Arrival, At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, Sin
 const CLIENTS: usize = 6;
 
 /// An arrival so long before a crash may not be on record yet.
-const UNRECORDED: Duration = Duration::from_secs(2);
+const UNRECORDED: Duration = Duration::from_secs(1);
 
 /// All that waits has arrived by then, once nothing fails any more.
 const DRAINED: Duration = Duration::from_secs(180);
@@ -301,6 +301,23 @@ tls = "off"
         self.judge();
     }
 
+    /// How long before a crash the arrivals were that came again because of it.
+    fn oldest_unrecorded(&self) -> String {
+        let seen = self.history.seen.lock().unwrap();
+        let mut ages: Vec<Duration> = Vec::new();
+        for seen in seen.values().filter(|seen| seen.len() > 1) {
+            for one in seen.iter().filter(|one| !one.silent) {
+                let next = self.crashes.iter().filter(|crash| **crash >= one.at).min();
+                // Only what arrived again behind the crash.
+                if let Some(crash) = next.filter(|crash| seen.iter().any(|other| other.at > **crash)) {
+                    ages.push(*crash - one.at);
+                }
+            }
+        }
+        ages.sort_unstable();
+        format!("crashes came {ages:.0?} behind the first")
+    }
+
     fn judge(&mut self) {
         let mut wrong = std::mem::take(&mut *self.history.wrong.lock().unwrap());
         wrong.extend(self.missing().into_iter().map(|what| format!("lost: {what}")));
@@ -329,7 +346,7 @@ tls = "off"
                 wrong.push(format!("doubled: {} reports about {id}", seen.len()));
             }
         }
-        eprintln!("{second} second copies, each behind an ambiguous end");
+        eprintln!("{second} second copies, each behind an ambiguous end; {}", self.oldest_unrecorded());
         let taken = sent.values().filter(|one| one.heard == Some(Heard::Taken)).count();
         assert!(taken >= 20, "only {taken} messages were taken: this run proves nothing");
         assert!(wrong.is_empty(), "CAUSEWAY_CRASH_SEED={}\n{}", self.seed, wrong.join("\n"));
