@@ -176,6 +176,9 @@ shutdown_grace = "5s"
 path = "spool"
 min_free_space = "1MiB"
 
+[tracking]
+path = ""                                  # the demo shows its events itself
+
 [dns]
 servers = ["{dns}"]
 private_targets = ["127.0.0.0/8"]          # in this world the Internet is on loopback

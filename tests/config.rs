@@ -516,7 +516,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.spool.delay_warning.map(seconds), Some(14_400));
     assert_eq!(config.spool.retry.iter().copied().map(seconds).collect::<Vec<_>>(), [60, 300, 600, 1200, 1800]);
     assert_eq!(config.spool.min_free_space, 268_435_456);
-    assert!(config.dns.servers.is_empty() && config.hybrid.is_none() && config.tracking.is_none());
+    assert!(config.dns.servers.is_empty() && config.hybrid.is_none());
+    assert!(config.tracking.is_some_and(|tracking| tracking.path == Path::new("/var/log/causeway")));
     assert_eq!((config.log.json, config.log.level.as_str()), (false, "info"));
     assert_eq!(&*config.directories[0].name, "recipients.csv");
 

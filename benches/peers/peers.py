@@ -427,7 +427,7 @@ max_connections_per_ip = 20000
 max_connections = 20000
 max_message_size = "60MB"
 """.replace('60MB', '60MiB') + (f'tls = "require"\ncertificate = "{tls}/cert.pem"\nkey = "{tls}/key.pem"\n' if A.tls else 'tls = "off"\n')
-        + (two if A.two else plain) + '[log]\nlevel = "warn"\n' + (A.extra.replace('\\n', '\n') if A.extra else ''))
+        + (two if A.two else plain) + f'[tracking]\npath = "{self.work}/log"\n[log]\nlevel = "warn"\n' + (A.extra.replace('\\n', '\n') if A.extra else ''))
         os.chmod(self.spool, 0o700)
         return [A.cmd or os.path.join(HERE, '../../target/release/causeway'), '-c', c, 'run']
 

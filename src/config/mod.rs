@@ -57,7 +57,7 @@ pub struct Config {
     pub receive_connectors: Vec<Arc<ReceiveConnector>>,
     /// `[[send_connector]]`, in order, the disabled ones too.
     pub send_connectors: Vec<Arc<SendConnector>>,
-    /// `[tracking]`; `None` where the section is left out: events are not written to files.
+    /// `[tracking]`; `None` where `path` is empty: events are not written to files.
     pub tracking: Option<Tracking>,
     /// `[log]`
     pub log: Log,
@@ -662,16 +662,13 @@ fn directory(table: &mut Table<'_>, problems: &mut Problems) -> Read<DirectorySo
 }
 
 fn tracking(mut table: Table<'_>, problems: &mut Problems) -> Read<Option<Tracking>> {
-    let path = folder(&mut table, "path", problems);
+    let off = table.peek("path").is_some_and(str::is_empty);
+    let path =
+        if off { table.text("path", |_| Ok(()), problems).map(|_| None) } else { folder(&mut table, "path", problems) };
     let keep = table.text("keep", value::some_time, problems);
     table.finish(problems);
-    if !table.is_written() {
-        return Ok(None);
-    }
-    Ok(Some(Tracking {
-        path: path?.unwrap_or_else(|| "/var/log/causeway".into()),
-        keep: keep?.unwrap_or(Duration::from_hours(30 * 24)),
-    }))
+    let (path, keep) = (path?, keep?.unwrap_or(Duration::from_hours(30 * 24)));
+    Ok((!off).then(|| Tracking { path: path.unwrap_or_else(|| "/var/log/causeway".into()), keep }))
 }
 
 fn log(mut table: Table<'_>, problems: &mut Problems) -> Read<Log> {

@@ -106,6 +106,7 @@ impl Peer {
 }
 
 async fn converse(tcp: TcpStream, manner: &Manner, number: usize, seen: &Mutex<Seen>) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
     let mut stream = BufReader::new(Stream::Plain(tcp));
     let greeting = manner.greeting.unwrap_or("220 mx.example.net ESMTP");
     stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;

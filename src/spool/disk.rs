@@ -105,7 +105,7 @@ pub trait DiskFile: Send + Sync + Debug {
     ///
     /// # Errors
     /// What the file system says.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
 
     /// The file itself, for a [`crate::message::Body`]; a disk that is not one has none.
     fn file(&self) -> Option<Arc<File>>;
@@ -310,7 +310,7 @@ impl DiskFile for LocalFile {
         }
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

@@ -33,7 +33,7 @@ pub struct Draft {
     /// Small pieces being put together, behind `pieces`.
     tail: BytesMut,
     len: u64,
-    own: Option<OwnFile>,
+    own: Option<Box<OwnFile>>,
 }
 
 impl fmt::Debug for Draft {
@@ -158,7 +158,7 @@ impl Draft {
         if !self.tail.is_empty() {
             self.pieces.push(self.tail.split().freeze());
         }
-        self.own = Some(OwnFile {
+        self.own = Some(Box::new(OwnFile {
             shared: shared.clone(),
             number: shared.next_number(),
             file: None,
@@ -167,7 +167,7 @@ impl Draft {
             waiting: self.pieces.clone(),
             waiting_len: self.len as usize,
             kept: false,
-        });
+        }));
         // What is in the file need not be in memory too, but for the header.
         self.pieces = vec![self.head()];
         self.block(OwnFile::write).await
@@ -240,5 +240,5 @@ pub(super) enum Finished {
     /// In these pieces.
     Memory(Arc<[Bytes]>),
     /// In this file, which goes when this goes, unless it is kept.
-    Own(OwnFile),
+    Own(Box<OwnFile>),
 }

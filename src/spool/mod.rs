@@ -592,7 +592,7 @@ impl Spool {
 struct Undecided<'a> {
     shared: &'a Shared,
     id: MessageId,
-    own: Option<draft::OwnFile>,
+    own: Option<Box<draft::OwnFile>>,
     is_mail: bool,
     decided: bool,
 }
@@ -726,7 +726,7 @@ fn body_of(file: &dyn DiskFile, path: PathBuf, offset: u64, len: u64) -> io::Res
 
 /// The checksum of a file that must have this length; `None` if it has not.
 fn checksum_of(file: &dyn DiskFile, len: u64) -> io::Result<Option<u32>> {
-    if file.len()? != len {
+    if file.length()? != len {
         return Ok(None);
     }
     let mut crc = Checksum::new();

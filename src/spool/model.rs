@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use nix::errno::Errno;
 
@@ -51,7 +51,8 @@ pub struct Fault {
 #[derive(Debug)]
 pub struct Model {
     state: Mutex<State>,
-    gate: Mutex<()>,
+    held: Mutex<bool>,
+    released: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -168,7 +169,7 @@ impl Node {
 impl Model {
     pub fn new(seed: u64) -> Arc<Self> {
         let state = State { rng: Rng(fastrand::Rng::with_seed(seed)), ..State::default() };
-        Arc::new(Self { state: Mutex::new(state), gate: Mutex::new(()) })
+        Arc::new(Self { state: Mutex::new(state), held: Mutex::default(), released: Condvar::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -203,7 +204,7 @@ impl Model {
             touched_again,
             ..State::default()
         };
-        Arc::new(Self { state: Mutex::new(state), gate: Mutex::new(()) })
+        Arc::new(Self { state: Mutex::new(state), held: Mutex::default(), released: Condvar::new() })
     }
 
     pub fn inject(&self, fault: Fault) {
@@ -232,10 +233,6 @@ impl Model {
         self.state().dead
     }
 
-    pub fn steps(&self) -> u64 {
-        self.state().steps
-    }
-
     pub fn write_short(&self) {
         self.state().short_writes = true;
     }
@@ -254,9 +251,15 @@ impl Model {
         self.state().touched_again
     }
 
-    /// Holds up every sync until the answer is dropped.
-    pub fn hold(&self) -> MutexGuard<'_, ()> {
-        self.gate.lock().unwrap()
+    /// Holds up every sync until [`Model::release`].
+    pub fn hold(&self) {
+        *self.held.lock().unwrap() = true;
+    }
+
+    /// Lets them go on.
+    pub fn release(&self) {
+        *self.held.lock().unwrap() = false;
+        self.released.notify_all();
     }
 
     /// Bytes written so far.
@@ -465,7 +468,7 @@ impl DiskFile for ModelFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        drop(self.disk.hold());
+        drop(self.disk.released.wait_while(self.disk.held.lock().unwrap(), |held| *held).unwrap());
         let mut state = self.disk.state();
         state.touched_again += u64::from(state.nodes[self.node].failed);
         let failed = state.step(Op::Sync);
@@ -498,7 +501,7 @@ impl DiskFile for ModelFile {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         let state = self.disk.state();
         if state.dead {
             return Err(Errno::EIO.into());

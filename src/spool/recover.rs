@@ -94,7 +94,7 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
             found.generation = found.generation.max(head.generation);
         }
         found.next = found.next.max(number.saturating_add(1));
-        let size = u32::try_from(file.len().map_err(io_error(&path))?).unwrap_or(u32::MAX);
+        let size = u32::try_from(file.length().map_err(io_error(&path))?).unwrap_or(u32::MAX);
         // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
         found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random) });
     }
@@ -499,7 +499,7 @@ pub(crate) fn set_aside(
     let text_path = folders.corrupt.join(format!("{name}.txt"));
     // The text is written last, so where it is the rest is.
     match disk.open(&text_path) {
-        Ok(text) if text.len()? > 0 => return Ok((path, false)),
+        Ok(text) if text.length()? > 0 => return Ok((path, false)),
         _ => {}
     }
     let mut bytes = vec![0; to.saturating_sub(from).min(KEPT) as usize];

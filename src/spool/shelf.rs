@@ -194,7 +194,7 @@ impl Shelf {
                 Some(spare) => self.disk.open(spare)?,
                 None => self.disk.create(&path)?,
             };
-            if file.len()? != u64::from(self.segment_size) {
+            if file.length()? != u64::from(self.segment_size) {
                 file.allocate(self.segment_size.into())?;
             }
             crash_point("segment.allocated");

@@ -83,6 +83,8 @@ pub struct SinkPlan {
     /// AUTH mechanisms.
     pub mechanisms: &'static str,
     pub react: React,
+    /// False: what is remembered of an arrival is without its content.
+    pub keep_content: bool,
 }
 
 impl SinkPlan {
@@ -94,6 +96,7 @@ impl SinkPlan {
             login: None,
             mechanisms: "PLAIN LOGIN",
             react: Arc::new(|_| Reaction::Go),
+            keep_content: true,
         }
     }
 
@@ -409,7 +412,10 @@ impl Session {
         Ok(())
     }
 
-    fn remember(&self) {
+    fn remember(&mut self) {
+        if !self.plan.keep_content {
+            self.arrival.content = Vec::new();
+        }
         self.host.arrivals.lock().unwrap().push(self.arrival.clone());
     }
 }
