@@ -174,27 +174,13 @@ impl Relay {
     /// The reply that says why not.
     pub fn check_sender(
         &self,
-        config: &Config,
+        snapshot: &Snapshot,
         connector: &ReceiveConnector,
         envelope: &Envelope,
         size: Option<u64>,
     ) -> Result<(), Reply> {
-        if let Some(sender) = &envelope.sender {
-            let domain = sender.domain();
-            let within = |allowed: &ReceiveConnector| {
-                allowed.sender_domains.iter().any(|(name, below)| domain == name || (*below && domain.is_within(name)))
-            };
-            if !connector.sender_domains.is_empty() && !within(connector) {
-                return Err(Reply::sender_domain_not_allowed(domain));
-            }
-            let elsewhere = config
-                .receive_connectors
-                .iter()
-                .find(|other| other.only_here && other.name != connector.name && within(other));
-            if elsewhere.is_some() && !(connector.only_here && within(connector)) {
-                return Err(Reply::partner_comes_another_way(domain));
-            }
-        }
+        let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
+        rules.check_sender(connector, envelope.sender.as_ref())?;
         self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
     }
 
