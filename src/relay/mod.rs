@@ -33,6 +33,8 @@ mod acknowledge;
 mod events;
 pub mod schedule;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use schedule::{LaneId, Schedule};

@@ -14,9 +14,9 @@ use super::{Relay, Snapshot};
 use crate::config::{Config, ConnectorName};
 use crate::deliver::Attempt;
 use crate::message::MessageId;
-use crate::outcome::Setback;
+use crate::outcome::{Setback, is_expired};
 use crate::route::HopCopy;
-use crate::spool::{LoadError, Message, Waiting};
+use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
 const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
@@ -125,36 +125,55 @@ impl Relay {
         });
     }
 
-    /// Moves what is due to its lanes, for ever; ends when the relay stops.
+    /// Moves what is due to its lanes, and looks after what nobody tries; ends when the relay stops.
     pub async fn keep_time(&self) {
-        let mut looked = Instant::now();
-        loop {
-            if self.0.stopping.load(Ordering::Acquire) {
-                return;
-            }
-            let now = Instant::now();
-            if now.duration_since(looked) >= LOOK_THROUGH {
-                looked = now;
-                self.look_through().await;
-            }
+        // A look through a long queue writes many reports. What is due does not wait for that.
+        tokio::select! {
+            () = self.move_due() => {}
+            () = self.mind_ages() => {}
+        }
+    }
+
+    async fn move_due(&self) {
+        while !self.is_stopping() {
+            let woken = self.0.wake.notified();
             let (start, next) = {
                 let mut queue = self.queue();
-                (queue.due(now), queue.next_due())
+                (queue.due(Instant::now()), queue.next_due())
             };
             for lane in start {
                 self.work(lane);
             }
-            let woken = self.0.wake.notified();
-            let at = next.map_or(looked + LOOK_THROUGH, |at| at.min(looked + LOOK_THROUGH));
-            let _ = tokio::time::timeout_at(at.into(), woken).await;
+            match next {
+                Some(at) => {
+                    let _ = tokio::time::timeout_at(at.into(), woken).await;
+                }
+                None => woken.await,
+            }
         }
+    }
+
+    async fn mind_ages(&self) {
+        loop {
+            tokio::time::sleep(LOOK_THROUGH).await;
+            self.look_through(Timestamp::now()).await;
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
+    /// No new attempt begins from now on; those under way go on to their ends.
+    pub fn begin_stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+        self.0.wake.notify_one();
     }
 
     /// No new attempt begins. Returns when the last one under way ended, or at `deadline`; then everything said so
     /// far is made durable. True if all ended in time.
     pub async fn stop(&self, deadline: tokio::time::Instant) -> bool {
-        self.0.stopping.store(true, Ordering::Release);
-        self.0.wake.notify_one();
+        self.begin_stop();
         let ended = async {
             loop {
                 let idle = self.0.idle.notified();
@@ -173,24 +192,25 @@ impl Relay {
 
     /// The next copy for a worker of this lane; `None` ends the worker.
     fn next(&self, lane: LaneId) -> Option<Item> {
-        if self.0.stopping.load(Ordering::Acquire) {
+        if self.is_stopping() {
             // The lane still counts this worker; nobody will ask it again.
             return None;
         }
         self.queue().take(lane, Instant::now())
     }
 
-    async fn attempt(&self, lane: LaneId, mut item: Item) -> Feedback {
+    /// `None`: the hop was not tried, so nothing is known of it.
+    async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
         let snapshot = self.snapshot();
-        let Some((message, open)) = self.fetch(lane, &mut item).await else { return Feedback::Ok };
+        let (message, open) = self.fetch(lane, &mut item).await?;
         let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
-        feedback
+        Some(feedback)
     }
 
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
-    async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
+    pub(super) async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
         if let Some(resident) = item.resident.take() {
             let message = Arc::clone(&resident.message);
             let open = (0..message.copies[usize::from(item.copy)].recipients.len() as u16).collect();
@@ -207,28 +227,53 @@ impl Relay {
         }
     }
 
-    /// Copies whose life is over, or whose senders are to be told that they are late, in lanes that rest: what would
-    /// have followed from an attempt follows without one.
-    pub(super) async fn look_through(&self) {
+    /// Copies whose life is over, or whose senders are to be told that they are late, in lanes that rest or are slow:
+    /// what would have followed from an attempt follows without one.
+    pub(super) async fn look_through(&self, wall: Timestamp) {
         let snapshot = self.snapshot();
         let settings = &snapshot.config.spool;
-        let wall = Timestamp::now();
         let overdue = self.queue().sweep(|item| {
             let age = age(item.accepted, wall);
             let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
-            !late && age < settings.message_lifetime
+            // An attempt that falls on the very end has its chance. Who sent it is not known here; a report's life is
+            // shorter, and over when a look at the message says so.
+            !late && age < settings.message_lifetime.saturating_add(LOOK_THROUGH)
         });
         for (lane, mut item) in overdue {
-            let Some((message, open)) = self.fetch(lane, &mut item).await else { continue };
-            let copy = &message.copies[usize::from(item.copy)];
-            let why = "no attempt was possible in this time".to_owned();
-            let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
-            let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
-            self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+            if let Some((message, open)) = self.fetch(lane, &mut item).await {
+                self.look_at(&snapshot, Tried { message: &message, item, lane }, &open, wall).await;
+            }
+            self.queue().let_go(lane);
         }
     }
 
-    async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
+    async fn look_at(&self, snapshot: &Snapshot, mut tried: Tried<'_>, open: &[u16], wall: Timestamp) {
+        let settings = &snapshot.config.spool;
+        let age = age(tried.item.accepted, wall);
+        let copy = tried.copy();
+        let why = "no attempt was possible in this time".to_owned();
+        let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
+        if is_expired(settings, age, tried.message.envelope.sender.is_none()) {
+            let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
+            return self.settle(snapshot, tried, attempt).await;
+        }
+        let late: Vec<(u16, Setback)> = open.iter().map(|index| (*index, setback.clone())).collect();
+        if self.warn_of_delay(snapshot, &tried, &late, age, wall).await {
+            let Item { id, copy, attempts, .. } = tried.item;
+            self.0.spool.defer(Deferral { id, copy, until: wall, attempts, warned: true });
+            tried.item.warned = true;
+        } else if tried.message.envelope.sender.is_none() {
+            // Nobody will ever be warned of it; so it need not be looked at for that again.
+            tried.item.warned = true;
+        }
+        // It was not tried: it keeps its count of attempts, and its turn comes as soon as the lane moves.
+        let start = self.queue().ready(tried.lane, tried.item);
+        if start {
+            self.work(tried.lane);
+        }
+    }
+
+    pub(super) async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
         let via = &message.copies[usize::from(copy)].via;
         let state = match snapshot.config.send_connector(via) {
             Some(connector) if connector.enabled => {
@@ -283,10 +328,10 @@ struct Worker<'a> {
 impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
-            let feedback = self.relay.attempt(self.lane, item).await;
+            let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
             let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
-            if feedback == Feedback::Down {
-                // The lane rests, and the timekeeper is to wake it.
+            if feedback != Feedback::Ok {
+                // The lane may rest now, and the timekeeper is to wake it.
                 self.relay.0.wake.notify_one();
             }
             for _ in 0..more {
@@ -299,7 +344,8 @@ impl Worker<'_> {
 
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
-        if !self.ended {
+        // A task that is dropped in the middle, because the runtime ends, leaves nothing to be done.
+        if !self.ended && std::thread::panicking() {
             // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
             // must not wait for this worker.
             error!("an attempt failed inside the relay; its message stays in the spool until the next start");

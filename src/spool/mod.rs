@@ -39,7 +39,7 @@ pub mod format;
 mod index;
 mod keep;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 pub mod recover;
 mod shelf;
 #[cfg(test)]
