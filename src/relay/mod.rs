@@ -24,7 +24,7 @@ use crate::directory::Directory;
 use crate::message::received::Received;
 use crate::message::{Envelope, Recipient, header};
 use crate::outcome::tracking::Tracker;
-use crate::route::resolve::{Asking, Rules};
+use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Routed, plan};
 use crate::smtp::Reply;
 use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
@@ -203,10 +203,17 @@ impl Relay {
             may_relay: asked.connector.relay,
             size: asked.mail.and_then(|(_, size)| *size),
         };
-        rules.resolve(&asking, &recipient).map_err(|refusal| {
-            self.track_refusal(asked, &recipient, &refusal);
-            refusal.to_reply()
-        })
+        match rules.expand(&asking, &recipient) {
+            Ok(resolution) => {
+                let Resolution { mut routed, failed } = resolution;
+                routed.extend(failed.into_iter().map(|member| work::nowhere(&recipient, member)));
+                Ok(routed)
+            }
+            Err(refusal) => {
+                self.track_refusal(asked, &recipient, &refusal);
+                Err(refusal.to_reply())
+            }
+        }
     }
 
     /// Room for the content of a message that begins to arrive.
