@@ -68,7 +68,7 @@ impl RelayReception {
     }
 
     fn sender(&mut self, envelope: Envelope, size: Option<u64>) -> Answer {
-        self.routed.clear();
+        self.routed = Vec::new();
         self.discard();
         // A connection may live long; the directory is asked as it is now, by the rules the connection began with.
         let current = self.relay.snapshot();
@@ -111,7 +111,12 @@ impl Reception for RelayReception {
         match question {
             Question::Sender { envelope, size } => self.sender(envelope, size),
             Question::Recipient(recipient) => {
-                let asked = Asked { connector: &self.attribution.connector, peer: self.peer, mail: self.mail.as_ref() };
+                let asked = Asked {
+                    connector: &self.attribution.connector,
+                    peer: self.peer,
+                    mail: self.mail.as_ref(),
+                    routed: self.routed.len(),
+                };
                 match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
                     Ok(mut routed) => {
                         self.routed.append(&mut routed);

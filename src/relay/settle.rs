@@ -42,9 +42,8 @@ struct Sorted {
 }
 
 impl Relay {
-    /// Carries out what follows from an attempt.
-    pub(super) async fn settle(&self, snapshot: &Snapshot, mut tried: Tried<'_>, attempt: Attempt) {
-        let now = Timestamp::now();
+    /// Carries out what follows from an attempt that ended `now`.
+    pub(super) async fn settle(&self, snapshot: &Snapshot, mut tried: Tried<'_>, attempt: Attempt, now: Timestamp) {
         let age = age(tried.message.accepted, now);
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;

@@ -71,12 +71,10 @@ fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
 impl Fixture {
     /// No attempt is made by itself: the relay stands as it does while it stops.
     fn still() -> Self {
-        let fixture = Self::with(&|text| text);
-        fixture.relay.begin_stop();
-        fixture
+        Self::new(PUT_LIMIT)
     }
 
-    fn with(change: &dyn Fn(String) -> String) -> Self {
+    fn new(put_limit: Duration) -> Self {
         let disk = Model::new(1);
         let settings = Settings { path: "/spool".into(), min_free_space: 0 };
         let (spool, recovery) =
@@ -85,7 +83,9 @@ impl Fixture {
         let events: Arc<Mutex<Vec<String>>> = Arc::default();
         let tracked = Arc::clone(&events);
         let tracker = Tracker::none().watched(move |event| tracked.lock().unwrap().push(event.to_json()));
-        Self { relay: Relay::new(snapshot(change), spool, tracker), disk, events }
+        let relay = Relay::with(snapshot(&|text| text), spool, tracker, put_limit);
+        relay.begin_stop();
+        Self { relay, disk, events }
     }
 
     fn connector(&self, name: &str) -> Arc<ReceiveConnector> {
@@ -98,7 +98,7 @@ impl Fixture {
         let snapshot = self.relay.snapshot();
         let connector = self.connector("internet");
         let mut envelope = envelope(from);
-        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None };
+        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: 0 };
         let mut routed = Vec::new();
         for to in to {
             let recipient = recipient(to);
@@ -134,7 +134,7 @@ impl Fixture {
     async fn settle(&self, item: Item, results: Vec<(u16, Result<Delivered, Setback>)>) {
         let message = self.relay.0.spool.load(item.id).unwrap().message;
         let tried = Tried { message: &message, item, lane: self.lane() };
-        self.relay.settle(&self.relay.snapshot(), tried, Attempt { results }).await;
+        self.relay.settle(&self.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
         self.relay.0.spool.flush().await;
     }
 
@@ -218,7 +218,7 @@ async fn a_failure_that_cannot_be_reported_stays_open() {
     let results = vec![(0, Err(answered(550))), (1, Err(answered(550))), (2, Err(answered(550)))];
     let message = fixture.relay.0.spool.load(id).unwrap().message;
     let tried = Tried { message: &message, item, lane: fixture.lane() };
-    fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }).await;
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
     fixture.disk.heal();
     assert_eq!(fixture.open(id), [[0, 1, 2]]);
     assert_eq!((fixture.count("FAIL", ""), fixture.count("DSN", ""), fixture.count("DEFER", "")), (0, 0, 1));
@@ -328,8 +328,7 @@ async fn f057_mail_for_a_missing_connector_is_held() {
         ("missing", "name = \"to-contoso\"", "name = \"renamed\""),
         ("disabled", "max_message_size = \"1KiB\"", "enabled = false"),
     ] {
-        let fixture = Fixture::with(&|text| text);
-        fixture.relay.begin_stop();
+        let fixture = Fixture::still();
         assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
         let item = fixture.item();
         let id = item.id;
@@ -385,4 +384,45 @@ async fn what_was_left_is_taken_up_again() {
     assert_eq!(started.len(), 1);
     let item = again.relay.queue().take(started.remove(0), Instant::now()).unwrap();
     assert_eq!((item.id, item.copy, item.attempts, item.warned), (id, 0, 1, false));
+}
+
+/// F-017: the disk hangs. In the end the client hears 451, and the message is not delivered when the disk is back.
+#[tokio::test]
+async fn f017_a_message_the_disk_holds_up_is_taken_back() {
+    let fixture = Fixture::new(Duration::from_millis(50));
+    fixture.disk.hold();
+    let reply = fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await;
+    assert_eq!(reply.code, 451, "{reply}");
+    fixture.disk.release();
+    fixture.relay.0.spool.flush().await;
+    fixture.relay.0.spool.flush().await;
+    assert_eq!((fixture.relay.waiting(), fixture.count("RECEIVE", ""), fixture.relay.queue().len()), (0, 0, 0));
+}
+
+/// Groups cannot make more recipients of one message than its record can count: the client sends the others again.
+#[tokio::test]
+async fn recipients_are_bounded_after_expansion() {
+    let fixture = Fixture::still();
+    let (snapshot, connector) = (fixture.relay.snapshot(), fixture.connector("internet"));
+    for (before, good) in [(0, true), (ROUTED_LIMIT - 1, true), (ROUTED_LIMIT, false)] {
+        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: before };
+        let answer = fixture.relay.check_recipient(&snapshot, &asked, recipient("one@contoso.com"));
+        match answer {
+            Ok(routed) => assert!(good && routed.len() == 1, "after {before}"),
+            Err(reply) => assert_eq!((good, reply.code, reply.status), (false, 452, Some(Status(4, 5, 3))), "{reply}"),
+        }
+    }
+}
+
+/// What waits for a hop that is down leaves the memory to what can go.
+#[tokio::test]
+async fn what_waits_for_a_hop_that_rests_is_not_kept_in_memory() {
+    let fixture = Fixture::still();
+    for (content, resident) in [("one\r\n", true), ("two\r\n", false)] {
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], content).await.code, 250);
+        assert_eq!(fixture.item().resident.is_some(), resident, "{content}");
+        let lane = fixture.lane();
+        let _ = fixture.relay.queue().feedback(lane, Instant::now(), schedule::Feedback::Down, 0.5);
+    }
+    assert_eq!(fixture.relay.0.resident.load(Ordering::Relaxed), 0);
 }

@@ -236,7 +236,7 @@ impl Relay {
         let (message, open) = self.fetch(lane, &mut item).await?;
         let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
-        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
         Some(feedback)
     }
 
@@ -286,7 +286,7 @@ impl Relay {
         let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
         if is_expired(settings, age, tried.message.envelope.sender.is_none()) {
             let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
-            return self.settle(snapshot, tried, attempt).await;
+            return self.settle(snapshot, tried, attempt, wall).await;
         }
         let late: Vec<(u16, Setback)> = open.iter().map(|index| (*index, setback.clone())).collect();
         if self.warn_of_delay(snapshot, &tried, &late, age, wall).await {
