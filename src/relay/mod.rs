@@ -115,7 +115,7 @@ pub struct Submission {
 }
 
 impl Relay {
-    /// A relay over an open spool. Nothing moves before [`Relay::start`].
+    /// A relay over an open spool. What is due moves once [`Relay::keep_time`] runs.
     pub fn new(snapshot: Snapshot, spool: Spool, tracker: Tracker) -> Self {
         let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
         Self(Arc::new(Inner {
