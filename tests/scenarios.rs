@@ -328,7 +328,11 @@ async fn a_group_serves_whom_it_can_and_reports_the_others() {
     let arrivals = test.arrivals(3).await;
     assert_eq!(
         notes(&arrivals),
-        ["cloud: david@contoso.mail.onmicrosoft.com", "internet: erin@fabrikam.com", "on-premises: julie@contoso.com"]
+        [
+            "cloud: erin@fabrikam.com -> david@contoso.mail.onmicrosoft.com",
+            "internet:  -> erin@fabrikam.com",
+            "on-premises: erin@fabrikam.com -> julie@contoso.com"
+        ]
     );
     let report = String::from_utf8_lossy(&arrivals[1].content).into_owned();
     for words in ["Action: failed", "gone@contoso.com", "Status: 5.1.1", "all@contoso.com"] {
