@@ -319,6 +319,28 @@ async fn a_refusal_of_the_cloud_is_reported_to_the_sender() {
     test.world.stop().await;
 }
 
+/// Interface section 5: a member that no route leads to costs the others nothing, and the sender is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_serves_whom_it_can_and_reports_the_others() {
+    let recipients = "all@contoso.com,group,julie@contoso.com gone@contoso.com david@contoso.com\n";
+    let mut test = Test::with(recipients, &|text| text).await;
+    test.send(&["all@contoso.com"], "").await;
+    let arrivals = test.arrivals(3).await;
+    assert_eq!(
+        notes(&arrivals),
+        [
+            "cloud: erin@fabrikam.com -> david@contoso.mail.onmicrosoft.com",
+            "internet:  -> erin@fabrikam.com",
+            "on-premises: erin@fabrikam.com -> julie@contoso.com"
+        ]
+    );
+    let report = String::from_utf8_lossy(&arrivals[1].content).into_owned();
+    for words in ["Action: failed", "gone@contoso.com", "Status: 5.1.1", "all@contoso.com"] {
+        assert!(report.contains(words), "{words}:\n{report}");
+    }
+    test.event(&["\"FAIL\"", "gone@contoso.com", "5.1.1"]).await;
+}
+
 /// A hop that knows DSN is told what the sender wants, and the relay says nothing itself. RFC 3461 section 5.2.1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn success_is_left_to_report_by_the_hop_that_can() {

@@ -7,6 +7,7 @@
   peers.py matrix --peers a,b --cells key|full --reps 3 --out F    many rows (JSON lines)
   peers.py idle PEER --conns 1000           memory held per idle session
   peers.py report F [F..]                   median tables (markdown) from JSON lines
+  peers.py ratio F [F..]                    Postfix beside Causeway, one line per row (markdown)
   peers.py pivot F [F..]                    one line per cell, one column per peer
   peers.py clean                            remove users/mount points/prefixes we made
 
@@ -732,6 +733,8 @@ def run_cells(names, cells, reps, out, budget):
 def idle(name):
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+    import ssl
+    ctx = ssl.create_default_context(cafile=P('tls/ca.pem'))
     sink = sinks(A.nexthop); peer = make(name)
     try:
         peer.start(A.listen, A.nexthop); warm(peer, sink); time.sleep(1)
@@ -744,6 +747,9 @@ def idle(name):
                 if not g.startswith(b'220'): fail = g[:80].decode('latin1'); s.close(); break
                 s.sendall(b'EHLO client.test\r\n'); g = s.recv(2000)
                 if not g.startswith(b'250'): fail = g[:80].decode('latin1'); break
+                if A.tls:
+                    s.sendall(b'STARTTLS\r\n'); s.recv(200)
+                    s = ctx.wrap_socket(s, server_hostname='localhost'); s.sendall(b'EHLO client.test\r\n'); s.recv(2000)
                 socks.append(s)
             except OSError as e: fail = repr(e); break
         time.sleep(2)
@@ -828,6 +834,23 @@ def pivot(files):
             x += '| – ' if not rs else f"| {m('rate'):.0f} " if p == 'direct' else f"| {m('rate'):.0f} ({m('cpu_us'):.0f}) "
         print(x + '|')
 
+def ratio(files):
+    """One line per row of work: Postfix beside us, same run, medians; the ratio is what counts."""
+    g = {}
+    for r in (json.loads(l) for f in files for l in open(f)):
+        if r['ok']: g.setdefault((bool(r.get('two')), r['tls'], r['size'], r['rcpts'], r['sess'], not r['d']), {}).setdefault(r['peer'], []).append(r)
+    print('| work | runs | Postfix msg/s | Causeway msg/s | ratio | CPU µs/msg Postfix → Causeway | peak RSS MiB Postfix → Causeway | MAIL to 250 at the client, p50 / p99 ms, Causeway |\n|---|---|---|---|---|---|---|---|')
+    for c in sorted(g):
+        p, w = g[c].get('postfix'), g[c].get('causeway')
+        if not p or not w: continue
+        m = lambda rs, k: statistics.median(r.get(k) or 0 for r in rs)
+        two, tls, size, rc, sess, single = c
+        name = f"{f'{size >> 20} MiB' if size >= 1 << 20 else f'{size >> 10} KiB'}, {sess} connections, " + ('one message each' if single else 'reused')
+        name += ', two recipients at two hops, one behind TLS with a demanded name' if two else f', {rc} recipients' if rc > 1 else ''
+        name += ', TLS both ways' if tls else ''
+        print(f"| {name} | {min(len(p), len(w))} | {m(p, 'rate'):.0f} | {m(w, 'rate'):.0f} | {m(w, 'rate') / m(p, 'rate'):.1f} × "
+              f"| {m(p, 'cpu_us'):.0f} → {m(w, 'cpu_us'):.0f} | {m(p, 'rss_mb'):.0f} → {m(w, 'rss_mb'):.0f} | {m(w, 'ack_p50_us') / 1e3:.1f} / {m(w, 'ack_p99_us') / 1e3:.1f} |")
+
 def clean():
     for u in USERS: sh(['userdel', u])
     sh('groupdel postdrop')
@@ -869,6 +892,7 @@ def main():
     elif w == 'idle': idle(A.rest[0])
     elif w == 'report': report(A.rest)
     elif w == 'pivot': pivot(A.rest)
+    elif w == 'ratio': ratio(A.rest)
     elif w == 'clean': clean()
     else: ap.error('unknown: ' + w)
 main()

@@ -14,7 +14,6 @@ use super::attribute::{Attribution, attribute};
 use super::drive::Reception;
 use super::limits::Slot;
 use super::{Door, terms};
-use crate::config::Config;
 use crate::message::Envelope;
 use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
 use crate::route::Routed;
@@ -68,10 +67,6 @@ impl RelayReception {
         }
     }
 
-    fn config(&self) -> &Config {
-        &self.snapshot.config
-    }
-
     fn sender(&mut self, envelope: Envelope, size: Option<u64>) -> Answer {
         self.routed = Vec::new();
         self.discard();
@@ -84,7 +79,7 @@ impl RelayReception {
             info!(peer = %self.peer, "MAIL FROM refused: {clause}");
             return Answer::Refuse(Reply::certificate_refused(clause));
         }
-        match self.relay.check_sender(self.config(), &self.attribution.connector, &envelope, size) {
+        match self.relay.check_sender(&self.snapshot, &self.attribution.connector, &envelope, size) {
             Ok(()) => {
                 self.mail = Some((envelope, size));
                 Answer::Go

@@ -92,8 +92,11 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
         match &report.outcome {
             LoadOutcome::Refused { .. } => eprintln!("causeway: {report}"),
             LoadOutcome::Loaded { faults, unlisted, .. } if !faults.is_empty() => {
-                let count = faults.len() + unlisted;
-                eprintln!("causeway: {}: {count} faulty lines are skipped; `causeway check` lists them", report.source);
+                let lines = match faults.len() + unlisted {
+                    1 => "1 faulty line is".to_owned(),
+                    many => format!("{many} faulty lines are"),
+                };
+                eprintln!("causeway: {}: {lines} skipped; `causeway check` lists them", report.source);
             }
             LoadOutcome::Loaded { .. } | LoadOutcome::Unchanged => {}
         }

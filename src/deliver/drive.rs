@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::now;
+use super::connect::{in_words, now};
 use crate::message::{Body, header};
 use crate::outcome::Setback;
 use crate::smtp::client::{BLOCK_WAIT, Delivery, Mail, Payload, Session, Settled, Step, Stuffer};
@@ -183,7 +183,7 @@ pub async fn transmit(
                     Ok(()) => delivery.sent(),
                     Err(SendError::Network(error)) => {
                         wire.last_words().await;
-                        wire.session.closed(error.to_string());
+                        wire.session.closed(in_words(&error));
                     }
                     Err(SendError::Spool(error)) => return Err(spool(&content.body, &error)),
                 }
@@ -215,7 +215,7 @@ impl Connection {
             Ok(()) => self.session.sent(),
             Err(error) => {
                 wire.last_words().await;
-                self.session.closed(error.to_string());
+                self.session.closed(in_words(&error));
             }
         }
     }
@@ -274,7 +274,7 @@ impl Wire<'_> {
         match read {
             Some(Ok(0)) => self.session.closed("it closed the connection"),
             Some(Ok(_)) => {}
-            Some(Err(error)) => self.session.closed(error.to_string()),
+            Some(Err(error)) => self.session.closed(in_words(&error)),
             None => self.session.expired(),
         }
     }

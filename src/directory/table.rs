@@ -1,9 +1,11 @@
-//! A million recipients, compactly: one stretch of bytes, and an index of positions in it.
+//! A million recipients, compactly: one stretch of bytes, and where in it to look.
 //!
 //! A record is kind, domain number, local part in lower case, and what the kind needs. Domains are kept once and
-//! numbered; a hybrid routing address with the same local part costs its domain's number only. So a recipient takes
-//! some 35 bytes with its share of the index, and a look-up touches three cache lines and allocates nothing unless
-//! the entry carries addresses. The index hashes with random keys, because it is asked for what strangers send.
+//! numbered; a hybrid routing address with the same local part costs its domain's number only. Records with near
+//! hashes stand side by side, some eight to a place, and `places` says where each begins. So a recipient takes less
+//! than 30 bytes, and a look-up goes to memory once: with an index of records beside the bytes it would be three
+//! times, and on a busy machine that alone is half a microsecond. It allocates nothing unless the entry carries
+//! addresses. The hash has random keys, because the table is asked for what strangers send.
 //!
 //! A table is built once and never changes; a changed file makes a new one.
 //!
@@ -21,17 +23,24 @@ use crate::message::{Address, Domain};
 /// Local parts up to this length are lowered on the stack. RFC 5321 section 4.5.3.1.1 allows no longer ones.
 const LOCAL: usize = 64;
 
+/// Records to a place, on average. They lie in four cache lines, one behind the other, which the processor fetches
+/// ahead; with fewer to a place `places` would no longer stay in its cache. Measured: 4 and 2 are slower.
+const RECORDS_A_PLACE: usize = 8;
+
 /// What a source knows, unchangeable.
 pub struct Table {
     records: Records,
-    index: HashTable<u32>,
+    /// Where each place begins; one more for the end of the last.
+    places: Box<[u32]>,
+    count: usize,
 }
 
-/// A table under construction.
+/// A table under construction: the records in the order they came, and an index to find duplicates.
 #[derive(Default)]
 pub struct Builder {
     records: Records,
     index: HashTable<u32>,
+    record: Vec<u8>,
 }
 
 /// Why an entry was not taken.
@@ -78,27 +87,34 @@ impl Table {
     pub fn find(&self, local: &str, domain: &Domain) -> Option<Entry> {
         let domain = self.records.domains.number(domain)?;
         lowered(local, |local| {
-            let hash = self.records.hash(domain, local);
-            let at = *self.index.find(hash, |&at| self.records.is(at, domain, local))?;
-            Some(self.records.entry(at))
+            let place = place(self.records.hash(domain, local), self.places.len() - 1);
+            let (from, to) = (self.places[place] as usize, self.places[place + 1] as usize);
+            let mut rest = Reader(&self.records.bytes[from..to]);
+            while !rest.0.is_empty() {
+                let record = Record::read(rest.piece());
+                if record.is(domain, local) {
+                    return Some(self.records.entry(record));
+                }
+            }
+            None
         })
     }
 
     /// How many recipients it knows.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.count
     }
 
     /// True if it knows nobody.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.count == 0
     }
 
     /// Bytes of memory it holds.
     pub fn memory(&self) -> usize {
         let domains = &self.records.domains;
         let names: usize = domains.names.iter().map(|name| size_of::<Domain>() + name.as_str().len()).sum();
-        self.records.bytes.capacity() + self.index.allocation_size() + names + domains.index.allocation_size()
+        self.records.bytes.capacity() + size_of_val(&*self.places) + names + domains.index.allocation_size()
     }
 }
 
@@ -108,16 +124,24 @@ impl Builder {
     /// # Errors
     /// Why it was not taken.
     pub fn insert(&mut self, address: &Address, entry: &Entry) -> Result<(), Rejected> {
-        let at = u32::try_from(self.records.bytes.len()).map_err(|_| Rejected::Full)?;
         let domain = self.records.domains.keep(address.domain())?;
-        let Self { records, index } = self;
+        let Self { records, index, record } = self;
         lowered(address.local(), |local| {
             let hash = records.hash(domain, local);
-            if index.find(hash, |&other| records.is(other, domain, local)).is_some() {
+            if index.find(hash, |&other| records.at(other).is(domain, local)).is_some() {
                 return Err(Rejected::Duplicate);
             }
-            records.write(domain, local, entry)?;
-            index.insert_unique(hash, at, |&other| records.hash_at(other));
+            record.clear();
+            records.domains.write(record, domain, local, entry)?;
+            let at = records.bytes.len();
+            write_piece(&mut records.bytes, record);
+            if u32::try_from(records.bytes.len()).is_err() {
+                records.bytes.truncate(at);
+                return Err(Rejected::Full);
+            }
+            // Its end fits, so its beginning does.
+            let at = at as u32;
+            index.insert_unique(hash, at, |&other| records.hash_of(records.at(other)));
             Ok(())
         })
     }
@@ -133,12 +157,54 @@ impl Builder {
     }
 
     /// The table, with no byte to spare.
-    pub fn finish(mut self) -> Table {
-        self.records.bytes.shrink_to_fit();
-        self.records.domains.names.shrink_to_fit();
-        let Self { records, mut index } = self;
-        index.shrink_to_fit(|&at| records.hash_at(at));
-        Table { records, index }
+    pub fn finish(self) -> Table {
+        let Self { mut records, index, .. } = self;
+        let count = index.len();
+        drop(index);
+        let mut places = vec![0_u32; count.div_ceil(RECORDS_A_PLACE).max(1) + 1];
+        let last = places.len() - 1;
+        // How long each place is, then where it begins, then, while records move in, where its next one goes.
+        records.each(|place, whole| places[place + 1] += whole.len() as u32, last);
+        for place in 1..=last {
+            places[place] += places[place - 1];
+        }
+        let mut next = places.clone();
+        let mut bytes = vec![0; records.bytes.len()];
+        records.each(
+            |place, whole| {
+                let to = next[place] as usize;
+                bytes[to..to + whole.len()].copy_from_slice(whole);
+                next[place] += whole.len() as u32;
+            },
+            last,
+        );
+        records.bytes = bytes;
+        records.domains.names.shrink_to_fit();
+        Table { records, places: places.into_boxed_slice(), count }
+    }
+}
+
+/// The place of `hash` among so many. The high bits decide.
+fn place(hash: u64, places: usize) -> usize {
+    ((u128::from(hash) * places as u128) >> 64) as usize
+}
+
+/// One record: what is always there, and what its kind adds.
+struct Record<'a> {
+    kind: u8,
+    domain: u32,
+    local: &'a [u8],
+    rest: Reader<'a>,
+}
+
+impl<'a> Record<'a> {
+    fn read(bytes: &'a [u8]) -> Self {
+        let mut rest = Reader(bytes);
+        Self { kind: rest.byte(), domain: rest.number(), local: rest.piece(), rest }
+    }
+
+    fn is(&self, domain: u32, local: &[u8]) -> bool {
+        self.domain == domain && self.local == local
     }
 }
 
@@ -150,27 +216,27 @@ impl Records {
         hasher.finish()
     }
 
-    fn hash_at(&self, at: u32) -> u64 {
-        let (_, domain, local, _) = self.head(at);
-        self.hash(domain, local)
+    fn hash_of(&self, record: Record<'_>) -> u64 {
+        self.hash(record.domain, record.local)
     }
 
-    fn is(&self, at: u32, domain: u32, local: &[u8]) -> bool {
-        let (_, other_domain, other_local, _) = self.head(at);
-        other_domain == domain && other_local == local
+    /// The record that begins at `at`.
+    fn at(&self, at: u32) -> Record<'_> {
+        Record::read(Reader(&self.bytes[at as usize..]).piece())
     }
 
-    /// Kind, domain and local part of the record at `at`, and what follows them.
-    fn head(&self, at: u32) -> (u8, u32, &[u8], Reader<'_>) {
-        let mut rest = Reader(&self.bytes[at as usize..]);
-        let kind = rest.byte();
-        let domain = rest.number();
-        let local = rest.piece();
-        (kind, domain, local, rest)
+    /// Every record with its place among so many, and its length in front.
+    fn each(&self, mut take: impl FnMut(usize, &[u8]), places: usize) {
+        let mut rest = Reader(&self.bytes);
+        while !rest.0.is_empty() {
+            let before = rest.0;
+            let record = Record::read(rest.piece());
+            take(place(self.hash_of(record), places), &before[..before.len() - rest.0.len()]);
+        }
     }
 
-    fn entry(&self, at: u32) -> Entry {
-        let (kind, _, local, mut rest) = self.head(at);
+    fn entry(&self, record: Record<'_>) -> Entry {
+        let Record { kind, local, mut rest, .. } = record;
         match kind {
             kind::ON_PREMISES => Entry::OnPremises,
             kind::CLOUD => Entry::Cloud(None),
@@ -195,43 +261,6 @@ impl Records {
         let local = std::str::from_utf8(local).expect("it was written from a str");
         Address::new(local, self.domains.names[domain as usize].clone()).expect("it was written from an Address")
     }
-
-    fn write(&mut self, domain: u32, local: &[u8], entry: &Entry) -> Result<(), Rejected> {
-        let kind = match entry {
-            Entry::OnPremises => kind::ON_PREMISES,
-            Entry::Cloud(None) => kind::CLOUD,
-            Entry::Cloud(Some(target)) if target.local().as_bytes() == local => kind::CLOUD_SAME_LOCAL,
-            Entry::Cloud(Some(_)) => kind::CLOUD_AT,
-            Entry::Forward(_) => kind::FORWARD,
-            Entry::Group(_) => kind::GROUP,
-            Entry::Alias(_) => kind::ALIAS,
-        };
-        self.bytes.push(kind);
-        write_number(&mut self.bytes, domain);
-        write_piece(&mut self.bytes, local);
-        match entry {
-            Entry::OnPremises | Entry::Cloud(None) => {}
-            Entry::Cloud(Some(target)) if kind == kind::CLOUD_SAME_LOCAL => {
-                let domain = self.domains.keep(target.domain())?;
-                write_number(&mut self.bytes, domain);
-            }
-            Entry::Cloud(Some(target)) | Entry::Forward(target) | Entry::Alias(target) => self.write_address(target)?,
-            Entry::Group(members) => {
-                write_number(&mut self.bytes, u32::try_from(members.len()).map_err(|_| Rejected::Full)?);
-                for member in members {
-                    self.write_address(member)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_address(&mut self, address: &Address) -> Result<(), Rejected> {
-        let domain = self.domains.keep(address.domain())?;
-        write_number(&mut self.bytes, domain);
-        write_piece(&mut self.bytes, address.local().as_bytes());
-        Ok(())
-    }
 }
 
 impl Domains {
@@ -251,6 +280,45 @@ impl Domains {
             keys.hash_one(names[other as usize].as_str())
         });
         Ok(number)
+    }
+
+    fn write(&mut self, to: &mut Vec<u8>, domain: u32, local: &[u8], entry: &Entry) -> Result<(), Rejected> {
+        let kind = match entry {
+            Entry::OnPremises => kind::ON_PREMISES,
+            Entry::Cloud(None) => kind::CLOUD,
+            Entry::Cloud(Some(target)) if target.local().as_bytes() == local => kind::CLOUD_SAME_LOCAL,
+            Entry::Cloud(Some(_)) => kind::CLOUD_AT,
+            Entry::Forward(_) => kind::FORWARD,
+            Entry::Group(_) => kind::GROUP,
+            Entry::Alias(_) => kind::ALIAS,
+        };
+        to.push(kind);
+        write_number(to, domain);
+        write_piece(to, local);
+        match entry {
+            Entry::OnPremises | Entry::Cloud(None) => {}
+            Entry::Cloud(Some(target)) if kind == kind::CLOUD_SAME_LOCAL => {
+                let domain = self.keep(target.domain())?;
+                write_number(to, domain);
+            }
+            Entry::Cloud(Some(target)) | Entry::Forward(target) | Entry::Alias(target) => {
+                self.write_address(to, target)?
+            }
+            Entry::Group(members) => {
+                write_number(to, u32::try_from(members.len()).map_err(|_| Rejected::Full)?);
+                for member in members {
+                    self.write_address(to, member)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_address(&mut self, to: &mut Vec<u8>, address: &Address) -> Result<(), Rejected> {
+        let domain = self.keep(address.domain())?;
+        write_number(to, domain);
+        write_piece(to, address.local().as_bytes());
+        Ok(())
     }
 }
 
@@ -295,7 +363,7 @@ fn write_number(bytes: &mut Vec<u8>, mut number: u32) {
 }
 
 fn write_piece(bytes: &mut Vec<u8>, piece: &[u8]) {
-    // A piece is a local part: its length fits in any number.
+    // A piece is a local part or a record of one line: its length fits.
     write_number(bytes, piece.len() as u32);
     bytes.extend_from_slice(piece);
 }
@@ -379,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recipient_takes_at_most_a_hundred_bytes() {
+    fn fifty_thousand_are_all_found_and_take_at_most_a_hundred_bytes_each() {
         let mut builder = Builder::default();
         let count = 50_000;
         for number in 0..count {
@@ -389,9 +457,12 @@ mod tests {
         }
         let table = builder.finish();
         assert!(table.memory() / count <= 100, "{} bytes each", table.memory() / count);
-        assert_eq!(
-            find(&table, "FirstName.LastName49999@department5.contoso.com"),
-            Some(Entry::Cloud(Some(address("firstname.lastname49999@contoso.mail.onmicrosoft.com")))),
-        );
+        for number in 0..count {
+            let name = format!("FirstName.LastName{number}@department{}.contoso.com", number % 7);
+            let target = address(&format!("firstname.lastname{number}@contoso.mail.onmicrosoft.com"));
+            assert_eq!(find(&table, &name), Some(Entry::Cloud(Some(target))), "{name}");
+            let stranger = format!("firstname.lastname{number}@department{}.contoso.com", (number + 1) % 7);
+            assert_eq!(find(&table, &stranger), None, "{stranger}");
+        }
     }
 }

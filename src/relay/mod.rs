@@ -24,7 +24,7 @@ use crate::directory::Directory;
 use crate::message::received::Received;
 use crate::message::{Envelope, Recipient, header};
 use crate::outcome::tracking::Tracker;
-use crate::route::resolve::{Asking, Rules};
+use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Routed, plan};
 use crate::smtp::Reply;
 use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
@@ -129,7 +129,7 @@ pub struct Submission {
 }
 
 impl Relay {
-    /// A relay over an open spool. Nothing moves before [`Relay::start`].
+    /// A relay over an open spool. What is due moves once [`Relay::keep_time`] runs.
     pub fn new(snapshot: Snapshot, spool: Spool, tracker: Tracker) -> Self {
         Self::with(snapshot, spool, tracker, PUT_LIMIT)
     }
@@ -193,14 +193,12 @@ impl Relay {
     /// The reply that says why not.
     pub fn check_sender(
         &self,
-        config: &Config,
+        snapshot: &Snapshot,
         connector: &ReceiveConnector,
         envelope: &Envelope,
         size: Option<u64>,
     ) -> Result<(), Reply> {
-        // The directory is not asked here; any will do.
-        let directory = &self.0.snapshot.load().directory;
-        let rules = Rules { config, directory: directory.as_ref() };
+        let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         rules.check_sender(connector, envelope.sender.as_ref())?;
         self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
     }
@@ -222,10 +220,11 @@ impl Relay {
             may_relay: asked.connector.relay,
             size: asked.mail.and_then(|(_, size)| *size),
         };
-        let routed = rules.resolve(&asking, &recipient).map_err(|refusal| {
+        let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
             self.track_refusal(asked, &recipient, &refusal);
             refusal.to_reply()
         })?;
+        routed.extend(failed.into_iter().map(|member| work::nowhere(&recipient, member)));
         // One recipient alone is below the limit: `route` sees to that.
         if asked.routed + routed.len() > ROUTED_LIMIT {
             return Err(Reply::too_many_recipients(ROUTED_LIMIT));

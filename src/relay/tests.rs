@@ -303,7 +303,7 @@ async fn what_the_disk_refuses_is_not_acknowledged() {
 #[tokio::test]
 async fn who_may_send_by_which_connector() {
     let fixture = Fixture::still();
-    let config = Arc::clone(&fixture.relay.snapshot().config);
+    let snapshot = fixture.relay.snapshot();
     for (connector, from, good) in [
         ("internet", "anna@fabrikam.com", true),
         ("internet", "", true),
@@ -315,7 +315,7 @@ async fn who_may_send_by_which_connector() {
         ("partner", "anna@fabrikam.com", false),
         ("partner", "", true),
     ] {
-        let answer = fixture.relay.check_sender(&config, &fixture.connector(connector), &envelope(from), None);
+        let answer = fixture.relay.check_sender(&snapshot, &fixture.connector(connector), &envelope(from), None);
         let answer = answer.map_err(|reply| (reply.code, reply.status));
         assert_eq!(answer, if good { Ok(()) } else { Err((550, Some(Status(5, 7, 1)))) }, "{connector} {from}");
     }

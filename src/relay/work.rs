@@ -11,11 +11,13 @@ use tracing::{error, warn};
 
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot};
-use crate::config::{Config, ConnectorName};
+use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::Attempt;
-use crate::message::MessageId;
+use crate::message::{MessageId, Recipient};
 use crate::outcome::{Setback, is_expired};
-use crate::route::HopCopy;
+use crate::route::resolve::{Asking, Failed, Rules};
+use crate::route::{Hop, HopCopy, Route, Routed};
+use crate::smtp::Status;
 use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
@@ -23,6 +25,9 @@ const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
+
+/// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
+const NOWHERE: &str = "";
 
 /// How often messages that nobody tries are asked for their age.
 const LOOK_THROUGH: Duration = Duration::from_secs(60);
@@ -106,6 +111,32 @@ impl<'a> Tried<'a> {
     pub(super) fn copy(&self) -> &'a HopCopy {
         &self.message.copies[usize::from(self.item.copy)]
     }
+}
+
+/// A member of a group that no route leads to, as a recipient whose first attempt fails: so its failure is kept and
+/// reported as any other is.
+pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
+    let recipient = Recipient { address: member.address.clone(), ..group.clone() };
+    let via = ConnectorName(Arc::from(NOWHERE));
+    let route = Route { via, hop: Hop::SmartHosts, to: member.address, because: member.refusal.because };
+    Routed { asked: group.address.clone(), recipient, route }
+}
+
+/// What routing says now of the recipients of a copy to nowhere.
+fn unroutable(snapshot: &Snapshot, copy: &HopCopy, open: &[u16]) -> Attempt {
+    let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
+    let asking = Asking { origin: Origin::Internet, connector: &copy.via, may_relay: true, size: None };
+    let judge = |index: &u16| {
+        let recipient = &copy.recipients.get(usize::from(*index))?.recipient;
+        let address = recipient.address.to_string();
+        let (why, status) = match rules.resolve(&asking, recipient) {
+            Err(refusal) => (refusal.to_string(), refusal.status().1),
+            // Mended since; but a route is chosen when the message comes.
+            Ok(_) => ("no way led there when the message came".to_owned(), Status(5, 1, 1)),
+        };
+        Some((*index, Err(Setback::Unroutable { address, why, status })))
+    };
+    Attempt { results: open.iter().filter_map(judge).collect() }
 }
 
 /// How many connections a lane of this connector may use.
@@ -282,6 +313,9 @@ impl Relay {
             Some(_) => "disabled",
             None => "missing",
         };
+        if *via.0 == *NOWHERE {
+            return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+        }
         let setback = Setback::NoConnector { name: via.to_string(), state };
         Attempt { results: open.iter().map(|recipient| (*recipient, Err(setback.clone()))).collect() }
     }

@@ -62,8 +62,8 @@ pub fn row<'a>(hybrid: &'a Hybrid, side: Side, origin: Origin, bound: Bound) -> 
         (Side::OnPremises, _, Bound::Unknown) => ("unknown here, so for the other premises", "hybrid.cloud", cloud),
         (Side::OnPremises, _, Bound::Postmaster) => ("postmaster, to the own side", "hybrid.on_premises", on_premises),
         (Side::OnPremises, _, Bound::Internet) => match hybrid.internet {
-            Internet::Direct => ("Internet", "hybrid.internet = \"direct\"", Way::AddressSpace),
-            Internet::Cloud => ("Internet", "hybrid.cloud, by internet = \"cloud\"", cloud),
+            Internet::Direct => ("to the Internet", "hybrid.internet = \"direct\"", Way::AddressSpace),
+            Internet::Cloud => ("to the Internet", "hybrid.cloud, by internet = \"cloud\"", cloud),
         },
     };
     Row { row, key, way }

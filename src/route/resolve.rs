@@ -986,7 +986,7 @@ mod tests {
                 "old@contoso.com",
                 &[
                     "found in recipients.csv: forward to eve@fabrikam.com",
-                    "side on-premises, from the Internet, Internet: hybrid.internet = \"direct\"",
+                    "side on-premises, from the Internet, to the Internet: hybrid.internet = \"direct\"",
                     "address space fabrikam.com: to-partner (cost 5); lost: to-internet by * (less specific)",
                 ],
             ),
@@ -995,7 +995,7 @@ mod tests {
                 "x@example.org",
                 &[
                     "example.org is not an accepted domain; receive connector door may relay",
-                    "side on-premises, from a client, Internet: hybrid.internet = \"direct\"",
+                    "side on-premises, from a client, to the Internet: hybrid.internet = \"direct\"",
                     "address space *: to-internet (cost 1)",
                 ],
             ),

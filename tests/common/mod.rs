@@ -247,3 +247,20 @@ pub fn behind_trace<'a>(content: &'a [u8], first: &str) -> &'a [u8] {
         .unwrap_or_else(|| panic!("no {first:?} in {}", String::from_utf8_lossy(content)));
     &content[at..]
 }
+
+/// Panics, readably, if two contents are not the same byte for byte.
+pub fn same(arrived: &[u8], sent: &[u8]) {
+    let at = arrived.iter().zip(sent).position(|(one, other)| one != other).unwrap_or(arrived.len().min(sent.len()));
+    let around = |content: &[u8]| {
+        let from = at.saturating_sub(60).min(content.len());
+        String::from_utf8_lossy(&content[from..content.len().min(at + 60)]).into_owned()
+    };
+    assert!(
+        arrived == sent,
+        "{} octets arrived and {} were sent; they differ at {at}:\n{:?}\n{:?}",
+        arrived.len(),
+        sent.len(),
+        around(arrived),
+        around(sent)
+    );
+}
