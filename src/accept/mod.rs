@@ -147,20 +147,20 @@ async fn serve(
         Ok(slot) => slot,
         Err(reply) => return turn_away(socket, &reply).await,
     };
-    let (stream, attribution, tls) = if provisional.connector.tls == ReceiveTls::Implicit {
+    let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
         let acceptor = door.acceptor(&provisional.connector)?;
         let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
         let certificate = accepted.client.as_ref();
         let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, Timestamp::now());
         let attribution = proved.unwrap_or(provisional);
         slot.move_to(&attribution.connector);
-        (accepted.stream, attribution, Some(accepted.protocol))
+        (accepted.stream, attribution, Some(accepted.protocol), accepted.client)
     } else {
-        (Stream::Plain(socket), provisional, None)
+        (Stream::Plain(socket), provisional, None, None)
     };
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, Instant::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, tls, slot);
+    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, (tls, client), slot);
     drive(stream, session, &mut reception, stopping).await
 }
 
