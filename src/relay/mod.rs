@@ -22,7 +22,7 @@ use crate::config::{Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::message::received::Received;
-use crate::message::{Envelope, Recipient, header};
+use crate::message::{BodyType, Envelope, Recipient, header};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Routed, plan};
@@ -282,6 +282,10 @@ impl Relay {
         };
         let prefix = received.to_field().into();
         envelope.recipients = Vec::new();
+        if !draft.is_seven_bit() {
+            // Whether it was declared or not: the next hop is told what it gets, and nobody reads it again to know.
+            envelope.body = BodyType::EightBit;
+        }
         let noted = Self::note_routes(&mut routed);
         let message = NewMessage {
             id,
