@@ -312,7 +312,7 @@ fn message_of(to: &[&str], content: Body) -> Message {
             recipients: Vec::new(),
             ret: None,
             envid: None,
-            body: if content.is_seven_bit().unwrap() { BodyType::SevenBit } else { BodyType::EightBit },
+            body: if content.is_seven_bit().unwrap_or(true) { BodyType::SevenBit } else { BodyType::EightBit },
             smtputf8: false,
             requiretls: false,
         },
