@@ -11,7 +11,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -135,6 +135,8 @@ impl Signals {
 pub struct Daemon {
     relay: Relay,
     config: Arc<Config>,
+    /// When the files it names began to be read.
+    read_at: SystemTime,
     /// The configuration as it was read: files it names are read again without it.
     text: String,
     spool: Spool,
@@ -227,6 +229,7 @@ impl Daemon {
         listeners: HashMap<SocketAddr, StdListener>,
         tracker: Tracker,
     ) -> Result<Self, Error> {
+        let read_at = SystemTime::now();
         let config = Arc::new(config);
         let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();
         let directory = load_directory(&config, None);
@@ -253,6 +256,7 @@ impl Daemon {
         let mut daemon = Self {
             relay,
             config: Arc::clone(&config),
+            read_at,
             text,
             spool,
             doors: HashMap::new(),
@@ -292,7 +296,7 @@ impl Daemon {
 
     async fn obey(mut self, signals: Signals) -> Result<(), Error> {
         let Signals { mut term, mut int, mut hup } = signals;
-        let mut watcher = Watcher::new(&self.config);
+        let mut watcher = Watcher::new(&self.config, self.read_at);
         info!(hostname = %self.config.hostname, version = env!("CARGO_PKG_VERSION"), "causeway is up");
         loop {
             tokio::select! {
@@ -301,7 +305,7 @@ impl Daemon {
                 _ = hup.recv() => {
                     info!("SIGHUP: reading the configuration again");
                     if self.reload() {
-                        watcher = Watcher::new(&self.config);
+                        watcher = Watcher::new(&self.config, self.read_at);
                     }
                 }
                 changed = watcher.changed() => {
@@ -341,6 +345,7 @@ impl Daemon {
     }
 
     fn adopt(&mut self, text: String) -> bool {
+        let read_at = SystemTime::now();
         let config = match config::parse(&text, &self.config.path) {
             Ok(config) => Arc::new(config),
             Err(problems) => {
@@ -351,6 +356,7 @@ impl Daemon {
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
+                self.read_at = read_at;
                 self.text = text;
                 info!("the new configuration is in force");
                 true
