@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -39,6 +39,9 @@ use watch_files::Watcher;
 
 /// How many connections wait in the kernel to be accepted.
 const BACKLOG: i32 = 1024;
+
+/// So long a disk may take at the second signal.
+const LAST_FLUSH: Duration = Duration::from_secs(1);
 
 /// Why the daemon did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -104,9 +107,27 @@ pub fn run(path: &Path) -> Result<(), Error> {
         .build()
         .map_err(|error| Error::System("the runtime", error))?;
     runtime.block_on(async {
+        // Before the doors open: a signal that nobody waits for would end the process where it stands.
+        let signals = Signals::catch().map_err(|error| Error::System("signals", error))?;
         let daemon = Daemon::start(config, text, listeners).await?;
-        daemon.obey_signals().await
+        daemon.obey(signals).await
     })
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// A running relay with its listeners.
@@ -118,6 +139,10 @@ pub struct Daemon {
     text: String,
     spool: Spool,
     doors: HashMap<SocketAddr, OpenDoor>,
+    /// Doors that a reload closed: their last sessions are waited for at the end.
+    closed: Vec<JoinHandle<()>>,
+    /// Sessions are cut off.
+    abandon: watch::Sender<bool>,
     limits: ConnectionLimits,
     keeper: JoinHandle<()>,
     recovery: JoinHandle<()>,
@@ -231,11 +256,14 @@ impl Daemon {
             text,
             spool,
             doors: HashMap::new(),
+            closed: Vec::new(),
+            abandon: watch::channel(false).0,
             limits: ConnectionLimits::default(),
             keeper,
             recovery,
         };
         for (address, listener) in listeners {
+            let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
             daemon.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
         }
         Ok(daemon)
@@ -251,21 +279,19 @@ impl Daemon {
         &self.relay
     }
 
-    fn open(&mut self, address: SocketAddr, listener: StdListener, config: &Config) -> io::Result<()> {
+    fn open(&mut self, address: SocketAddr, listener: TcpListener, config: &Config) -> io::Result<()> {
         let bound = listener.local_addr()?;
-        let listener = TcpListener::from_std(listener)?;
         let (door, doors) = watch::channel(Arc::new(Door::new(address, config)));
         let (close, closing) = watch::channel(false);
-        let task = tokio::spawn(accept::listen(listener, doors, self.relay.clone(), self.limits.clone(), closing));
+        let (relay, limits) = (self.relay.clone(), self.limits.clone());
+        let task = tokio::spawn(accept::listen(listener, doors, relay, limits, closing, self.abandon.subscribe()));
         info!(address = %bound, "listening");
         self.doors.insert(address, OpenDoor { bound, door, close, task });
         Ok(())
     }
 
-    async fn obey_signals(mut self) -> Result<(), Error> {
-        let catch = |kind| signal(kind).map_err(|error| Error::System("signals", error));
-        let (mut term, mut int, mut hup) =
-            (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?);
+    async fn obey(mut self, signals: Signals) -> Result<(), Error> {
+        let Signals { mut term, mut int, mut hup } = signals;
         let mut watcher = Watcher::new(&self.config);
         info!(hostname = %self.config.hostname, version = env!("CARGO_PKG_VERSION"), "causeway is up");
         loop {
@@ -286,11 +312,15 @@ impl Daemon {
         }
         info!("stopping: what is under way is finished, at most within {:?}", self.config.shutdown_grace);
         let grace = self.config.shutdown_grace;
+        let spool = self.spool.clone();
         tokio::select! {
-            () = self.stop(grace) => {}
-            _ = term.recv() => warn!("a second signal: stopping at once"),
-            _ = int.recv() => warn!("a second signal: stopping at once"),
+            () = self.stop(grace) => return Ok(()),
+            _ = term.recv() => {}
+            _ = int.recv() => {}
         }
+        warn!("a second signal: stopping at once");
+        // What was delivered is not to be delivered again for the few milliseconds that saying so takes.
+        let _ = tokio::time::timeout(LAST_FLUSH, spool.flush()).await;
         Ok(())
     }
 
@@ -346,7 +376,9 @@ impl Daemon {
         let mut fresh = Vec::new();
         for address in listen_addresses(&config) {
             if !self.doors.contains_key(&address) {
-                fresh.push((address, bind(address)?));
+                let listener =
+                    TcpListener::from_std(bind(address)?).map_err(|error| Error::System("a listener", error))?;
+                fresh.push((address, listener));
             }
         }
         let old = self.relay.snapshot();
@@ -361,16 +393,15 @@ impl Daemon {
         let replaced = self.relay.replace(snapshot(&config, directory, bound)?);
         tokio::spawn(async move { replaced.deliverer.close_idle().await });
         let wanted = listen_addresses(&config);
-        self.doors.retain(|address, open| {
-            let stays = wanted.contains(address);
-            if stays {
-                open.door.send_replace(Arc::new(Door::new(*address, &config)));
-            } else {
-                info!(%address, "listening no more");
-                open.close.send_replace(true);
-            }
-            stays
-        });
+        self.closed.retain(|task| !task.is_finished());
+        for (address, open) in self.doors.extract_if(|address, _| !wanted.contains(address)) {
+            info!(%address, "listening no more");
+            open.close.send_replace(true);
+            self.closed.push(open.task);
+        }
+        for (address, open) in &self.doors {
+            open.door.send_replace(Arc::new(Door::new(*address, &config)));
+        }
         for (address, listener) in fresh {
             self.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
         }
@@ -380,12 +411,19 @@ impl Daemon {
     /// Stops accepting, finishes what is under way within `grace`, and makes everything durable.
     pub async fn stop(&mut self, grace: Duration) {
         let deadline = tokio::time::Instant::now() + grace;
-        for open in self.doors.values() {
+        let mut doors = std::mem::take(&mut self.closed);
+        for (_, open) in self.doors.drain() {
             open.close.send_replace(true);
+            doors.push(open.task);
         }
-        for open in self.doors.values_mut() {
-            if tokio::time::timeout_at(deadline, &mut open.task).await.is_err() {
-                open.task.abort();
+        // A slow client may use the whole grace. No attempt begins meanwhile: at its end none would be cut off between
+        // the next hop's 250 and its record.
+        self.relay.begin_stop();
+        for mut door in doors {
+            if tokio::time::timeout_at(deadline, &mut door).await.is_err() {
+                // Gone before the spool closes: a message that a session is putting is taken back.
+                self.abandon.send_replace(true);
+                let _ = door.await;
             }
         }
         if !self.relay.stop(deadline).await {

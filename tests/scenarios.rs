@@ -19,6 +19,8 @@ use causeway::smtp::Reply;
 use causeway::smtp::reply::Status;
 use causeway::tls::Proof;
 use common::Scratch;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -319,6 +321,28 @@ async fn a_refusal_of_the_cloud_is_reported_to_the_sender() {
     test.world.stop().await;
 }
 
+/// Interface section 5: a member that no route leads to costs the others nothing, and the sender is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_serves_whom_it_can_and_reports_the_others() {
+    let recipients = "all@contoso.com,group,julie@contoso.com gone@contoso.com david@contoso.com\n";
+    let mut test = Test::with(recipients, &|text| text).await;
+    test.send(&["all@contoso.com"], "").await;
+    let arrivals = test.arrivals(3).await;
+    assert_eq!(
+        notes(&arrivals),
+        [
+            "cloud: erin@fabrikam.com -> david@contoso.mail.onmicrosoft.com",
+            "internet:  -> erin@fabrikam.com",
+            "on-premises: erin@fabrikam.com -> julie@contoso.com"
+        ]
+    );
+    let report = String::from_utf8_lossy(&arrivals[1].content).into_owned();
+    for words in ["Action: failed", "gone@contoso.com", "Status: 5.1.1", "all@contoso.com"] {
+        assert!(report.contains(words), "{words}:\n{report}");
+    }
+    test.event(&["\"FAIL\"", "gone@contoso.com", "5.1.1"]).await;
+}
+
 /// A hop that knows DSN is told what the sender wants, and the relay says nothing itself. RFC 3461 section 5.2.1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn success_is_left_to_report_by_the_hop_that_can() {
@@ -473,4 +497,62 @@ async fn the_next_relay_delivers_what_the_last_one_left() {
         notes(&arrivals)
     );
     test.world.stop().await;
+}
+
+/// A connection that lives long: the directory answers as it is now, not as it was when the connection came.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_asks_the_directory_of_the_moment() {
+    let mut test = Test::start().await;
+    let mut stream = TcpStream::connect(test.world.internet_door).await.unwrap();
+    for (say, answer) in [
+        ("", "220 "),
+        ("HELO client.fabrikam.com\r\n", "250 "),
+        ("MAIL FROM:<erin@fabrikam.com>\r\n", "250 "),
+        ("RCPT TO:<late@contoso.com>\r\n", "550 "),
+        ("RSET\r\n", "250 "),
+        ("!", ""),
+        ("MAIL FROM:<erin@fabrikam.com>\r\n", "250 "),
+        ("RCPT TO:<late@contoso.com>\r\n", "250 "),
+        ("QUIT\r\n", "221 "),
+    ] {
+        if say == "!" {
+            let file = test.world.folder.join("recipients.csv");
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, format!("{text}late@contoso.com,on-premises,\n")).unwrap();
+            assert!(test.world.daemon.reread());
+            continue;
+        }
+        stream.write_all(say.as_bytes()).await.unwrap();
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            assert!(timeout(PATIENCE, stream.read_buf(&mut line)).await.unwrap().unwrap() > 0, "{say}");
+        }
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.starts_with(answer), "{say}: {line}");
+    }
+    test.world.stop().await;
+}
+
+/// A slow client does not keep the relay at work: from the signal on no delivery begins, and what waits stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_end_no_delivery_begins_and_the_last_client_is_cut_off() {
+    let mut test = Test::start().await;
+    test.world.cloud.go_away(true);
+    test.send(&["david@contoso.com"], "").await;
+    test.event(&["\"DEFER\""]).await;
+    test.world.cloud.go_away(false);
+    let mut stream = TcpStream::connect(test.world.internet_door).await.unwrap();
+    let lines = "HELO a\r\nMAIL FROM:<erin@fabrikam.com>\r\nRCPT TO:<julie@contoso.com>\r\nDATA\r\n";
+    stream.write_all(lines.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    while !(String::from_utf8_lossy(&said).contains("354 ") && said.ends_with(b"\r\n")) {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut said)).await.unwrap().unwrap() > 0);
+    }
+    // The message never ends. The ladder's only rung is a second, so a retry falls into the grace.
+    test.world.daemon.stop(Duration::from_secs(3)).await;
+    assert_eq!(test.world.daemon.relay().waiting(), 1, "{}", test.told());
+    assert!(test.world.arrivals.try_recv().is_err(), "a delivery began after the signal");
+    let mut rest = Vec::new();
+    let end = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
+    assert!(end.is_err() || rest.is_empty(), "cut off, not answered: {rest:?}");
 }

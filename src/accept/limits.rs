@@ -105,3 +105,82 @@ fn group(peer: IpAddr) -> IpAddr {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+
+    fn connectors() -> Vec<Arc<ReceiveConnector>> {
+        let connector = |name: &str| {
+            format!(
+                "[[receive_connector]]\nname = \"{name}\"\nlisten = [\"127.0.0.1:0\"]\norigin = \"internet\"\n\
+                 tls = \"off\"\nmax_connections = 3\nmax_connections_per_ip = 2\n"
+            )
+        };
+        let text = format!(
+            "hostname = \"mail.contoso.com\"\n[spool]\npath = \"/spool\"\n\
+             [[accepted_domain]]\nname = \"contoso.com\"\ntype = \"external-relay\"\n{}{}\
+             [[send_connector]]\nname = \"out\"\naddress_spaces = [\"*\"]\ntls = \"off\"\n",
+            connector("one"),
+            connector("two").replace("[\"127.0.0.1:0\"]", "[\"127.0.0.2:0\"]"),
+        );
+        config::parse(&text, Path::new("/causeway.toml")).unwrap().receive_connectors
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// Who came before, who comes, and the enhanced status of the answer.
+    #[test]
+    fn a_connector_and_an_address_have_their_fill() {
+        let connectors = connectors();
+        for (before, peer, expected) in [
+            (&[][..], "192.0.2.1", None),
+            (&["192.0.2.1"], "192.0.2.1", None),
+            (&["192.0.2.1", "192.0.2.1"], "192.0.2.1", Some((4, 7, 0))),
+            (&["192.0.2.1", "192.0.2.1"], "192.0.2.2", None),
+            (&["192.0.2.1", "192.0.2.2", "192.0.2.3"], "192.0.2.4", Some((4, 3, 2))),
+            // The same address, however it is written.
+            (&["192.0.2.1", "::ffff:192.0.2.1"], "192.0.2.1", Some((4, 7, 0))),
+            // A /64 is one customer, two are two.
+            (&["2001:db8::1", "2001:db8::2:3"], "2001:db8:0:0:ffff::9", Some((4, 7, 0))),
+            (&["2001:db8::1", "2001:db8::2"], "2001:db8:0:1::1", None),
+        ] {
+            let limits = Limits::default();
+            let held: Vec<Slot> = before.iter().map(|peer| limits.enter(&connectors[0], ip(peer)).unwrap()).collect();
+            let answer = limits.enter(&connectors[0], ip(peer));
+            let said = answer.as_ref().err().map(|reply| {
+                assert_eq!(reply.code, 421, "{reply}");
+                let status = reply.status.unwrap();
+                (status.0, status.1, status.2)
+            });
+            assert_eq!(said, expected, "{peer} after {before:?}");
+            // The other connector has its own count.
+            drop(limits.enter(&connectors[1], ip(peer)).unwrap());
+            drop((held, answer));
+            assert_eq!(limits.open(), 0);
+            let counts = limits.lock();
+            assert!(counts.connectors.is_empty() && counts.addresses.is_empty(), "what is over is forgotten");
+        }
+    }
+
+    #[test]
+    fn a_connection_that_proves_another_connector_is_counted_there() {
+        let connectors = connectors();
+        let limits = Limits::default();
+        let mut slots: Vec<Slot> = (0..2).map(|_| limits.enter(&connectors[0], ip("192.0.2.1")).unwrap()).collect();
+        assert!(limits.enter(&connectors[0], ip("192.0.2.1")).is_err());
+        slots[0].move_to(&connectors[1]);
+        slots[0].move_to(&connectors[1]);
+        assert_eq!(limits.open(), 2);
+        slots.push(limits.enter(&connectors[0], ip("192.0.2.1")).unwrap());
+        slots.push(limits.enter(&connectors[1], ip("192.0.2.1")).unwrap());
+        assert!(limits.enter(&connectors[1], ip("192.0.2.1")).is_err());
+        drop(slots);
+        assert_eq!(limits.open(), 0);
+    }
+}

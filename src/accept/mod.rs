@@ -67,14 +67,15 @@ impl Door {
     }
 }
 
-/// Accepts connections until `stopping`, then waits for the sessions under way. `doors` gives the door of the
-/// configuration that stands now.
+/// Accepts connections until `stopping`, then waits for the sessions under way, until `abandon`: those that are left then
+/// are cut off, and gone when this returns. `door` gives the door of the configuration that stands now.
 pub async fn listen(
     listener: TcpListener,
     mut door: watch::Receiver<Arc<Door>>,
     relay: Relay,
     limits: ConnectionLimits,
     mut stopping: watch::Receiver<bool>,
+    mut abandon: watch::Receiver<bool>,
 ) {
     let mut sessions = JoinSet::new();
     loop {
@@ -96,6 +97,8 @@ pub async fn listen(
                         debug!(%peer, %error, "connection ended");
                     }
                 });
+                // Where there is always one more to accept, those that ended would never be asked for below.
+                while sessions.try_join_next().is_some() {}
             }
             Err(error) => {
                 warn!(%error, "no connection can be accepted");
@@ -104,7 +107,15 @@ pub async fn listen(
         }
     }
     drop(listener);
-    while sessions.join_next().await.is_some() {}
+    let ended = async { while sessions.join_next().await.is_some() {} };
+    let cut_off = tokio::select! {
+        () = ended => false,
+        // The other end is the daemon's; if that is gone, so are the sessions.
+        _ = abandon.wait_for(|abandon| *abandon) => true,
+    };
+    if cut_off {
+        sessions.shutdown().await;
+    }
 }
 
 /// How many connections stand open, over all listeners and configurations.
@@ -132,22 +143,24 @@ async fn serve(
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, Timestamp::now()) else {
         return turn_away(socket, &Reply::peer_not_allowed()).await;
     };
-    let slot = match limits.0.enter(&provisional.connector, peer.ip()) {
+    let mut slot = match limits.0.enter(&provisional.connector, peer.ip()) {
         Ok(slot) => slot,
         Err(reply) => return turn_away(socket, &reply).await,
     };
-    let (stream, attribution, tls) = if provisional.connector.tls == ReceiveTls::Implicit {
+    let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
         let acceptor = door.acceptor(&provisional.connector)?;
         let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
         let certificate = accepted.client.as_ref();
         let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, Timestamp::now());
-        (accepted.stream, proved.unwrap_or(provisional), Some(accepted.protocol))
+        let attribution = proved.unwrap_or(provisional);
+        slot.move_to(&attribution.connector);
+        (accepted.stream, attribution, Some(accepted.protocol), accepted.client)
     } else {
-        (Stream::Plain(socket), provisional, None)
+        (Stream::Plain(socket), provisional, None, None)
     };
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, Instant::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, tls, slot);
+    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, (tls, client), slot);
     drive(stream, session, &mut reception, stopping).await
 }
 

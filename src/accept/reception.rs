@@ -14,19 +14,18 @@ use super::attribute::{Attribution, attribute};
 use super::drive::Reception;
 use super::limits::Slot;
 use super::{Door, terms};
-use crate::config::Config;
 use crate::message::Envelope;
 use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
 use crate::route::Routed;
 use crate::smtp::Reply;
 use crate::smtp::server::{Answer, Question, Terms};
 use crate::spool::Draft;
-use crate::tls::Stream;
+use crate::tls::{ClientCertificate, Stream};
 
 /// How long a client may take for its handshake.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One connection's view of the relay. The configuration is the one that stood when the connection came.
+/// One connection's view of the relay.
 pub(super) struct RelayReception {
     relay: Relay,
     snapshot: Arc<Snapshot>,
@@ -34,6 +33,8 @@ pub(super) struct RelayReception {
     peer: IpAddr,
     attribution: Attribution,
     tls: Option<String>,
+    /// What the client presented in the handshake.
+    client: Option<ClientCertificate>,
     /// What MAIL said: sender and parameters, and the declared size.
     mail: Option<(Envelope, Option<u64>)>,
     routed: Vec<Routed>,
@@ -50,7 +51,7 @@ impl RelayReception {
         door: Arc<Door>,
         peer: SocketAddr,
         attribution: Attribution,
-        tls: Option<String>,
+        (tls, client): (Option<String>, Option<ClientCertificate>),
         slot: Slot,
     ) -> Self {
         Self {
@@ -60,6 +61,7 @@ impl RelayReception {
             peer: peer.ip().to_canonical(),
             attribution,
             tls,
+            client,
             mail: None,
             routed: Vec::new(),
             draft: None,
@@ -68,29 +70,36 @@ impl RelayReception {
         }
     }
 
-    fn config(&self) -> &Config {
-        &self.snapshot.config
-    }
-
     fn sender(&mut self, envelope: Envelope, size: Option<u64>) -> Answer {
-        self.routed.clear();
+        self.routed = Vec::new();
         self.discard();
-        // A connection may live long; the directory is asked as it is now, by the rules the connection began with.
-        let current = self.relay.snapshot();
-        if Arc::ptr_eq(&current.config, &self.snapshot.config) {
-            self.snapshot = current;
-        }
+        self.keep_up();
         if let Some(clause) = &self.attribution.unproven {
             info!(peer = %self.peer, "MAIL FROM refused: {clause}");
             return Answer::Refuse(Reply::certificate_refused(clause));
         }
-        match self.relay.check_sender(self.config(), &self.attribution.connector, &envelope, size) {
+        match self.relay.check_sender(&self.snapshot, &self.attribution.connector, &envelope, size) {
             Ok(()) => {
                 self.mail = Some((envelope, size));
                 Answer::Go
             }
             Err(reply) => Answer::Refuse(reply),
         }
+    }
+
+    /// A connection may live for days. Each of its messages is judged by the configuration and the directory of its
+    /// moment, as long as the connection would be given to the same connector; else by those it began with.
+    fn keep_up(&mut self) {
+        let current = self.relay.snapshot();
+        if !Arc::ptr_eq(&current.config, &self.snapshot.config) {
+            let connectors = &current.config.receive_connectors;
+            let (secure, client) = (self.tls.is_some(), self.client.as_ref());
+            match attribute(connectors, self.door.listen, self.peer, secure, client, Timestamp::now()) {
+                Some(found) if found.connector.name == self.attribution.connector.name => self.attribution = found,
+                _ => return,
+            }
+        }
+        self.snapshot = current;
     }
 
     async fn message(&mut self, envelope: Envelope, hello: String, extended: bool) -> Answer {
@@ -116,7 +125,12 @@ impl Reception for RelayReception {
         match question {
             Question::Sender { envelope, size } => self.sender(envelope, size),
             Question::Recipient(recipient) => {
-                let asked = Asked { connector: &self.attribution.connector, peer: self.peer, mail: self.mail.as_ref() };
+                let asked = Asked {
+                    connector: &self.attribution.connector,
+                    peer: self.peer,
+                    mail: self.mail.as_ref(),
+                    routed: self.routed.len(),
+                };
                 match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
                     Ok(mut routed) => {
                         self.routed.append(&mut routed);
@@ -168,6 +182,7 @@ impl Reception for RelayReception {
         self.slot.move_to(&attribution.connector);
         self.attribution = attribution;
         self.tls = Some(accepted.protocol);
+        self.client = accepted.client;
         Ok((accepted.stream, terms(&self.snapshot.config, &self.attribution, true)))
     }
 }

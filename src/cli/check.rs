@@ -4,7 +4,6 @@
 //!
 //! Not yet: `--live` (ask DNS and the hops) and `--other-side` (what only both relays together show).
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -136,13 +135,7 @@ fn counted(count: usize, one: &str, many: &str) -> String {
 }
 
 fn plain(problems: &Problems, summary: &str) -> String {
-    let mut text = String::new();
-    for problem in &problems.0 {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{}: {problem}", problem.severity);
-    }
-    let _ = writeln!(text, "{summary}");
-    text
+    format!("{problems}{summary}\n")
 }
 
 fn json(problems: &Problems, summary: &str) -> String {

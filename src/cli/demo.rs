@@ -8,10 +8,14 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anstream::println;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Log;
 use crate::demo::{self, Arrival, World};
 use crate::outcome::tracking::{Record, Tracker};
+
+/// Lines are at most that long, but for those that are to be copied.
+const COLUMNS: usize = 80;
 
 /// The message of the demo must have arrived by then.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,6 +99,7 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
     for line in heard.try_iter() {
         tell(&line);
     }
+    println!();
     heading("What arrived");
     for arrival in &arrivals {
         show_arrival(arrival);
@@ -105,11 +110,20 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
         return Ok(good);
     }
     invite(&world);
+    // A terminal that is closed ends it too, and the world's files with it.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = tokio::signal::ctrl_c() => break,
+            _ = terminate.recv() => break,
+            _ = hang_up.recv() => break,
             arrival = world.arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
+                // First what led to it.
+                for line in heard.try_iter() {
+                    tell(&line);
+                }
                 show_arrival(&arrival);
             }
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
@@ -133,10 +147,29 @@ fn heading(text: &str) {
     println!("{BOLD}{text}{BOLD:#}");
 }
 
+/// Breaks at blanks, so that a terminal of 80 columns does not break within names.
+fn say(style: anstyle::Style, indent: usize, text: &str) {
+    for line in broken(text, COLUMNS - indent) {
+        println!("{:indent$}{style}{line}{style:#}", "");
+    }
+}
+
+fn broken(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 fn introduce(world: &World) {
-    println!(
-        "{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all of it in this process and on loopback.\n"
-    );
+    println!("{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all in this process, on loopback.\n");
     let row = |what: &str, address: SocketAddr, name: &str| println!("    {what:<22} {address:<18} {name}");
     row("the relay (MX)", world.internet_door, demo::RELAY);
     row("  its inner door", world.own_door, "");
@@ -183,7 +216,7 @@ fn tell(line: &str) {
     }
     head.push_str(&event.to.join(", "));
     println!("{head}");
-    let note = |text: &str| println!("              {DIM}{text}{DIM:#}");
+    let note = |text: &str| say(DIM, 14, text);
     for reason in &event.because {
         note(reason);
     }
@@ -215,9 +248,9 @@ fn show_arrival(arrival: &Arrival) {
         println!("        RCPT TO:<{}>", recipient.address);
     }
     match (&arrival.tls, &arrival.client) {
-        (Some(_), Some(client)) => println!("        the relay proved itself: {GREEN}{client}{GREEN:#}"),
-        (Some(tls), None) => println!("        {GREEN}{tls}{GREEN:#}, without a certificate of the relay"),
-        (None, _) => println!("        {RED}in the clear{RED:#}"),
+        (Some(_), Some(client)) => say(GREEN, 8, &format!("the relay proved itself: {client}")),
+        (Some(tls), None) => say(GREEN, 8, &format!("{tls}, without a certificate of the relay")),
+        (None, _) => say(RED, 8, "in the clear"),
     }
     let text = String::from_utf8_lossy(&arrival.content);
     for line in text.lines().take_while(|line| line.starts_with("Received:") || line.starts_with([' ', '\t'])) {
@@ -241,9 +274,8 @@ fn verdict(arrivals: &[Arrival]) -> bool {
         && expected.iter().all(|(place, address)| got.iter().any(|(at, to)| at == place && to == address));
     let good = placed && proved && unchanged;
     if good {
-        println!(
-            "{GREEN}One message came in, one copy went to each premises, each over TLS with the names agreed.{GREEN:#}\n"
-        );
+        say(GREEN, 0, "One message came in, one copy went to each premises, each over TLS with the names agreed.");
+        println!();
     } else {
         println!("{RED}Not as it should be: expected {expected:?} over proved TLS, got {got:?}.{RED:#}\n");
     }
@@ -268,10 +300,28 @@ fn invite(world: &World) {
     ] {
         println!("    {line}\n        {DIM}{what}{DIM:#}");
     }
+    let causeway = std::env::args().next().unwrap_or_else(|| "causeway".to_owned());
     println!(
-        "    causeway -c {} explain --to david@contoso.com --from you@fabrikam.com",
+        "    {causeway} -c {} explain --to david@contoso.com --from you@fabrikam.com",
         world.folder.join("causeway.toml").display()
     );
     println!("        {DIM}the same without sending anything{DIM:#}\n");
     let _ = std::io::stdout().flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::broken;
+
+    #[test]
+    fn lines_are_broken_at_blanks_only() {
+        for (text, lines) in [
+            ("", vec![""]),
+            ("one two", vec!["one two"]),
+            ("one two three", vec!["one two", "three"]),
+            ("a-very-long-word b", vec!["a-very-long-word", "b"]),
+        ] {
+            assert_eq!(broken(text, 9), lines, "{text}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Asks a listener for its greeting, for container health checks: an image without a shell needs no other program.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,10 +11,10 @@ const LINE_LIMIT: u64 = 512;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Where the listener is
-    #[arg(long, default_value = "127.0.0.1:25")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:25")]
     address: SocketAddr,
-    /// How long it may take, in seconds
-    #[arg(long, default_value_t = 5)]
+    /// How long it may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     timeout: u64,
 }
 
@@ -26,9 +26,17 @@ pub(super) fn run(args: &Args) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("causeway: {}: {error}", args.address);
+            eprintln!("causeway: {}: {}", args.address, in_words(&error, args.timeout.max(1)));
             ExitCode::from(3)
         }
+    }
+}
+
+/// A read that takes too long ends in EAGAIN, whose words say nothing about time.
+fn in_words(error: &std::io::Error, seconds: u64) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no greeting within {seconds} s"),
+        _ => error.to_string(),
     }
 }
 

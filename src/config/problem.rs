@@ -74,12 +74,32 @@ impl fmt::Display for Problem {
 }
 
 impl fmt::Display for Problems {
+    /// A line for each: `error: causeway.toml:41:1: …`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.0 {
-            writeln!(f, "{problem}")?;
+            writeln!(f, "{}: {problem}", problem.severity)?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_says_how_bad_it_is() {
+        let problem =
+            |severity, place, text: &str| Problem { severity, file: "a.toml".into(), place, text: text.into() };
+        let problems = Problems(vec![
+            problem(Severity::Unreadable, None, "cannot be read"),
+            problem(Severity::Error, Some((4, 1)), "tls: missing"),
+            problem(Severity::Warning, Some((9, 2)), "hostname: has no domain"),
+        ]);
+        let expected = "error: a.toml: cannot be read\nerror: a.toml:4:1: tls: missing\n\
+             warning: a.toml:9:2: hostname: has no domain\n";
+        assert_eq!(problems.to_string(), expected);
+    }
+}

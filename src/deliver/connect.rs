@@ -143,12 +143,21 @@ async fn open_with(
     Ok(connection)
 }
 
+/// What the system says, without its number: senders read it in reports.
+pub(super) fn in_words(error: &std::io::Error) -> String {
+    let mut text = error.to_string();
+    if let Some(number) = text.find(" (os error ") {
+        text.truncate(number);
+    }
+    text
+}
+
 async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, OpenError> {
     let unreachable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NetworkUnreachable | std::io::ErrorKind::Unsupported => {
-            OpenError::OutOfReach(error.to_string())
+            OpenError::OutOfReach(in_words(&error))
         }
-        _ => OpenError::Unreachable(error.to_string()),
+        _ => OpenError::Unreachable(in_words(&error)),
     };
     let (socket, source) = if target.address.is_ipv4() {
         (TcpSocket::new_v4(), connector.source_v4)
@@ -158,7 +167,8 @@ async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, O
     let socket = socket.map_err(unreachable)?;
     if let Some(source) = source {
         socket.bind((source, 0).into()).map_err(|error| {
-            OpenError::Unreachable(format!("source_ip {source} of send connector {}: {error}", connector.name))
+            let why = in_words(&error);
+            OpenError::Unreachable(format!("source_ip {source} of send connector {}: {why}", connector.name))
         })?;
     }
     let stream = match timeout(connector.connect_timeout, socket.connect(target.address)).await {
@@ -216,4 +226,16 @@ pub fn setback(host: &str, fault: Fault) -> Setback {
 /// Tokio's clock, which tests can hold.
 pub fn now() -> std::time::Instant {
     Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_words;
+
+    #[test]
+    fn senders_are_not_shown_the_number_of_an_error() {
+        let refused = std::io::Error::from(nix::errno::Errno::ECONNREFUSED);
+        assert_eq!(in_words(&refused), "Connection refused");
+        assert_eq!(in_words(&std::io::Error::other("timed out")), "timed out");
+    }
 }

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::{Sleep, sleep_until};
 
-use super::connect::now;
-use crate::message::{Body, header};
+use super::connect::{in_words, now};
+use crate::message::{Body, BodyType, header};
 use crate::outcome::Setback;
 use crate::smtp::client::{BLOCK_WAIT, Delivery, Mail, Payload, Session, Settled, Step, Stuffer};
 use crate::spool::Message;
@@ -108,9 +108,10 @@ impl Content {
     /// [`Setback::Spool`].
     pub async fn of(message: &Message) -> Result<Self, Setback> {
         let smtputf8 = message.envelope.smtputf8;
+        let declared = message.envelope.body;
         let look = {
             let (prefix, body) = (message.prefix.clone(), message.content.clone());
-            move || Self::look(prefix, body, smtputf8)
+            move || Self::look(prefix, body, smtputf8, declared)
         };
         let looked = match &message.content {
             Body::Memory(_) => look(),
@@ -119,7 +120,7 @@ impl Content {
         looked.map_err(|error| spool(&message.content, &error))
     }
 
-    fn look(prefix: Bytes, body: Body, smtputf8: bool) -> io::Result<Self> {
+    fn look(prefix: Bytes, body: Body, smtputf8: bool, declared: BodyType) -> io::Result<Self> {
         let len = body.len();
         let body = match body {
             Body::File { .. } if len <= WHOLE => Body::from_bytes(body.read(0, WHOLE as usize)?),
@@ -134,7 +135,8 @@ impl Content {
             }
         };
         let utf8_header = smtputf8 && (!prefix.is_ascii() || header::facts(&head(&body)?).eight_bit);
-        let eight_bit = !prefix.is_ascii() || !body.is_seven_bit()?;
+        // What has 8-bit content was marked when it came in. What says so may have none (C162), and is read to know.
+        let eight_bit = !prefix.is_ascii() || (declared == BodyType::EightBit && !body.is_seven_bit()?);
         Ok(Self { size: prefix.len() as u64 + len, prefix, body, ends_in_crlf, eight_bit, utf8_header })
     }
 }
@@ -183,7 +185,7 @@ pub async fn transmit(
                     Ok(()) => delivery.sent(),
                     Err(SendError::Network(error)) => {
                         wire.last_words().await;
-                        wire.session.closed(error.to_string());
+                        wire.session.closed(in_words(&error));
                     }
                     Err(SendError::Spool(error)) => return Err(spool(&content.body, &error)),
                 }
@@ -215,7 +217,7 @@ impl Connection {
             Ok(()) => self.session.sent(),
             Err(error) => {
                 wire.last_words().await;
-                self.session.closed(error.to_string());
+                self.session.closed(in_words(&error));
             }
         }
     }
@@ -274,7 +276,7 @@ impl Wire<'_> {
         match read {
             Some(Ok(0)) => self.session.closed("it closed the connection"),
             Some(Ok(_)) => {}
-            Some(Err(error)) => self.session.closed(error.to_string()),
+            Some(Err(error)) => self.session.closed(in_words(&error)),
             None => self.session.expired(),
         }
     }

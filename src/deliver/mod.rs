@@ -201,7 +201,7 @@ impl<R: Resolve> Deliverer<R> {
                     break;
                 }
                 Err(Failure::Setback(setback)) => {
-                    tracing::info!(connector = %connector.name, id = %message.id, %setback, "the next host is tried");
+                    tracing::info!(connector = %connector.name, id = %message.id, %setback, "not by this host");
                     note_all(pending, &setback);
                 }
             }

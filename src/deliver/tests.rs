@@ -312,7 +312,7 @@ fn message_of(to: &[&str], content: Body) -> Message {
             recipients: Vec::new(),
             ret: None,
             envid: None,
-            body: BodyType::SevenBit,
+            body: if content.is_seven_bit().unwrap() { BodyType::SevenBit } else { BodyType::EightBit },
             smtputf8: false,
             requiretls: false,
         },

@@ -198,16 +198,14 @@ impl Report<'_> {
         let now = date(self.now);
         // The time makes it unique even if a spool is made anew and counts from the start.
         let message_id = format!("{}.{:x}@{}", self.id, self.now.as_microsecond(), self.hostname);
+        let from = one_or_two_lines("From: Mail Delivery System", &format!("<{}>", self.postmaster));
+        let named = one_or_two_lines("Message-ID:", &format!("<{message_id}>"));
         // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "Date: {now}\r\nFrom: Mail Delivery System\r\n <{}>\r\nTo: <{sender}>\r\nSubject: {subject}\r\n\
-             Message-ID:\r\n <{message_id}>\r\n",
-            self.postmaster
-        );
+        let _ = write!(text, "Date: {now}\r\n{from}To: <{sender}>\r\nSubject: {subject}\r\n{named}");
         // The mail program then shows the report beside the message. RFC 5322 section 3.6.4.
         if let Some(original) = header::facts(self.head).message_id.filter(|id| id.is_ascii() && id.len() < 900) {
-            let _ = write!(text, "In-Reply-To:\r\n {original}\r\nReferences:\r\n {original}\r\n");
+            text.push_str(&one_or_two_lines("In-Reply-To:", &original));
+            text.push_str(&one_or_two_lines("References:", &original));
         }
         let _ = write!(
             text,
@@ -442,6 +440,12 @@ fn part_header(boundary: &str, description: &str, content_type: &str, ascii: boo
 fn typed(address: &Address) -> String {
     let kind = if address.is_ascii() { "rfc822" } else { "utf-8" };
     format!("{kind}; {address}")
+}
+
+/// A field whose last word cannot be folded: on a line of its own only if it does not fit on one. RFC 5322 section 2.1.1.
+fn one_or_two_lines(start: &str, word: &str) -> String {
+    let fold = if start.len() + 1 + word.len() > LINE { "\r\n" } else { "" };
+    format!("{start}{fold} {word}\r\n")
 }
 
 /// Appends a field, folded at blanks; a word that is too long for any line is cut.
@@ -680,6 +684,16 @@ mod tests {
         assert_eq!(message.parts[0].sub_parts().map(<[u32]>::len), Some(3));
         assert!(message.date().is_some() && message.message_id().is_some());
         message
+    }
+
+    #[test]
+    fn a_field_is_folded_only_where_it_has_to_be() {
+        for (word, expected) in [
+            ("<1@contoso.com>".to_owned(), "Message-ID: <1@contoso.com>\r\n".to_owned()),
+            (format!("<{}@b>", "a".repeat(200)), format!("Message-ID:\r\n <{}@b>\r\n", "a".repeat(200))),
+        ] {
+            assert_eq!(one_or_two_lines("Message-ID:", &word), expected);
+        }
     }
 
     fn type_of(message: &Message<'_>, index: usize) -> String {

@@ -117,6 +117,16 @@ pub enum Setback {
         /// `missing` or `disabled`.
         state: &'static str,
     },
+    /// A group leads to an address that no route leads to.
+    #[error("{address}: {why}")]
+    Unroutable {
+        /// The member.
+        address: String,
+        /// What routing said of it.
+        why: String,
+        /// Its status.
+        status: Status,
+    },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
     Spool {
@@ -159,6 +169,7 @@ impl Setback {
             Self::Ourselves { .. } => Status(5, 4, 6),
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
+            Self::Unroutable { status, .. } => *status,
             Self::Spool { .. } => Status(4, 3, 0),
             Self::Expired { .. } => Status(4, 4, 7),
         }
@@ -193,6 +204,7 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
+            | Self::Unroutable { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -219,6 +231,7 @@ impl Setback {
             | Self::NullMx { .. }
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
+            | Self::Unroutable { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -243,6 +256,7 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
+            | Self::Unroutable { .. }
             | Self::Spool { .. } => return None,
         };
         let name = host.split(' ').next().unwrap_or_default();
@@ -270,6 +284,7 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
+            | Self::Unroutable { .. }
             | Self::Spool { .. } => format!("X-Causeway; {self}"),
         }
     }
@@ -293,6 +308,7 @@ impl Setback {
                 "a way on which every server proves who it is, as the sender demanded (REQUIRETLS)"
             }
             Self::NoConnector { .. } => "the send connector that this message was routed to",
+            Self::Unroutable { .. } => "a way to every member of the group",
             Self::Spool { .. } => "to read the message from the spool",
             Self::Expired { last, .. } => last.expected(),
         }
@@ -340,6 +356,10 @@ impl Setback {
                  that domain should check its MX records."
             }
             Self::Dns { .. } => "An administrator should check the name servers of that domain, and the relay's own.",
+            Self::Unroutable { .. } => {
+                "The other members of the group have the message. An administrator should mend or remove this member's \
+                 entry in the directory."
+            }
             Self::Ourselves { .. } => {
                 "An administrator should check the MX records of this domain, and whether it is missing among the \
                  relay's accepted domains."

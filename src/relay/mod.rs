@@ -22,9 +22,9 @@ use crate::config::{Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::message::received::Received;
-use crate::message::{Envelope, Recipient, header};
+use crate::message::{BodyType, Envelope, Recipient, header};
 use crate::outcome::tracking::Tracker;
-use crate::route::resolve::{Asking, Rules};
+use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Routed, plan};
 use crate::smtp::Reply;
 use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
@@ -33,6 +33,8 @@ mod acknowledge;
 mod events;
 pub mod schedule;
 mod settle;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use schedule::{LaneId, Schedule};
@@ -40,6 +42,14 @@ use work::Item;
 
 /// A message with so many `Received:` fields is going round in circles. Interface section 5.6.
 pub const HOP_LIMIT: usize = 60;
+
+/// A client has waited so long since its final dot: the message is taken back, before the client gives up and sends it
+/// again. RFC 5321 section 4.5.3.2.6 gives it ten minutes. F-017.
+const PUT_LIMIT: Duration = Duration::from_secs(300);
+
+/// Recipients that one message may have once its groups are expanded: the spool counts those of a copy in 16 bits, and a
+/// record holds them all. More come with the client's next transaction.
+pub const ROUTED_LIMIT: usize = 20_000;
 
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
@@ -73,6 +83,8 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    /// [`PUT_LIMIT`], less in tests.
+    put_limit: Duration,
 }
 
 /// Who asks for a recipient.
@@ -84,6 +96,8 @@ pub struct Asked<'a> {
     pub peer: IpAddr,
     /// What MAIL said, and the size it declared.
     pub mail: Option<&'a (Envelope, Option<u64>)>,
+    /// How many recipients the message has so far, groups expanded.
+    pub routed: usize,
 }
 
 /// Who brought a message.
@@ -117,6 +131,10 @@ pub struct Submission {
 impl Relay {
     /// A relay over an open spool. What is due moves once [`Relay::keep_time`] runs.
     pub fn new(snapshot: Snapshot, spool: Spool, tracker: Tracker) -> Self {
+        Self::with(snapshot, spool, tracker, PUT_LIMIT)
+    }
+
+    fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
         let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -128,6 +146,7 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            put_limit,
         }))
     }
 
@@ -174,27 +193,13 @@ impl Relay {
     /// The reply that says why not.
     pub fn check_sender(
         &self,
-        config: &Config,
+        snapshot: &Snapshot,
         connector: &ReceiveConnector,
         envelope: &Envelope,
         size: Option<u64>,
     ) -> Result<(), Reply> {
-        if let Some(sender) = &envelope.sender {
-            let domain = sender.domain();
-            let within = |allowed: &ReceiveConnector| {
-                allowed.sender_domains.iter().any(|(name, below)| domain == name || (*below && domain.is_within(name)))
-            };
-            if !connector.sender_domains.is_empty() && !within(connector) {
-                return Err(Reply::sender_domain_not_allowed(domain));
-            }
-            let elsewhere = config
-                .receive_connectors
-                .iter()
-                .find(|other| other.only_here && other.name != connector.name && within(other));
-            if elsewhere.is_some() && !(connector.only_here && within(connector)) {
-                return Err(Reply::partner_comes_another_way(domain));
-            }
-        }
+        let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
+        rules.check_sender(connector, envelope.sender.as_ref())?;
         self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
     }
 
@@ -215,10 +220,16 @@ impl Relay {
             may_relay: asked.connector.relay,
             size: asked.mail.and_then(|(_, size)| *size),
         };
-        rules.resolve(&asking, &recipient).map_err(|refusal| {
+        let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
             self.track_refusal(asked, &recipient, &refusal);
             refusal.to_reply()
-        })
+        })?;
+        routed.extend(failed.into_iter().map(|member| work::nowhere(&recipient, member)));
+        // One recipient alone is below the limit: `route` sees to that.
+        if asked.routed + routed.len() > ROUTED_LIMIT {
+            return Err(Reply::too_many_recipients(ROUTED_LIMIT));
+        }
+        Ok(routed)
     }
 
     /// Room for the content of a message that begins to arrive.
@@ -271,6 +282,10 @@ impl Relay {
         };
         let prefix = received.to_field().into();
         envelope.recipients = Vec::new();
+        if !draft.is_seven_bit() {
+            // Whether it was declared or not: the next hop is told what it gets, and nobody reads it again to know.
+            envelope.body = BodyType::EightBit;
+        }
         let noted = Self::note_routes(&mut routed);
         let message = NewMessage {
             id,
@@ -283,7 +298,14 @@ impl Relay {
             copies: plan::plan(routed),
             settles: Vec::new(),
         };
-        let put = self.0.spool.put(message).await;
+        let put = match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
+            Ok(put) => put,
+            // Dropped before its end, the put takes the message back.
+            Err(_) => {
+                warn!(%id, "a message was not on stable storage after {:?} and is taken back", self.0.put_limit);
+                return Reply::took_too_long();
+            }
+        };
         let reply = acknowledge::acknowledge(&put);
         match put {
             Ok(receipt) => {
@@ -303,7 +325,9 @@ impl Relay {
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
-            let item = Item::fresh(&message, index, resident.clone());
+            // What waits for a hop that is down must not take the memory from what can go at once.
+            let resident = resident.clone().filter(|_| queue.depth(lane).resting.is_none());
+            let item = Item::fresh(&message, index, resident);
             if queue.ready(lane, item) {
                 start.push(lane);
             }

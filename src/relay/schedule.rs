@@ -31,7 +31,7 @@ const IDLE_LANES: usize = 4096;
 const PATIENCE: u16 = 3;
 
 /// One lane; a number that is cheap to keep with each item. It is good for as long as anything is in the lane or
-/// works for it, and from [`Schedule::lane`] to the [`ready`](Schedule::ready) or [`later`](Schedule::later) that
+/// works for it or [holds](Schedule::sweep) something of it, and from [`Schedule::lane`] to the [`ready`](Schedule::ready) or [`later`](Schedule::later) that
 /// follows under the same lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(u32);
@@ -103,6 +103,8 @@ struct Lane<T> {
     active: usize,
     /// Handed out by `lane`, and nothing put in yet.
     claims: usize,
+    /// Taken out by `sweep`, and not let go yet.
+    held: usize,
     max: usize,
     window: f64,
     /// Below it the window doubles in a round of attempts; above it grows by one.
@@ -303,9 +305,11 @@ impl<T> Schedule<T> {
         entry.recruit(entry.ready.len())
     }
 
-    /// Takes out every waiting item of which `keep` says no, to be settled by the caller: its life is over, or it was
-    /// removed. For once a minute or so, since it looks at all of them: an item in a lane that rests for long would
-    /// otherwise never be asked about its age.
+    /// Takes out every ready item of which `keep` says no. For once a minute or so, since it looks at all of them: an
+    /// item in a lane that rests for long, or is slow, would otherwise never be asked about its age. What waits for its
+    /// time is not looked at: it is asked when that has come. The lane stays until each of them is
+    /// [let go](Schedule::let_go).
+    #[must_use = "each of them has to be let go"]
     pub fn sweep(&mut self, mut keep: impl FnMut(&T) -> bool) -> Vec<(LaneId, T)> {
         let mut out = Vec::new();
         for (index, lane) in (0u32..).zip(&mut self.lanes) {
@@ -314,18 +318,20 @@ impl<T> Schedule<T> {
                 if keep(&item) {
                     lane.ready.push_back(item);
                 } else {
+                    lane.held += 1;
                     out.push((LaneId(index), item));
                 }
             }
         }
         self.ready -= out.len();
-        let mut kept = std::mem::take(&mut self.later).into_vec();
-        for Reverse(Later { lane, item, .. }) in kept.extract_if(.., |Reverse(later)| !keep(&later.item)) {
-            self.lanes[lane.0 as usize].later -= 1;
-            out.push((lane, item));
-        }
-        self.later = BinaryHeap::from(kept);
         out
+    }
+
+    /// One that [`Schedule::sweep`] took out is done with, or was put back.
+    pub fn let_go(&mut self, lane: LaneId) {
+        let entry = self.lane_mut(lane);
+        debug_assert!(entry.held > 0, "let go what nobody held");
+        entry.held = entry.held.saturating_sub(1);
     }
 
     /// How many items wait, ready or for their time. Those that workers have are not among them.
@@ -380,7 +386,8 @@ impl<T> Schedule<T> {
     /// not probed for each message that comes for it.
     fn recycle(&mut self) {
         for (index, lane) in (0u32..).zip(&mut self.lanes) {
-            let idle = lane.ready.is_empty() && lane.later == 0 && lane.active == 0 && lane.claims == 0;
+            let used = lane.later + lane.active + lane.claims + lane.held;
+            let idle = lane.ready.is_empty() && used == 0;
             if idle
                 && lane.resting.is_none()
                 && let Some(name) = lane.name.take()
@@ -402,6 +409,7 @@ impl<T> Lane<T> {
             later: 0,
             active: 0,
             claims: 1,
+            held: 0,
             max,
             window: max.min(FIRST_WINDOW) as f64,
             threshold: max as f64,
@@ -688,11 +696,33 @@ mod tests {
                 schedule.later(now + item * SECOND, id, item);
             }
         }
-        let mut out: Vec<_> = schedule.sweep(|item| ![2, 3].contains(item)).into_iter().map(|(_, item)| item).collect();
-        out.sort_unstable();
-        assert_eq!(out, [2, 3]);
-        assert_eq!((schedule.len(), schedule.depth(id).ready, schedule.depth(id).later), (4, 2, 2));
+        let out = schedule.sweep(|item| ![2, 3].contains(item));
+        assert_eq!(out, [(id, 2)], "what waits for its time is asked when that has come");
+        assert_eq!((schedule.len(), schedule.depth(id).ready, schedule.depth(id).later), (5, 2, 3));
         assert_eq!([schedule.take(id, now), schedule.take(id, now)], [Some(0), Some(4)]);
+        schedule.let_go(id);
+    }
+
+    /// What was swept out can be put back, however many lanes came in between.
+    #[test]
+    fn a_lane_stays_while_something_of_it_is_held() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 0, 1);
+        assert!(schedule.ready(id, 7));
+        assert_eq!(schedule.sweep(|_| false), [(id, 7)]);
+        assert_eq!(schedule.take(id, now), None);
+        for number in 1..=2 * IDLE_LANES {
+            let other = lane(&mut schedule, number, 1);
+            assert_ne!(other, id, "the lane was given to another hop");
+            assert!(schedule.ready(other, 0));
+            assert!(schedule.take(other, now).is_some());
+            assert_eq!(schedule.take(other, now), None);
+        }
+        assert_eq!(schedule.find(&via(), &hop(0)), Some(id));
+        schedule.later(now, id, 7);
+        schedule.let_go(id);
+        assert_eq!(schedule.due(now), [id]);
+        assert_eq!(schedule.take(id, now), Some(7));
     }
 
     #[test]
@@ -768,7 +798,10 @@ mod tests {
                     }
                     Act::Pass(seconds) => now += seconds as u32 * SECOND,
                     Act::Sweep(modulus) => {
-                        done.extend(schedule.sweep(|item| item % modulus != 1).into_iter().map(|(_, item)| item));
+                        for (id, item) in schedule.sweep(|item| item % modulus != 1) {
+                            done.push(item);
+                            schedule.let_go(id);
+                        }
                     }
                     Act::Work(worker) | Act::Again(worker, _) | Act::Tell(worker, _) if !workers.is_empty() => {
                         let index = worker % workers.len();

@@ -16,7 +16,7 @@ use super::{Relay, Snapshot};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
-use crate::message::{Body, Envelope, MessageId, Recipient, header};
+use crate::message::{Address, Body, Envelope, MessageId, Recipient, header};
 use crate::outcome::report::{End as ReportEnd, Kind, Report, Told};
 use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
@@ -42,10 +42,8 @@ struct Sorted {
 }
 
 impl Relay {
-    /// Carries out what follows from an attempt.
-    pub(super) async fn settle(&self, snapshot: &Snapshot, mut tried: Tried<'_>, attempt: Attempt) {
-        let settings = &snapshot.config.spool;
-        let now = Timestamp::now();
+    /// Carries out what follows from an attempt that ended `now`.
+    pub(super) async fn settle(&self, snapshot: &Snapshot, mut tried: Tried<'_>, attempt: Attempt, now: Timestamp) {
         let age = age(tried.message.accepted, now);
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;
@@ -58,12 +56,7 @@ impl Relay {
             return;
         }
         let mut warned = tried.item.warned;
-        if is_delay_due(settings, &tried.message.envelope, age, warned) {
-            let until = tried.message.accepted
-                + SignedDuration::try_from(lifetime(settings, false)).unwrap_or(SignedDuration::MAX);
-            let kind = Kind::Delay { retry_until: until };
-            warned = self.report(snapshot, &tried, kind, setbacks(&sorted.again), Vec::new(), now).await;
-        }
+        warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
         let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
         self.track_setbacks(&tried, EventKind::Defer, &sorted.again, Some(next));
         if let Some((_, setback)) = sorted.again.first() {
@@ -74,6 +67,25 @@ impl Relay {
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
         let item = Item { attempts, warned, resident: None, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
+    }
+
+    /// Tells the sender that the message is late, if it is. True: that is done, and not to be done again.
+    pub(super) async fn warn_of_delay(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        late: &[(u16, Setback)],
+        age: Duration,
+        now: Timestamp,
+    ) -> bool {
+        let settings = &snapshot.config.spool;
+        if !is_delay_due(settings, &tried.message.envelope, age, tried.item.warned) {
+            return false;
+        }
+        let life = SignedDuration::try_from(lifetime(settings, false)).unwrap_or(SignedDuration::MAX);
+        // A lifetime beyond the end of the calendar is as good as none.
+        let retry_until = tried.message.accepted.saturating_add(life).unwrap_or(Timestamp::MAX);
+        self.report(snapshot, tried, Kind::Delay { retry_until }, setbacks(late), Vec::new(), now).await
     }
 
     fn sort(&self, tried: &mut Tried<'_>, attempt: Attempt, snapshot: &Snapshot, age: Duration) -> Sorted {
@@ -154,6 +166,14 @@ impl Relay {
             return false;
         }
         self.track_setbacks(tried, EventKind::Fail, failed, None);
+        if tried.message.envelope.sender.is_none() {
+            let to: Vec<&Address> = failed
+                .iter()
+                .filter_map(|(index, _)| tried.copy().recipients.get(usize::from(*index)))
+                .map(|one| &one.recipient.address)
+                .collect();
+            self.track_dropped(tried.message, &to, &"it came from <>: nobody is told of its failure");
+        }
         for (index, setback) in failed {
             let to = tried.copy().recipients.get(usize::from(*index)).map(|one| &one.recipient.address);
             warn!(id = %tried.item.id, connector = %tried.copy().via, ?to, "failed: {setback}");
@@ -193,6 +213,11 @@ impl Relay {
         let asking = Asking { origin: Origin::OnPremises, connector: &connector, may_relay: true, size: None };
         let mut routed = match rules.resolve(&asking, &to) {
             Ok(routed) => routed,
+            Err(refusal) if refusal.is_temporary() => {
+                // A directory that cannot answer now is no reason to tell nobody.
+                warn!(id = %message.id, to = %to.address, "a report cannot be sent now and is tried again: {refusal}");
+                return false;
+            }
             Err(refusal) => {
                 warn!(id = %message.id, to = %to.address, "a report cannot be delivered and is dropped: {refusal}");
                 self.track_dropped(message, &[&to.address], &format_args!("the report to the sender: {refusal}"));

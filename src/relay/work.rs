@@ -11,18 +11,23 @@ use tracing::{error, warn};
 
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot};
-use crate::config::{Config, ConnectorName};
+use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::Attempt;
-use crate::message::MessageId;
-use crate::outcome::Setback;
-use crate::route::HopCopy;
-use crate::spool::{LoadError, Message, Waiting};
+use crate::message::{MessageId, Recipient};
+use crate::outcome::{Setback, is_expired};
+use crate::route::resolve::{Asking, Failed, Rules};
+use crate::route::{Hop, HopCopy, Route, Routed};
+use crate::smtp::Status;
+use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
 const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
+
+/// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
+const NOWHERE: &str = "";
 
 /// How often messages that nobody tries are asked for their age.
 const LOOK_THROUGH: Duration = Duration::from_secs(60);
@@ -108,6 +113,32 @@ impl<'a> Tried<'a> {
     }
 }
 
+/// A member of a group that no route leads to, as a recipient whose first attempt fails: so its failure is kept and
+/// reported as any other is.
+pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
+    let recipient = Recipient { address: member.address.clone(), ..group.clone() };
+    let via = ConnectorName(Arc::from(NOWHERE));
+    let route = Route { via, hop: Hop::SmartHosts, to: member.address, because: member.refusal.because };
+    Routed { asked: group.address.clone(), recipient, route }
+}
+
+/// What routing says now of the recipients of a copy to nowhere.
+fn unroutable(snapshot: &Snapshot, copy: &HopCopy, open: &[u16]) -> Attempt {
+    let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
+    let asking = Asking { origin: Origin::Internet, connector: &copy.via, may_relay: true, size: None };
+    let judge = |index: &u16| {
+        let recipient = &copy.recipients.get(usize::from(*index))?.recipient;
+        let address = recipient.address.to_string();
+        let (why, status) = match rules.resolve(&asking, recipient) {
+            Err(refusal) => (refusal.to_string(), refusal.status().1),
+            // Mended since; but a route is chosen when the message comes.
+            Ok(_) => ("no way led there when the message came".to_owned(), Status(5, 1, 1)),
+        };
+        Some((*index, Err(Setback::Unroutable { address, why, status })))
+    };
+    Attempt { results: open.iter().filter_map(judge).collect() }
+}
+
 /// How many connections a lane of this connector may use.
 pub(super) fn max_connections(config: &Config, via: &ConnectorName) -> usize {
     config.send_connector(via).map_or(UNKNOWN_CONNECTOR_CONNECTIONS, |connector| connector.max_connections)
@@ -125,36 +156,55 @@ impl Relay {
         });
     }
 
-    /// Moves what is due to its lanes, for ever; ends when the relay stops.
+    /// Moves what is due to its lanes, and looks after what nobody tries; ends when the relay stops.
     pub async fn keep_time(&self) {
-        let mut looked = Instant::now();
-        loop {
-            if self.0.stopping.load(Ordering::Acquire) {
-                return;
-            }
-            let now = Instant::now();
-            if now.duration_since(looked) >= LOOK_THROUGH {
-                looked = now;
-                self.look_through().await;
-            }
+        // A look through a long queue writes many reports. What is due does not wait for that.
+        tokio::select! {
+            () = self.move_due() => {}
+            () = self.mind_ages() => {}
+        }
+    }
+
+    async fn move_due(&self) {
+        while !self.is_stopping() {
+            let woken = self.0.wake.notified();
             let (start, next) = {
                 let mut queue = self.queue();
-                (queue.due(now), queue.next_due())
+                (queue.due(Instant::now()), queue.next_due())
             };
             for lane in start {
                 self.work(lane);
             }
-            let woken = self.0.wake.notified();
-            let at = next.map_or(looked + LOOK_THROUGH, |at| at.min(looked + LOOK_THROUGH));
-            let _ = tokio::time::timeout_at(at.into(), woken).await;
+            match next {
+                Some(at) => {
+                    let _ = tokio::time::timeout_at(at.into(), woken).await;
+                }
+                None => woken.await,
+            }
         }
+    }
+
+    async fn mind_ages(&self) {
+        loop {
+            tokio::time::sleep(LOOK_THROUGH).await;
+            self.look_through(Timestamp::now()).await;
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
+    /// No new attempt begins from now on; those under way go on to their ends.
+    pub fn begin_stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+        self.0.wake.notify_one();
     }
 
     /// No new attempt begins. Returns when the last one under way ended, or at `deadline`; then everything said so
     /// far is made durable. True if all ended in time.
     pub async fn stop(&self, deadline: tokio::time::Instant) -> bool {
-        self.0.stopping.store(true, Ordering::Release);
-        self.0.wake.notify_one();
+        self.begin_stop();
         let ended = async {
             loop {
                 let idle = self.0.idle.notified();
@@ -173,24 +223,25 @@ impl Relay {
 
     /// The next copy for a worker of this lane; `None` ends the worker.
     fn next(&self, lane: LaneId) -> Option<Item> {
-        if self.0.stopping.load(Ordering::Acquire) {
+        if self.is_stopping() {
             // The lane still counts this worker; nobody will ask it again.
             return None;
         }
         self.queue().take(lane, Instant::now())
     }
 
-    async fn attempt(&self, lane: LaneId, mut item: Item) -> Feedback {
+    /// `None`: the hop was not tried, so nothing is known of it.
+    async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
         let snapshot = self.snapshot();
-        let Some((message, open)) = self.fetch(lane, &mut item).await else { return Feedback::Ok };
+        let (message, open) = self.fetch(lane, &mut item).await?;
         let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
-        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
-        feedback
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
+        Some(feedback)
     }
 
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
-    async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
+    pub(super) async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
         if let Some(resident) = item.resident.take() {
             let message = Arc::clone(&resident.message);
             let open = (0..message.copies[usize::from(item.copy)].recipients.len() as u16).collect();
@@ -207,28 +258,53 @@ impl Relay {
         }
     }
 
-    /// Copies whose life is over, or whose senders are to be told that they are late, in lanes that rest: what would
-    /// have followed from an attempt follows without one.
-    pub(super) async fn look_through(&self) {
+    /// Copies whose life is over, or whose senders are to be told that they are late, in lanes that rest or are slow:
+    /// what would have followed from an attempt follows without one.
+    pub(super) async fn look_through(&self, wall: Timestamp) {
         let snapshot = self.snapshot();
         let settings = &snapshot.config.spool;
-        let wall = Timestamp::now();
         let overdue = self.queue().sweep(|item| {
             let age = age(item.accepted, wall);
             let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
-            !late && age < settings.message_lifetime
+            // An attempt that falls on the very end has its chance. Who sent it is not known here; a report's life is
+            // shorter, and over when a look at the message says so.
+            !late && age < settings.message_lifetime.saturating_add(LOOK_THROUGH)
         });
         for (lane, mut item) in overdue {
-            let Some((message, open)) = self.fetch(lane, &mut item).await else { continue };
-            let copy = &message.copies[usize::from(item.copy)];
-            let why = "no attempt was possible in this time".to_owned();
-            let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
-            let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
-            self.settle(&snapshot, Tried { message: &message, item, lane }, attempt).await;
+            if let Some((message, open)) = self.fetch(lane, &mut item).await {
+                self.look_at(&snapshot, Tried { message: &message, item, lane }, &open, wall).await;
+            }
+            self.queue().let_go(lane);
         }
     }
 
-    async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
+    async fn look_at(&self, snapshot: &Snapshot, mut tried: Tried<'_>, open: &[u16], wall: Timestamp) {
+        let settings = &snapshot.config.spool;
+        let age = age(tried.item.accepted, wall);
+        let copy = tried.copy();
+        let why = "no attempt was possible in this time".to_owned();
+        let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
+        if is_expired(settings, age, tried.message.envelope.sender.is_none()) {
+            let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
+            return self.settle(snapshot, tried, attempt, wall).await;
+        }
+        let late: Vec<(u16, Setback)> = open.iter().map(|index| (*index, setback.clone())).collect();
+        if self.warn_of_delay(snapshot, &tried, &late, age, wall).await {
+            let Item { id, copy, attempts, .. } = tried.item;
+            self.0.spool.defer(Deferral { id, copy, until: wall, attempts, warned: true });
+            tried.item.warned = true;
+        } else if tried.message.envelope.sender.is_none() {
+            // Nobody will ever be warned of it; so it need not be looked at for that again.
+            tried.item.warned = true;
+        }
+        // It was not tried: it keeps its count of attempts, and its turn comes as soon as the lane moves.
+        let start = self.queue().ready(tried.lane, tried.item);
+        if start {
+            self.work(tried.lane);
+        }
+    }
+
+    pub(super) async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
         let via = &message.copies[usize::from(copy)].via;
         let state = match snapshot.config.send_connector(via) {
             Some(connector) if connector.enabled => {
@@ -237,6 +313,9 @@ impl Relay {
             Some(_) => "disabled",
             None => "missing",
         };
+        if *via.0 == *NOWHERE {
+            return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+        }
         let setback = Setback::NoConnector { name: via.to_string(), state };
         Attempt { results: open.iter().map(|recipient| (*recipient, Err(setback.clone()))).collect() }
     }
@@ -283,10 +362,10 @@ struct Worker<'a> {
 impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
-            let feedback = self.relay.attempt(self.lane, item).await;
+            let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
             let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
-            if feedback == Feedback::Down {
-                // The lane rests, and the timekeeper is to wake it.
+            if feedback != Feedback::Ok {
+                // The lane may rest now, and the timekeeper is to wake it.
                 self.relay.0.wake.notify_one();
             }
             for _ in 0..more {
@@ -299,7 +378,8 @@ impl Worker<'_> {
 
 impl Drop for Worker<'_> {
     fn drop(&mut self) {
-        if !self.ended {
+        // A task that is dropped in the middle, because the runtime ends, leaves nothing to be done.
+        if !self.ended && std::thread::panicking() {
             // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
             // must not wait for this worker.
             error!("an attempt failed inside the relay; its message stays in the spool until the next start");

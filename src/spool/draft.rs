@@ -33,6 +33,7 @@ pub struct Draft {
     /// Small pieces being put together, behind `pieces`.
     tail: BytesMut,
     len: u64,
+    seven_bit: bool,
     own: Option<Box<OwnFile>>,
 }
 
@@ -107,15 +108,15 @@ impl OwnFile {
 
 impl Draft {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared: Some(shared), pieces: Vec::new(), tail: BytesMut::new(), len: 0, own: None }
+        Self { shared: Some(shared), pieces: Vec::new(), tail: BytesMut::new(), len: 0, seven_bit: true, own: None }
     }
 
     /// A draft that is complete: a report the relay wrote.
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        let len = bytes.len() as u64;
+        let (len, seven_bit) = (bytes.len() as u64, bytes.is_ascii());
         let pieces = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
-        Self { shared: None, pieces, tail: BytesMut::new(), len, own: None }
+        Self { shared: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None }
     }
 
     /// The next piece. Waits only if the content has become large, while blocks of it are written.
@@ -127,6 +128,7 @@ impl Draft {
             return Ok(());
         }
         self.len += piece.len() as u64;
+        self.seven_bit = self.seven_bit && piece.is_ascii();
         if let Some(own) = &mut self.own {
             own.waiting_len += piece.len();
             own.waiting.push(piece);
@@ -188,6 +190,11 @@ impl Draft {
     /// Length in bytes so far.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// True if every byte so far is below 128.
+    pub fn is_seven_bit(&self) -> bool {
+        self.seven_bit
     }
 
     /// True if there is not a single byte.

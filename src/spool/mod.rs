@@ -1,8 +1,8 @@
 //! The spool: what was acknowledged survives kill -9 and power loss.
 //!
 //! An append-only log of records in preallocated segment files, an index in memory, and nothing else. One
-//! committer thread ([`commit`]) writes what waits with one vectored write and one `fdatasync`, then wakes those it
-//! covers; one keeper thread ([`keep`]) takes dead segments out and makes new ones. Large messages have files of
+//! committer thread (`commit`) writes what waits with one vectored write and one `fdatasync`, then wakes those it
+//! covers; one keeper thread (`keep`) takes dead segments out and makes new ones. Large messages have files of
 //! their own, which the log names.
 //!
 //! ```text
@@ -39,7 +39,7 @@ pub mod format;
 mod index;
 mod keep;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 pub mod recover;
 mod shelf;
 #[cfg(test)]

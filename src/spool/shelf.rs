@@ -298,9 +298,13 @@ impl Room {
                     // New mail comes again when there is clearly more room than when it was turned away.
                     let enough = self.min_free + (self.min_free / 16).max(1 << 20).min(self.min_free);
                     if free < self.min_free {
-                        self.full.store(true, Ordering::Relaxed);
-                    } else if free >= enough {
-                        self.full.store(false, Ordering::Relaxed);
+                        // Told once, not for each message that is turned away.
+                        if !self.full.swap(true, Ordering::Relaxed) {
+                            let (path, min) = (folder.display(), self.min_free);
+                            tracing::error!(%path, free, min, "the disk is full: new mail is refused, 452 4.3.1");
+                        }
+                    } else if free >= enough && self.full.swap(false, Ordering::Relaxed) {
+                        tracing::info!(path = %folder.display(), free, "the disk has room again: new mail is taken");
                     }
                 }
                 Err(error) => return Err(PutError::Fault(format!("{}: {error}", folder.display()))),

@@ -1,0 +1,428 @@
+//! The stages together, over a spool on a disk that fails on demand; what hosts would say is made up.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+
+use super::schedule::Depth;
+use super::work::Tried;
+use super::*;
+use crate::config;
+use crate::deliver::{Attempt, Delivered};
+use crate::dns::Resolver;
+use crate::message::{Address, BodyType, Notify};
+use crate::outcome::Setback;
+use crate::smtp::Status;
+use crate::spool::model::{Fault, Model, ModelDisk, Op};
+use crate::spool::{LoadError, Options, Settings};
+use crate::tls::Proof;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+const CONFIGURATION: &str = r#"
+hostname = "mail.contoso.com"
+postmaster = "postmaster@contoso.com"
+[spool]
+path = "/spool"
+[[accepted_domain]]
+name = "contoso.com"
+type = "external-relay"
+[[receive_connector]]
+name = "internet"
+listen = ["127.0.0.1:0"]
+origin = "internet"
+tls = "off"
+relay = true
+[[receive_connector]]
+name = "partner"
+listen = ["127.0.0.2:0"]
+origin = "partner"
+tls = "off"
+sender_domains = ["*.partner.example"]
+only_here = true
+[[send_connector]]
+name = "to-contoso"
+address_spaces = ["contoso.com"]
+smart_hosts = ["127.0.0.1:1"]
+tls = "off"
+max_message_size = "1KiB"
+[[send_connector]]
+name = "to-internet"
+address_spaces = ["*"]
+smart_hosts = ["127.0.0.1:1"]
+tls = "off"
+"#;
+
+struct Fixture {
+    relay: Relay,
+    disk: Arc<Model>,
+    events: Arc<Mutex<Vec<String>>>,
+}
+
+fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
+    let config = Arc::new(config::parse(&change(CONFIGURATION.to_owned()), Path::new("/causeway.toml")).unwrap());
+    let (directory, _) = Directory::load(&config.directories);
+    let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
+    let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
+    Snapshot { config, directory: Arc::new(directory), deliverer }
+}
+
+impl Fixture {
+    /// No attempt is made by itself: the relay stands as it does while it stops.
+    fn still() -> Self {
+        Self::new(PUT_LIMIT)
+    }
+
+    fn new(put_limit: Duration) -> Self {
+        let disk = Model::new(1);
+        let settings = Settings { path: "/spool".into(), min_free_space: 0 };
+        let (spool, recovery) =
+            Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, Options::default()).unwrap();
+        let _ = recovery.run();
+        let events: Arc<Mutex<Vec<String>>> = Arc::default();
+        let tracked = Arc::clone(&events);
+        let tracker = Tracker::none().watched(move |event| tracked.lock().unwrap().push(event.to_json()));
+        let relay = Relay::with(snapshot(&|text| text), spool, tracker, put_limit);
+        relay.begin_stop();
+        Self { relay, disk, events }
+    }
+
+    fn connector(&self, name: &str) -> Arc<ReceiveConnector> {
+        let config = Arc::clone(&self.relay.snapshot().config);
+        config.receive_connectors.iter().find(|connector| &*connector.name.0 == name).unwrap().clone()
+    }
+
+    /// A whole session's questions, and the answer to the end of data.
+    async fn send(&self, from: &str, to: &[&str], content: &str) -> Reply {
+        let snapshot = self.relay.snapshot();
+        let connector = self.connector("internet");
+        let mut envelope = envelope(from);
+        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: 0 };
+        let mut routed = Vec::new();
+        for to in to {
+            let recipient = recipient(to);
+            routed.extend(self.relay.check_recipient(&snapshot, &asked, recipient.clone()).unwrap());
+            envelope.recipients.push(recipient);
+        }
+        let mut draft = self.relay.draft();
+        draft.push(content.to_owned().into()).await.unwrap();
+        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None };
+        self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer }).await
+    }
+
+    fn lane(&self) -> LaneId {
+        let name = config::ConnectorName("to-contoso".into());
+        self.relay.queue().find(&name, &crate::route::Hop::SmartHosts).unwrap()
+    }
+
+    fn depth(&self) -> Depth {
+        let lane = self.lane();
+        self.relay.queue().depth(lane)
+    }
+
+    /// The one item of the lane, as a worker would have it.
+    fn item(&self) -> Item {
+        let out = self.relay.queue().sweep(|_| false);
+        out.iter().for_each(|(lane, _)| self.relay.queue().let_go(*lane));
+        let lane = self.lane();
+        let mut ours: Vec<Item> = out.into_iter().filter(|(other, _)| *other == lane).map(|(_, item)| item).collect();
+        assert_eq!(ours.len(), 1);
+        ours.remove(0)
+    }
+
+    async fn settle(&self, item: Item, results: Vec<(u16, Result<Delivered, Setback>)>) {
+        let message = self.relay.0.spool.load(item.id).unwrap().message;
+        let tried = Tried { message: &message, item, lane: self.lane() };
+        self.relay.settle(&self.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
+        self.relay.0.spool.flush().await;
+    }
+
+    fn open(&self, id: crate::message::MessageId) -> Vec<Vec<u16>> {
+        match self.relay.0.spool.load(id) {
+            Ok(loaded) => loaded.open,
+            Err(LoadError::Gone) => Vec::new(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// How many events of this kind name this.
+    fn count(&self, kind: &str, what: &str) -> usize {
+        let kind = format!("\"{kind}\"");
+        let events = self.events.lock().unwrap();
+        events.iter().filter(|event| event.contains(&kind) && event.contains(what)).count()
+    }
+}
+
+fn envelope(from: &str) -> Envelope {
+    Envelope {
+        sender: Address::parse(from).ok(),
+        recipients: Vec::new(),
+        ret: None,
+        envid: None,
+        body: BodyType::SevenBit,
+        smtputf8: false,
+        requiretls: false,
+    }
+}
+
+fn recipient(to: &str) -> Recipient {
+    Recipient { address: Address::parse(to).unwrap(), notify: Notify::Unsaid, orcpt: None }
+}
+
+fn answered(code: u16) -> Setback {
+    let reply = Reply { code, status: Some(Status(code / 100, 1, 1)), text: "so it is".into() };
+    Setback::Answered { host: "host".into(), command: "RCPT", reply }
+}
+
+fn delivered() -> Delivered {
+    Delivered { host: "host".into(), reply: Reply::ok(), proof: Arc::new(Proof::Plain), dsn: false }
+}
+
+const THREE: [&str; 3] = ["one@contoso.com", "two@contoso.com", "three@contoso.com"];
+
+/// One has it, one is to be tried again, one never: each is settled once, and the failure is one record with its
+/// report.
+#[tokio::test]
+async fn a_partial_failure_settles_each_by_itself() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    assert_eq!(fixture.open(id), [[0, 1, 2]]);
+    fixture.settle(item, vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Err(answered(550)))]).await;
+    assert_eq!(fixture.open(id), [[1]]);
+    for (kind, what, count) in [
+        ("SEND", "one@contoso.com", 1),
+        ("DEFER", "two@contoso.com", 1),
+        ("FAIL", "three@contoso.com", 1),
+        ("DSN", "erin@fabrikam.com", 1),
+        ("FAIL", "two@contoso.com", 0),
+        ("DROP", "", 0),
+    ] {
+        assert_eq!(fixture.count(kind, what), count, "{kind} {what}: {:?}", fixture.events);
+    }
+    assert_eq!(fixture.depth().later, 1, "the second waits");
+    assert_eq!(fixture.relay.waiting(), 2, "the message and the report");
+}
+
+/// If the spool refuses the report, the failure is as if it had not happened yet; what was delivered stays so.
+#[tokio::test]
+async fn a_failure_that_cannot_be_reported_stays_open() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    // What is written after this fails: the record of the report.
+    fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::EIO, lasts: true });
+    let results = vec![(0, Err(answered(550))), (1, Err(answered(550))), (2, Err(answered(550)))];
+    let message = fixture.relay.0.spool.load(id).unwrap().message;
+    let tried = Tried { message: &message, item, lane: fixture.lane() };
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
+    fixture.disk.heal();
+    assert_eq!(fixture.open(id), [[0, 1, 2]]);
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("DSN", ""), fixture.count("DEFER", "")), (0, 0, 1));
+    assert_eq!(fixture.depth().later, 1, "it is tried again");
+}
+
+/// C192: nobody is told of the failure of what came from `<>`, but the events say that it is dropped.
+#[tokio::test]
+async fn c192_a_report_that_fails_is_dropped() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    assert_eq!(fixture.open(id), [[0u16; 0]; 0]);
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("DROP", "one@contoso.com")), (1, 1));
+    assert_eq!((fixture.count("DSN", ""), fixture.relay.waiting()), (0, 0));
+}
+
+/// What rests is looked at for its age only: a warning, once, to whom it may concern; its turn and its attempts stay as
+/// they were.
+#[tokio::test]
+async fn what_is_late_is_said_once_and_postpones_nothing() {
+    for (from, hours, reports, ready) in [
+        ("erin@fabrikam.com", 3, 0, 1),
+        ("erin@fabrikam.com", 5, 1, 1),
+        ("", 5, 0, 1),
+        // The end of its life: a failure report, and nothing waits but that.
+        ("erin@fabrikam.com", 49, 1, 0),
+        ("", 49, 0, 0),
+    ] {
+        let fixture = Fixture::still();
+        assert_eq!(fixture.send(from, &["one@contoso.com"], "\r\n").await.code, 250);
+        let wall = Timestamp::now() + jiff::SignedDuration::try_from(hours * HOUR).unwrap();
+        for _ in 0..3 {
+            fixture.relay.look_through(wall).await;
+        }
+        let depth = fixture.depth();
+        assert_eq!((depth.ready, depth.later), (ready, 0), "{from} after {hours} h");
+        assert_eq!(fixture.count("DSN", ""), reports, "{from} after {hours} h");
+        assert_eq!(fixture.count("FAIL", ""), 1 - ready, "{from} after {hours} h");
+        if ready == 1 {
+            let item = fixture.item();
+            assert_eq!((item.attempts, item.warned), (0, hours >= 4), "{from} after {hours} h");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_data_is_answered_by_what_became_of_it() {
+    let hops = "Received: from a by b\r\n".repeat(HOP_LIMIT);
+    let long = format!("\r\n{}\r\n", "x".repeat(1500));
+    for (content, code, status) in [
+        ("Subject: x\r\n\r\nx\r\n", 250, Status(2, 0, 0)),
+        (&hops[..], 550, Status(5, 4, 6)),
+        (&hops[hops.find('\n').unwrap() + 1..], 552, Status(5, 3, 4)),
+        (&long, 552, Status(5, 3, 4)),
+    ] {
+        let fixture = Fixture::still();
+        let reply = fixture.send("erin@fabrikam.com", &["one@contoso.com"], content).await;
+        assert_eq!((reply.code / 100, reply.code == 250), (code / 100, code == 250), "{reply}");
+        assert_eq!(reply.status.unwrap(), status, "{reply}");
+        assert_eq!(fixture.relay.waiting(), usize::from(code == 250));
+        assert_eq!(fixture.count("RECEIVE", ""), usize::from(code == 250));
+    }
+}
+
+/// `durable`: without a receipt there is no 250.
+#[tokio::test]
+async fn what_the_disk_refuses_is_not_acknowledged() {
+    for (errno, code, status) in [(Errno::EIO, 452, Status(4, 3, 0)), (Errno::ENOSPC, 452, Status(4, 3, 1))] {
+        let fixture = Fixture::still();
+        fixture.disk.inject(Fault { op: Op::Write, after: 0, errno, lasts: true });
+        let reply = fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await;
+        assert_eq!((reply.code, reply.status), (code, Some(status)), "{errno}: {reply}");
+        fixture.disk.heal();
+        assert_eq!((fixture.count("RECEIVE", ""), fixture.relay.waiting()), (0, 0), "{errno}");
+    }
+}
+
+/// Interface section 3: `sender_domains` and `only_here`.
+#[tokio::test]
+async fn who_may_send_by_which_connector() {
+    let fixture = Fixture::still();
+    let snapshot = fixture.relay.snapshot();
+    for (connector, from, good) in [
+        ("internet", "anna@fabrikam.com", true),
+        ("internet", "", true),
+        ("internet", "anna@partner.example", false),
+        ("internet", "anna@sub.partner.example", false),
+        ("internet", "anna@notpartner.example", true),
+        ("partner", "anna@partner.example", true),
+        ("partner", "anna@sub.partner.example", true),
+        ("partner", "anna@fabrikam.com", false),
+        ("partner", "", true),
+    ] {
+        let answer = fixture.relay.check_sender(&snapshot, &fixture.connector(connector), &envelope(from), None);
+        let answer = answer.map_err(|reply| (reply.code, reply.status));
+        assert_eq!(answer, if good { Ok(()) } else { Err((550, Some(Status(5, 7, 1)))) }, "{connector} {from}");
+    }
+}
+
+/// F-057: what waits for a connector that is gone or switched off is held, and goes when it is back.
+#[tokio::test]
+async fn f057_mail_for_a_missing_connector_is_held() {
+    for (kind, was, is) in [
+        ("missing", "name = \"to-contoso\"", "name = \"renamed\""),
+        ("disabled", "max_message_size = \"1KiB\"", "enabled = false"),
+    ] {
+        let fixture = Fixture::still();
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        let id = item.id;
+        fixture.relay.replace(snapshot(&|text| text.replace(was, is)));
+        let message = fixture.relay.0.spool.load(id).unwrap().message;
+        let attempt = fixture.relay.deliver(&fixture.relay.snapshot(), &message, 0, &[0]).await;
+        let Err(setback) = &attempt.results[0].1 else { panic!("{kind}") };
+        assert!(matches!(setback, Setback::NoConnector { state, .. } if *state == kind), "{setback}");
+        fixture.settle(item, attempt.results).await;
+        assert_eq!(fixture.open(id), [[0]], "{kind}");
+        assert_eq!((fixture.count("DEFER", kind), fixture.count("FAIL", "")), (1, 0), "{kind}");
+    }
+}
+
+/// Fresh messages are counted while they are in memory, and only then.
+#[tokio::test]
+async fn what_is_resident_is_counted_out_again() {
+    let fixture = Fixture::still();
+    let to = ["one@contoso.com", "two@fabrikam.com"];
+    assert_eq!(fixture.send("erin@fabrikam.com", &to, "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    assert!(fixture.relay.0.resident.load(Ordering::Relaxed) > 1024);
+    let out = fixture.relay.queue().sweep(|_| false);
+    assert_eq!(out.len(), 2);
+    for (number, (lane, mut item)) in out.into_iter().enumerate() {
+        let before = fixture.relay.0.resident.load(Ordering::Relaxed);
+        let (_, open) = fixture.relay.fetch(lane, &mut item).await.unwrap();
+        assert_eq!(open, [0]);
+        let after = fixture.relay.0.resident.load(Ordering::Relaxed);
+        assert_eq!((before > 0, after > 0), (true, number == 0));
+        // The second time it comes from the spool.
+        assert!(fixture.relay.fetch(lane, &mut item).await.is_some());
+    }
+}
+
+/// What the last run left behind is found, with what is known of it, and only what is open.
+#[tokio::test]
+async fn what_was_left_is_taken_up_again() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    fixture.settle(item, vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Ok(delivered()))]).await;
+    let disk = fixture.disk.crash();
+    let settings = Settings { path: "/spool".into(), min_free_space: 0 };
+    let (spool, recovery) =
+        Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, Options::default()).unwrap();
+    let relay = Relay::new(snapshot(&|text| text), spool, Tracker::none());
+    relay.begin_stop();
+    relay.resume(recovery.run());
+    let again = Fixture { relay, disk, events: Arc::default() };
+    assert_eq!((again.depth().later, again.open(id)), (1, vec![vec![1]]));
+    let mut started = again.relay.queue().due(Instant::now() + HOUR);
+    assert_eq!(started.len(), 1);
+    let item = again.relay.queue().take(started.remove(0), Instant::now()).unwrap();
+    assert_eq!((item.id, item.copy, item.attempts, item.warned), (id, 0, 1, false));
+}
+
+/// F-017: the disk hangs. In the end the client hears 451, and the message is not delivered when the disk is back.
+#[tokio::test]
+async fn f017_a_message_the_disk_holds_up_is_taken_back() {
+    let fixture = Fixture::new(Duration::from_millis(50));
+    fixture.disk.hold();
+    let reply = fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await;
+    assert_eq!(reply.code, 451, "{reply}");
+    fixture.disk.release();
+    fixture.relay.0.spool.flush().await;
+    fixture.relay.0.spool.flush().await;
+    assert_eq!((fixture.relay.waiting(), fixture.count("RECEIVE", ""), fixture.relay.queue().len()), (0, 0, 0));
+}
+
+/// Groups cannot make more recipients of one message than its record can count: the client sends the others again.
+#[tokio::test]
+async fn recipients_are_bounded_after_expansion() {
+    let fixture = Fixture::still();
+    let (snapshot, connector) = (fixture.relay.snapshot(), fixture.connector("internet"));
+    for (before, good) in [(0, true), (ROUTED_LIMIT - 1, true), (ROUTED_LIMIT, false)] {
+        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: before };
+        let answer = fixture.relay.check_recipient(&snapshot, &asked, recipient("one@contoso.com"));
+        match answer {
+            Ok(routed) => assert!(good && routed.len() == 1, "after {before}"),
+            Err(reply) => assert_eq!((good, reply.code, reply.status), (false, 452, Some(Status(4, 5, 3))), "{reply}"),
+        }
+    }
+}
+
+/// What waits for a hop that is down leaves the memory to what can go.
+#[tokio::test]
+async fn what_waits_for_a_hop_that_rests_is_not_kept_in_memory() {
+    let fixture = Fixture::still();
+    for (content, resident) in [("one\r\n", true), ("two\r\n", false)] {
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], content).await.code, 250);
+        assert_eq!(fixture.item().resident.is_some(), resident, "{content}");
+        let lane = fixture.lane();
+        let _ = fixture.relay.queue().feedback(lane, Instant::now(), schedule::Feedback::Down, 0.5);
+    }
+    assert_eq!(fixture.relay.0.resident.load(Ordering::Relaxed), 0);
+}
