@@ -40,6 +40,7 @@ fn nothing_acknowledged_is_lost_whenever_it_is_killed() {
     let rounds = number("CAUSEWAY_CRASH_ROUNDS").unwrap_or(8);
     let mut run = Run::new();
     for round in 0..rounds {
+        let started = Instant::now();
         let mut daemon = run.start(&[]);
         let load = Load::on(&run, daemon.address());
         // Now and then a longer one: then most arrivals are on record when the crash comes.
@@ -54,7 +55,7 @@ fn nothing_acknowledged_is_lost_whenever_it_is_killed() {
         daemon.kill9();
         run.crashes.push(Instant::now());
         load.end();
-        eprintln!("round {round}: {}", run.tally());
+        eprintln!("round {round} ({:.1?}): {}", started.elapsed(), run.tally());
     }
     run.drain_and_judge();
 }
@@ -263,12 +264,15 @@ tls = "off"
         )
     }
 
+    /// What a sink had in hand when the daemon died arrives behind the crash.
+    fn came_from_the_dead(&self, seen: &Seen) -> bool {
+        self.crashes.iter().any(|crash| *crash <= seen.at && seen.at < *crash + HANDED_OVER)
+    }
+
     /// Was this arrival followed by something that left the relay in doubt? A crash does so until the spool, which
     /// writes in order, has acknowledged a message that came after the arrival was handed to it.
     fn is_ambiguous(&self, seen: &Seen) -> bool {
-        // What a sink had in hand when the daemon died arrives behind the crash.
-        let dead = |crash: &Instant| *crash <= seen.at && seen.at < *crash + HANDED_OVER;
-        if seen.silent || self.crashes.iter().any(dead) {
+        if seen.silent || self.came_from_the_dead(seen) {
             return true;
         }
         // The crash is noted when it is over.
@@ -379,7 +383,7 @@ tls = "off"
         let seen = self.history.seen.lock().unwrap();
         let mut ages: Vec<Duration> = Vec::new();
         for seen in seen.values().filter(|seen| seen.len() > 1) {
-            for one in seen.iter().filter(|one| !one.silent) {
+            for one in seen.iter().filter(|one| !one.silent && !self.came_from_the_dead(one)) {
                 let next = self.crashes.iter().filter(|crash| **crash >= one.at).min();
                 if let Some(crash) = next.filter(|crash| seen.iter().any(|other| other.at > **crash)) {
                     ages.push(*crash - one.at);

@@ -133,6 +133,11 @@ impl Client {
     /// Connects and reads the greeting, whatever it is.
     pub fn greeted(address: SocketAddr) -> std::io::Result<(Self, String)> {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        // A port of which nobody listens any more may be the very one that the system chose for us: then we would be
+        // talking to ourselves, and wait for a greeting that never comes.
+        if stream.local_addr()? == stream.peer_addr()? {
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        }
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
