@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -53,7 +54,10 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("the runtime: {error}")),
     };
-    let folder = Folder(std::env::temp_dir().join(format!("causeway-demo-{}", std::process::id())));
+    let folder = match Folder::new() {
+        Ok(folder) => folder,
+        Err(error) => return failed(&format!("its folder: {error}")),
+    };
     match runtime.block_on(show(&folder, args.once)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -68,6 +72,15 @@ fn failed(why: &str) -> ExitCode {
 
 /// The world's files, removed at the end.
 struct Folder(PathBuf);
+
+impl Folder {
+    /// A new folder that is ours alone: its keys are worth nothing, and yet nobody else is to put files there.
+    fn new() -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("causeway-demo-{}", std::process::id()));
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
 
 impl Drop for Folder {
     fn drop(&mut self) {
