@@ -443,7 +443,7 @@ impl Daemon {
 }
 
 fn refused(problems: &Problems) {
-    for problem in &problems.0 {
+    for problem in problems.errors() {
         error!("{problem}");
     }
     error!("the new configuration is faulty; the old one stays");
@@ -462,10 +462,13 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
         None => Directory::load(&config.directories),
     };
     for report in &reports {
-        if report.is_faulty() {
-            warn!("{report}");
-        } else {
-            info!("{report}");
+        // One event for the source, and one for each of its faults: a log line is a line.
+        for line in report.to_string().lines() {
+            if report.is_faulty() {
+                warn!("{line}");
+            } else {
+                info!("{line}");
+            }
         }
     }
     Arc::new(directory)

@@ -175,8 +175,9 @@ impl Relay {
             self.track_dropped(tried.message, &to, &"it came from <>: nobody is told of its failure");
         }
         for (index, setback) in failed {
-            let to = tried.copy().recipients.get(usize::from(*index)).map(|one| &one.recipient.address);
-            warn!(id = %tried.item.id, connector = %tried.copy().via, ?to, "failed: {setback}");
+            let Some(one) = tried.copy().recipients.get(usize::from(*index)) else { continue };
+            let (id, to) = (tried.item.id, &one.recipient.address);
+            warn!(%id, connector = %tried.copy().via, %to, "failed: {setback}");
         }
         true
     }
