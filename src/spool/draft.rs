@@ -1,4 +1,4 @@
-//! The content of a message while it arrives: in memory up to 1 MiB, then in a file of its own.
+//! The content of a message while it arrives: in memory up to 1.25 MiB, then in a file of its own.
 //!
 //! Pieces are kept as they came, not copied; only very small ones are put together, so that one message does not
 //! become a thousand of them. A draft that is dropped leaves nothing behind.
