@@ -347,9 +347,40 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "origin",
             "relay = true\ntls_domain = [\"mail.protection.outlook.com\"]\nclient_ca_file = \"ca.pem\"\norigin",
             &[
-                r#"warning:13:1: receive_connector "in": tls_domain: all customers of the cloud service show a certificate for mail.protection.outlook.com, and relay lets them send anywhere; set sender_domains, or relay = false"#,
+                r#"warning:13:1: receive_connector "in": tls_domain: all customers of the cloud service show a certificate for mail.protection.outlook.com, and relay lets them send anywhere; set originator_org to your own domain"#,
             ],
         ),
+        // Who is believed, and who may say who comes.
+        (
+            "origin",
+            "internal = true\norigin",
+            &[
+                r#"warning:12:1: receive_connector "in": internal: the organization headers of whoever connects would be believed; demand a tls_domain, or narrow remote_ips"#,
+            ],
+        ),
+        ("origin", "internal = true\ntls_domain = [\"a.example\"]\nclient_ca_file = \"ca.pem\"\norigin", &[]),
+        (
+            "tls = \"opportunistic\"",
+            "tls = \"opportunistic\"\ninternal = true",
+            &[
+                r#"warning:19:1: send_connector "out": internal: organization headers would go to whoever answers; the other premises prove themselves by tls = "domain""#,
+            ],
+        ),
+        (
+            "origin",
+            "proxy_protocol = true\norigin",
+            &[
+                r#"error:12:1: receive_connector "in": proxy_protocol: remote_ips is all the world, so whoever connects may name another client; set it to the proxies' addresses"#,
+            ],
+        ),
+        (
+            "origin",
+            "require_auth = true\norigin",
+            &[
+                r#"error:8:1: receive_connector "in": users_file: missing; require_auth needs the users who may log in"#,
+            ],
+        ),
+        ("origin = \"internet\"", "origin = \"client\"\nrequire_auth = true\nusers_file = \"password\"", &[]),
         // Send connectors.
         (
             "tls = \"opportunistic\"",
@@ -606,7 +637,6 @@ fn every_documented_key_is_known() {
         .collect();
     let expected = [
         "spool: acknowledge_window",
-        "hybrid: disagreement_grace",
         "directory number 2: kind",
         "inbound_authentication: spf",
         "inbound_authentication: dkim",
@@ -702,7 +732,7 @@ fn the_examples_are_good() {
     seen.retain(|name| name.ends_with(".toml"));
     seen.sort();
     assert_eq!(seen, ["plain-relay.toml", "scenario-3-on-premises.toml", "scenario-4-on-premises.toml"]);
-    for (name, internet) in seen.iter().zip([None, Some(Internet::Direct), Some(Internet::Cloud)]) {
+    for (name, internet) in seen.iter().zip([None, Some(Internet::Direct), Some(Internet::OtherPremises)]) {
         let (config, problems) = config::check(&place.path("config").join(name), Timestamp::now());
         assert_eq!(problems.to_string(), "", "{name}");
         let config = config.expect("no problems");

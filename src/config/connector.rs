@@ -65,9 +65,13 @@ pub(super) fn receive_connector(
     let max_connections_per_ip = limit(table, "max_connections_per_ip", 100, problems);
     let max_errors = limit(table, "max_errors", 10, problems);
     let strict = table.flag("strict", problems);
+    let internal = table.flag("internal", problems).map(|internal| internal.unwrap_or(false));
+    let originator_org = table.texts("originator_org", value::domain, problems).map(Option::unwrap_or_default);
+    let require_auth = table.flag("require_auth", problems).map(|require| require.unwrap_or(false));
+    let users_file = table.path("users_file", problems);
+    let proxy_protocol = table.flag("proxy_protocol", problems).map(|proxy| proxy.unwrap_or(false));
     let command_timeout = table.text("command_timeout", value::some_time, problems);
     let data_timeout = table.text("data_timeout", value::some_time, problems);
-    refuse_of_receiving(table, problems);
     table.finish(problems);
 
     let identity = match (tls, identity) {
@@ -110,11 +114,29 @@ pub(super) fn receive_connector(
         table.warn("max_recipients", "other servers count on 100 at least (RFC 5321 section 4.5.3.1.8)", problems);
     }
     let relay = relay.and_then(|relay| Ok(relay.unwrap_or(relays_by_itself(origin?))));
-    if let (Ok(relay), Ok(listen), Ok(remote_ips), Ok(None)) = (relay, &listen, &remote_ips, &tls_domain) {
+    check_login_of_clients(table, tls, require_auth, &users_file, problems);
+    if let (Ok(relay), Ok(listen), Ok(remote_ips), Ok(None), Ok(false)) =
+        (relay, &listen, &remote_ips, &tls_domain, require_auth)
+    {
         check_open_relay(table, relay, listen, remote_ips, problems);
     }
-    if let (Ok(true), Ok(Some(names)), Ok([])) = (relay, &tls_domain, sender_domains.as_deref()) {
+    if let (Ok(true), Ok(Some(names)), Ok([]), Ok([])) =
+        (relay, &tls_domain, sender_domains.as_deref(), originator_org.as_deref())
+    {
         warn_of_shared_certificate(table, names, problems);
+    }
+    if let (Ok(true), Ok(None), Ok(remote_ips)) = (internal, &tls_domain, &remote_ips)
+        && is_world(remote_ips)
+    {
+        let text =
+            "the organization headers of whoever connects would be believed; demand a tls_domain, or narrow remote_ips";
+        table.warn("internal", text, problems);
+    }
+    if let (Ok(true), Ok(remote_ips)) = (proxy_protocol, &remote_ips)
+        && is_world(remote_ips)
+    {
+        let text = "remote_ips is all the world, so whoever connects may name another client; set it to the proxies' addresses";
+        table.complain("proxy_protocol", text, problems);
     }
 
     Ok(ReceiveConnector {
@@ -128,6 +150,11 @@ pub(super) fn receive_connector(
         client_roots: client_roots?,
         only_here: only_here?,
         sender_domains: sender_domains?,
+        internal: internal?,
+        originator_org: originator_org?,
+        users_file: users_file?,
+        require_auth: require_auth?,
+        proxy_protocol: proxy_protocol?,
         relay: relay?,
         max_message_size: no_limit_if_zero(max_message_size?),
         max_recipients: max_recipients?,
@@ -161,9 +188,7 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
     let connect_timeout = table.text("connect_timeout", value::some_time, problems);
     let chunking = table.flag("chunking", problems);
     let enabled = table.flag("enabled", problems);
-    if table.flag("internal", problems) == Ok(Some(true)) {
-        table.refuse("internal", "", problems);
-    }
+    let internal = table.flag("internal", problems).map(|internal| internal.unwrap_or(false));
     if let Ok(Some(_)) = table.text_or_empty("srs", value::domain, problems) {
         table.refuse("srs", "", problems);
     }
@@ -186,6 +211,11 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
         table.warn("certificate", "is not used with tls = \"off\"", problems);
     }
 
+    if let (Ok(true), Ok(Word::Off | Word::Opportunistic | Word::Encrypt)) = (internal, word) {
+        let text = r#"organization headers would go to whoever answers; the other premises prove themselves by tls = "domain""#;
+        table.warn("internal", text, problems);
+    }
+
     let (source_v4, source_v6) = source_ip?;
     Ok(SendConnector {
         name: name?,
@@ -206,6 +236,7 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
         rate: rate?,
         connect_timeout: connect_timeout?.unwrap_or(std::time::Duration::from_secs(30)),
         chunking: chunking?.unwrap_or(true),
+        internal: internal?,
         enabled: enabled?.unwrap_or(true),
     })
 }
@@ -270,8 +301,7 @@ fn check_open_relay(
     remote_ips: &[IpNet],
     problems: &mut Problems,
 ) {
-    // Aggregated, because 0.0.0.0/1 and 128.0.0.0/1 are the world as well.
-    let world = IpNet::aggregate(&remote_ips.to_vec()).iter().any(|network| network.prefix_len() == 0);
+    let world = is_world(remote_ips);
     // To a loopback address only this host can come.
     let reachable = listen.iter().any(|address| !address.ip().to_canonical().is_loopback());
     if relay && world && reachable {
@@ -286,31 +316,40 @@ fn check_open_relay(
     }
 }
 
-/// `originator_org` would tell the customers of a cloud service apart, and is not built.
+/// Aggregated, because 0.0.0.0/1 and 128.0.0.0/1 are the world as well.
+fn is_world(remote_ips: &[IpNet]) -> bool {
+    IpNet::aggregate(&remote_ips.to_vec()).iter().any(|network| network.prefix_len() == 0)
+}
+
+/// Every customer of a cloud service shows the service's certificate: only `originator_org` tells them apart.
 fn warn_of_shared_certificate(table: &Table<'_>, names: &Names, problems: &mut Problems) {
     let shared = |name: &&str| name.trim_start_matches("*.").ends_with("protection.outlook.com");
     if let Some(name) = names.iter().find(shared) {
         let text = format!(
-            "all customers of the cloud service show a certificate for {name}, and relay lets them send anywhere; set sender_domains, or relay = false"
+            "all customers of the cloud service show a certificate for {name}, and relay lets them send anywhere; set originator_org to your own domain"
         );
         table.warn("tls_domain", text, problems);
     }
 }
 
-/// Keys of features that are not built.
-fn refuse_of_receiving(table: &mut Table<'_>, problems: &mut Problems) {
-    for key in ["internal", "require_auth", "proxy_protocol"] {
-        if table.flag(key, problems) == Ok(Some(true)) {
-            table.refuse(key, "", problems);
-        }
+/// A password travels in TLS only, and somebody has to know it.
+fn check_login_of_clients(
+    table: &Table<'_>,
+    tls: Read<ReceiveTls>,
+    require_auth: Read<bool>,
+    users_file: &Read<Option<std::path::PathBuf>>,
+    problems: &mut Problems,
+) {
+    if let (Ok(true), Ok(None)) = (require_auth, users_file) {
+        table.complain("users_file", "missing; require_auth needs the users who may log in", problems);
     }
-    if let Ok(Some(_)) = table.path("users_file", problems) {
-        table.refuse("users_file", "", problems);
+    if let (Ok(ReceiveTls::Off), Ok(Some(_))) = (tls, users_file) {
+        table.complain("users_file", "AUTH is offered in TLS only, and tls = \"off\"", problems);
     }
-    if let Ok(Some(domains)) = table.texts("originator_org", value::domain, problems)
-        && !domains.is_empty()
+    if let Ok(Some(file)) = users_file
+        && let Err(error) = std::fs::File::open(file)
     {
-        table.refuse("originator_org", "", problems);
+        table.complain("users_file", format!("{} cannot be read: {error}", file.display()), problems);
     }
 }
 

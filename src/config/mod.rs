@@ -87,9 +87,11 @@ pub struct Dns {
     pub private_targets: Vec<IpNet>,
 }
 
-/// `[hybrid]` on the on-premises side.
+/// `[hybrid]`
 #[derive(Debug, Clone)]
 pub struct Hybrid {
+    /// Which premises this relay serves.
+    pub side: Side,
     /// Send connector for mailboxes on-premises.
     pub on_premises: ConnectorName,
     /// Send connector for mailboxes in the cloud.
@@ -98,15 +100,56 @@ pub struct Hybrid {
     pub routing_domain: Domain,
     /// Where Internet-bound mail leaves.
     pub internet: Internet,
+    /// A mailbox that each side holds to be at the other may be moving: it is answered 451 4.4.6 this long, then 5.4.6.
+    pub disagreement_grace: Duration,
+}
+
+/// `[hybrid] side`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// This relay stands before the mailboxes on-premises.
+    OnPremises,
+    /// This relay stands before the mailboxes in the cloud.
+    Cloud {
+        /// Where mail from the Internet goes first.
+        inbound_first_hop: FirstHop,
+    },
+}
+
+/// `[hybrid] inbound_first_hop`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstHop {
+    /// Where its recipient has its mailbox.
+    Here,
+    /// On-premises, whoever it is for.
+    OnPremises,
 }
 
 /// `[hybrid] internet`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Internet {
-    /// By the send connectors' address spaces.
+    /// `"direct"`: by the send connectors' address spaces.
     Direct,
-    /// Through the cloud.
-    Cloud,
+    /// Through the other premises: `"cloud"` on the on-premises side, `"on-premises"` on the cloud side.
+    OtherPremises,
+}
+
+impl Side {
+    /// The word of the interface.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::OnPremises => "on-premises",
+            Self::Cloud { .. } => "cloud",
+        }
+    }
+
+    /// The origin of what this side sends by itself: its clients' mail and the relay's own reports.
+    pub fn origin(self) -> Origin {
+        match self {
+            Self::OnPremises => Origin::OnPremises,
+            Self::Cloud { .. } => Origin::Cloud,
+        }
+    }
 }
 
 /// `[[accepted_domain]]`
@@ -178,6 +221,16 @@ pub struct ReceiveConnector {
     pub only_here: bool,
     /// Empty: any. `(domain, with subdomains)`.
     pub sender_domains: Vec<(Domain, bool)>,
+    /// This peer's organization headers and XOORG are believed.
+    pub internal: bool,
+    /// Empty: any. Else `X-OriginatorOrg` or XOORG must be one of these, or the message counts as from the Internet.
+    pub originator_org: Vec<Domain>,
+    /// Users who may log in by AUTH, in TLS; `None`: AUTH is not offered.
+    pub users_file: Option<PathBuf>,
+    /// MAIL before AUTH is 530 5.7.0.
+    pub require_auth: bool,
+    /// `remote_ips` are proxies: each connection begins with a PROXY header that names the client.
+    pub proxy_protocol: bool,
     /// May send to domains that are not accepted domains.
     pub relay: bool,
     /// Bytes; `None`: no limit.
@@ -248,6 +301,8 @@ pub struct SendConnector {
     pub connect_timeout: Duration,
     /// BDAT where the server offers it.
     pub chunking: bool,
+    /// It leads to the other premises: organization headers and XOORG travel along.
+    pub internal: bool,
     /// False: never used.
     pub enabled: bool,
 }
@@ -424,9 +479,7 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     if let Ok(domains) = &domains {
         together::check_domains(domains, problems);
     }
-    if let Ok(table) = &hybrid_table
-        && table.peek("side") != Some("cloud")
-    {
+    if let Ok(table) = &hybrid_table {
         together::check_hybrid(table, &sends, problems);
     }
     if let Ok(sends) = &sends {
@@ -602,33 +655,51 @@ fn hybrid(table: &mut Table<'_>, problems: &mut Problems) -> Read<Option<Hybrid>
     let cloud = table.required("cloud", &format!("{which} in the cloud?"), value::connector_name, problems);
     let why = r#"under which domain does the cloud know its mailboxes? For example "contoso.mail.onmicrosoft.com""#;
     let routing_domain = table.required("routing_domain", why, value::domain, problems);
-    let words = [("direct", Some(Internet::Direct)), ("cloud", Some(Internet::Cloud)), ("on-premises", None)];
+    let words =
+        [("direct", InternetWord::Direct), ("cloud", InternetWord::Cloud), ("on-premises", InternetWord::OnPremises)];
     let internet = table.choice("internet", &words, problems);
-    let grace = table.text("disagreement_grace", value::duration, problems);
-    if matches!(grace, Ok(Some(grace)) if !grace.is_zero()) {
-        table.refuse("disagreement_grace", r#""0s" is"#, problems);
-    }
-    let first_hop = table.choice("inbound_first_hop", &[("here", true), ("on-premises", false)], problems);
+    let disagreement_grace = table.text("disagreement_grace", value::duration, problems);
+    let words = [("here", FirstHop::Here), ("on-premises", FirstHop::OnPremises)];
+    let first_hop = table.choice("inbound_first_hop", &words, problems);
     table.finish(problems);
 
-    if side == Ok(Some(false)) {
-        // All that is for the other side would be said to be wrong here.
-        table.refuse("side", r#""on-premises" is"#, problems);
-        return Err(Reported);
-    }
-    if first_hop == Ok(Some(false)) {
-        table.complain("inbound_first_hop", r#""on-premises" is for the cloud side; here it is "here""#, problems);
-    }
-    let internet = match internet? {
-        Some(None) => {
+    let on_premises_side = side?.unwrap_or(true);
+    let internet = match (on_premises_side, internet?) {
+        (_, None | Some(InternetWord::Direct)) => Ok(Internet::Direct),
+        (true, Some(InternetWord::Cloud)) | (false, Some(InternetWord::OnPremises)) => Ok(Internet::OtherPremises),
+        (true, Some(InternetWord::OnPremises)) => {
             let text = r#""on-premises" is for the cloud side; here it is "direct" or "cloud""#;
             Err(table.complain("internet", text, problems))
         }
-        Some(Some(internet)) => Ok(internet),
-        None => Ok(Internet::Direct),
+        (false, Some(InternetWord::Cloud)) => {
+            let text = r#""cloud" is for the on-premises side; here it is "direct" or "on-premises""#;
+            Err(table.complain("internet", text, problems))
+        }
     };
-    side?;
-    Ok(Some(Hybrid { on_premises: on_premises?, cloud: cloud?, routing_domain: routing_domain?, internet: internet? }))
+    let side = match (on_premises_side, first_hop?.unwrap_or(FirstHop::Here)) {
+        (true, FirstHop::Here) => Ok(Side::OnPremises),
+        (true, FirstHop::OnPremises) => {
+            let text = r#""on-premises" is for the cloud side; here it is "here""#;
+            Err(table.complain("inbound_first_hop", text, problems))
+        }
+        (false, inbound_first_hop) => Ok(Side::Cloud { inbound_first_hop }),
+    };
+    Ok(Some(Hybrid {
+        side: side?,
+        on_premises: on_premises?,
+        cloud: cloud?,
+        routing_domain: routing_domain?,
+        internet: internet?,
+        disagreement_grace: disagreement_grace?.unwrap_or(Duration::from_hours(1)),
+    }))
+}
+
+/// `[hybrid] internet`, as written.
+#[derive(Clone, Copy)]
+enum InternetWord {
+    Direct,
+    Cloud,
+    OnPremises,
 }
 
 fn accepted_domain(table: &mut Table<'_>, problems: &mut Problems) -> Read<AcceptedDomain> {

@@ -12,7 +12,7 @@ use super::read::{Read, Table, nearest};
 use super::value::{ConnectorName, Pattern};
 use super::{
     AcceptedDomain, AddressSpace, DirectorySource, DomainKind, Hybrid, Internet, ReceiveConnector, ReceiveTls,
-    SendConnector, connector,
+    SendConnector, Side, connector,
 };
 
 /// A table with what it was read to.
@@ -284,7 +284,8 @@ impl Whole<'_, '_> {
             };
             return table.warn_whole(text, problems);
         }
-        if let Some((_, Hybrid { internet: Internet::Cloud, cloud, .. })) = self.hybrid {
+        if let Some((_, Hybrid { internet: Internet::OtherPremises, side: Side::OnPremises, cloud, .. })) = self.hybrid
+        {
             let mut domains = self.domains.iter().filter_map(Entry::value);
             let needed = domains.any(|domain| {
                 domain.kind == DomainKind::ExternalRelay

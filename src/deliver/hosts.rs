@@ -440,6 +440,7 @@ mod tests {
             rate: None,
             connect_timeout: Duration::from_secs(30),
             chunking: true,
+            internal: false,
             enabled: true,
         }
     }

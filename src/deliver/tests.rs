@@ -252,6 +252,7 @@ fn connector(peers: &[SocketAddr]) -> SendConnector {
         rate: None,
         connect_timeout: Duration::from_secs(5),
         chunking: true,
+        internal: false,
         enabled: true,
     }
 }

@@ -63,7 +63,7 @@ pub fn row<'a>(hybrid: &'a Hybrid, side: Side, origin: Origin, bound: Bound) -> 
         (Side::OnPremises, _, Bound::Postmaster) => ("postmaster, to the own side", "hybrid.on_premises", on_premises),
         (Side::OnPremises, _, Bound::Internet) => match hybrid.internet {
             Internet::Direct => ("to the Internet", "hybrid.internet = \"direct\"", Way::AddressSpace),
-            Internet::Cloud => ("to the Internet", "hybrid.cloud, by internet = \"cloud\"", cloud),
+            Internet::OtherPremises => ("to the Internet", "hybrid.cloud, by internet = \"cloud\"", cloud),
         },
     };
     Row { row, key, way }
