@@ -11,7 +11,7 @@ use super::*;
 use crate::config;
 use crate::deliver::{Attempt, Delivered};
 use crate::dns::Resolver;
-use crate::message::{Address, BodyType, Notify};
+use crate::message::{Address, BodyType, Notify, visit};
 use crate::outcome::Setback;
 use crate::smtp::Status;
 use crate::spool::model::{Fault, Model, ModelDisk, Op};
@@ -65,7 +65,9 @@ fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
     let (directory, _) = Directory::load(&config.directories);
     let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
-    Snapshot { config, directory: Arc::new(directory), deliverer }
+    let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
+    let deliverer = deliverer.marking(Arc::clone(&visits));
+    Snapshot { config, directory: Arc::new(directory), deliverer, visits }
 }
 
 impl Fixture {
