@@ -24,6 +24,7 @@ use crate::accept::{self, ConnectionLimits, Door};
 use crate::config::{self, Config, Problems};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::dns::Resolver;
 use crate::outcome::tracking::Tracker;
 use crate::relay::{Relay, Snapshot};
@@ -233,7 +234,7 @@ impl Daemon {
         let config = Arc::new(config);
         let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();
         let directory = load_directory(&config, None);
-        let snapshot = snapshot(&config, directory, bound)?;
+        let snapshot = snapshot(&config, directory, load_users(&config, &UserFiles::default()), bound)?;
         let settings = Settings { path: config.spool.path.clone(), min_free_space: config.spool.min_free_space };
         let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
         let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
@@ -396,7 +397,8 @@ impl Daemon {
                 .filter(|(listen, _)| listen_addresses(&config).contains(listen))
                 .map(|(_, open)| open.bound),
         );
-        let replaced = self.relay.replace(snapshot(&config, directory, bound)?);
+        let users = load_users(&config, &old.users);
+        let replaced = self.relay.replace(snapshot(&config, directory, users, bound)?);
         tokio::spawn(async move { replaced.deliverer.close_idle().await });
         let wanted = listen_addresses(&config);
         self.closed.retain(|task| !task.is_finished());
@@ -449,10 +451,15 @@ fn refused(problems: &Problems) {
     error!("the new configuration is faulty; the old one stays");
 }
 
-fn snapshot(config: &Arc<Config>, directory: Arc<Directory>, bound: Vec<SocketAddr>) -> Result<Snapshot, Error> {
+fn snapshot(
+    config: &Arc<Config>,
+    directory: Arc<Directory>,
+    users: Arc<UserFiles>,
+    bound: Vec<SocketAddr>,
+) -> Result<Snapshot, Error> {
     let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
     let deliverer = Deliverer::new(Arc::clone(config), resolver, bound);
-    Ok(Snapshot { config: Arc::clone(config), directory, deliverer })
+    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
@@ -474,6 +481,22 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
     Arc::new(directory)
 }
 
+/// Reads the users files that changed. One that cannot be read does not stop the relay: AUTH is 454 then.
+fn load_users(config: &Config, old: &UserFiles) -> Arc<UserFiles> {
+    let paths = config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref());
+    let (users, reports) = old.reload(paths);
+    for report in &reports {
+        for line in report.to_string().lines() {
+            if report.is_faulty() {
+                warn!("{line}");
+            } else {
+                info!("{line}");
+            }
+        }
+    }
+    Arc::new(users)
+}
+
 /// The files that a configuration names and that are read again when they change.
 fn files(config: &Config) -> Vec<PathBuf> {
     let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
@@ -481,6 +504,7 @@ fn files(config: &Config) -> Vec<PathBuf> {
         identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
     let mut files: Vec<PathBuf> = identities.flat_map(Identity::files).collect();
     files.extend(config.directories.iter().map(|source| source.path.clone()));
+    files.extend(config.receive_connectors.iter().filter_map(|connector| connector.users_file.clone()));
     files.sort_unstable();
     files.dedup();
     files

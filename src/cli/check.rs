@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::{self, Config, Problem, Problems, Severity};
-use crate::directory;
+use crate::directory::{self, users};
 
 /// Faulty lines of one recipient file that are shown one by one; `causeway directory check` is for all of them.
 const SHOWN_FAULTS: usize = 20;
@@ -69,6 +69,7 @@ fn examine(path: &Path, now: Timestamp) -> (Problems, String) {
     let mut recipients = 0;
     if let Some(config) = &config {
         recipients = directories(config, &mut problems);
+        logins(config, &mut problems);
     }
     // Stable: the order of the file stays.
     problems.0.sort_by_key(|problem| problem.severity);
@@ -107,6 +108,32 @@ fn directories(config: &Config, problems: &mut Problems) -> usize {
         }
     }
     recipients
+}
+
+/// Reads each users file as the daemon will.
+fn logins(config: &Config, problems: &mut Problems) {
+    let mut files: Vec<&Path> =
+        config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref()).collect();
+    files.sort_unstable();
+    files.dedup();
+    for file in files {
+        let mut find = |severity, line: Option<u64>, text: String| {
+            let place = line.and_then(|line| Some((usize::try_from(line).ok()?, 1)));
+            problems.0.push(Problem { severity, file: file.to_owned(), place, text });
+        };
+        match users::load(file) {
+            Ok(loaded) => {
+                for fault in loaded.faults.iter().take(SHOWN_FAULTS) {
+                    find(Severity::Warning, Some(fault.line), format!("{}; the line is skipped", fault.text));
+                }
+                let more = loaded.faults.len().saturating_sub(SHOWN_FAULTS) + loaded.unlisted;
+                if more > 0 {
+                    find(Severity::Warning, None, format!("{more} more lines are faulty and skipped"));
+                }
+            }
+            Err(error) => find(Severity::Error, None, error.to_string()),
+        }
+    }
 }
 
 fn summary(config: Option<&Config>, recipients: usize, problems: &Problems) -> String {

@@ -65,7 +65,7 @@ fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
     let (directory, _) = Directory::load(&config.directories);
     let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
-    Snapshot { config, directory: Arc::new(directory), deliverer }
+    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer }
 }
 
 impl Fixture {
@@ -107,7 +107,7 @@ impl Fixture {
         }
         let mut draft = self.relay.draft();
         draft.push(content.to_owned().into()).await.unwrap();
-        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None };
+        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None, user: None };
         self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer }).await
     }
 

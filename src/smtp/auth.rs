@@ -1,21 +1,31 @@
-//! SASL PLAIN and LOGIN as a client says them (RFC 4954, 4616). The server side comes with client submission.
+//! SASL PLAIN and LOGIN, as a client says them and as a server hears them (RFC 4954, 4616).
 //!
-//! Not here: whether a password may be said at all. The session asks for TLS first, whatever the server offers.
+//! LOGIN has no standard; `draft-murchison-sasl-login` tells what everybody does: name, then password, each asked for.
+//!
+//! Not here: whether a password may be said at all. The sessions ask for TLS first, whatever is offered. Nor whether it
+//! is right (`directory::users`).
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::Reply;
 
-/// A name and its password. The password is never shown.
+/// A name and its password. The password is never shown, and wiped when it is no longer needed.
 #[derive(Clone)]
 pub struct Credentials {
     /// The name.
     pub username: String,
     /// The password.
     pub password: String,
+}
+
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        self.password.zeroize();
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -72,6 +82,86 @@ impl Exchange {
             334 => self.unsaid.pop().map_or(Next::Refused, Next::Say),
             _ if reply.is_positive() => Next::Done,
             _ => Next::Refused,
+        }
+    }
+}
+
+/// A login as the server hears it: what the client says next.
+#[derive(Debug)]
+pub enum Hearing {
+    /// PLAIN: everything at once.
+    Plain,
+    /// LOGIN: the name.
+    Name,
+    /// LOGIN: the password of that name.
+    Password(String),
+}
+
+/// What the client's line comes to.
+#[derive(Debug)]
+pub enum Heard {
+    /// There is more to hear; ask for it with this challenge, which is base64.
+    More(Hearing, &'static str),
+    /// That was all.
+    Whole(Credentials),
+    /// Somebody wants to act as somebody else, which nobody may here: the login has failed.
+    ForAnother,
+}
+
+/// "Username:" and "Password:", which clients have come to expect.
+const ASK_NAME: &str = "VXNlcm5hbWU6";
+const ASK_PASSWORD: &str = "UGFzc3dvcmQ6";
+
+impl Hearing {
+    /// The arguments of AUTH: a mechanism, and the first response if the client likes.
+    ///
+    /// # Errors
+    /// The reply that says what is wrong; the login is over.
+    pub fn begin(arguments: &[u8]) -> Result<Heard, Reply> {
+        let mut words = arguments.split(|byte| *byte == b' ').filter(|word| !word.is_empty());
+        let mechanism = words.next().ok_or_else(|| Reply::bad_argument("by which mechanism?"))?;
+        let response = words.next();
+        let (hearing, challenge) = match mechanism {
+            _ if mechanism.eq_ignore_ascii_case(b"PLAIN") => (Self::Plain, ""),
+            _ if mechanism.eq_ignore_ascii_case(b"LOGIN") => (Self::Name, ASK_NAME),
+            _ => return Err(Reply::unknown_mechanism()),
+        };
+        match (response, words.next()) {
+            (None, _) => Ok(Heard::More(hearing, challenge)),
+            // A response of no octets, which could not be told from none. RFC 4954 section 4.
+            (Some(b"="), None) => hearing.hear(b""),
+            (Some(response), None) => hearing.hear(response),
+            (Some(_), Some(_)) => Err(Reply::bad_argument("one mechanism, and at most one response")),
+        }
+    }
+
+    /// The client's next line.
+    ///
+    /// # Errors
+    /// The reply that says what is wrong; the login is over.
+    pub fn hear(self, line: &[u8]) -> Result<Heard, Reply> {
+        let line = line.trim_ascii_end();
+        if line == b"*" {
+            return Err(Reply::login_cancelled());
+        }
+        let decoded = STANDARD.decode(line).map(Zeroizing::new).map_err(|_| Reply::bad_syntax("not base64"))?;
+        let text = std::str::from_utf8(&decoded).map_err(|_| Reply::bad_syntax("not UTF-8"))?;
+        match self {
+            Self::Plain => {
+                // RFC 4616 section 2: whom to act as, who it is, and the password.
+                let mut parts = text.split('\0');
+                let (Some(act_as), Some(username), Some(password), None) =
+                    (parts.next(), parts.next(), parts.next(), parts.next())
+                else {
+                    return Err(Reply::bad_syntax("PLAIN has three parts, with a NUL between them"));
+                };
+                if !act_as.is_empty() && act_as != username {
+                    return Ok(Heard::ForAnother);
+                }
+                Ok(Heard::Whole(Credentials { username: username.to_owned(), password: password.to_owned() }))
+            }
+            Self::Name => Ok(Heard::More(Self::Password(text.to_owned()), ASK_PASSWORD)),
+            Self::Password(username) => Ok(Heard::Whole(Credentials { username, password: text.to_owned() })),
         }
     }
 }

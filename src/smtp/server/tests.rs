@@ -40,6 +40,8 @@ fn terms() -> Terms {
         hostname: Domain::parse("mail.contoso.com").unwrap(),
         offer_starttls: true,
         require_tls: false,
+        offer_auth: false,
+        require_auth: false,
         max_message_size: Some(100_000),
         max_recipients: 1000,
         max_errors: 1000,
@@ -107,6 +109,11 @@ impl Driver {
 
     fn answer(&mut self, question: Question) -> Answer {
         match question {
+            Question::Login(Credentials { ref username, ref password }) => match (&**username, &**password) {
+                ("tim", "tanstaaftanstaaf") => Answer::Go,
+                ("later", _) => Answer::Refuse(Reply::login_unavailable()),
+                _ => Answer::Refuse(Reply::login_refused()),
+            },
             Question::Sender { envelope, .. } => {
                 match envelope.sender.is_some_and(|sender| sender.domain().as_str() == "blocked.example") {
                     true => Answer::Refuse(Reply::relay_denied()),
@@ -193,7 +200,7 @@ fn check_replies(said: &str) {
         let enhanced = word.starts_with(&format!("{}.", &code[..1])) && word.split('.').count() == 3;
         let greeting = index == 0 && code == "220";
         let hello = code == "250" && !enhanced;
-        if greeting || code == "354" {
+        if greeting || code == "354" || code == "334" {
             assert!(!enhanced, "{line}");
         } else if !hello {
             assert!(enhanced, "{line}");
