@@ -212,4 +212,25 @@ mod tests {
         drop(slots);
         assert_eq!(limits.open(), 0);
     }
+
+    /// Behind a proxy the client counts, not the proxy; until it is known, only the connector's limit does.
+    #[test]
+    fn a_connection_behind_a_proxy_is_counted_by_its_client() {
+        let connectors = connectors();
+        let limits = Limits::default();
+        let enter = |client: &str| {
+            let mut slot = limits.enter_behind_proxy(&connectors[0])?;
+            slot.come_from(&connectors[0], ip(client)).map(|()| slot)
+        };
+        let held: Vec<Slot> = ["192.0.2.1", "192.0.2.1"].map(|client| enter(client).unwrap()).into();
+        assert_eq!(enter("192.0.2.1").unwrap_err().code, 421, "two from one client");
+        assert_eq!(limits.open(), 2, "who was turned away is not counted");
+        let nameless = limits.enter_behind_proxy(&connectors[0]).unwrap();
+        assert!(limits.enter_behind_proxy(&connectors[0]).is_err(), "three with the connector");
+        drop(nameless);
+        let other = enter("192.0.2.2").unwrap();
+        drop((held, other));
+        let counts = limits.lock();
+        assert!(counts.connectors.is_empty() && counts.addresses.is_empty(), "what is over is forgotten");
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::limits::group;
@@ -56,8 +56,11 @@ struct Inner {
 pub(super) enum Verdict {
     /// The password is right.
     Welcome,
-    /// It is not, or nobody has that name. The wait for it is over already.
-    Wrong,
+    /// It is not, or nobody has that name; the reply waits so long.
+    Wrong {
+        /// The wait.
+        delay: Duration,
+    },
     /// It was not looked at: too many from this address were wrong.
     Locked,
     /// It was not looked at: too many wait for that.
@@ -71,7 +74,7 @@ impl Default for Logins {
 }
 
 impl Logins {
-    /// Judges one login from `client`. A failure returns only after its delay; other sessions do not wait for that.
+    /// Judges one login from `client`.
     pub(super) async fn judge(&self, client: IpAddr, users: Arc<Users>, credentials: Credentials) -> Verdict {
         let address = group(client);
         if self.failures().is_locked(address, Instant::now()) {
@@ -97,8 +100,7 @@ impl Logins {
                         "more than {LOCK_AFTER} logins failed within {WINDOW:?}; no password from there is looked at for a while"
                     );
                 }
-                sleep(noted.delay).await;
-                Verdict::Wrong
+                Verdict::Wrong { delay: noted.delay }
             }
             // The verification panicked. Nobody gets in by that.
             Err(_) => Verdict::Busy,
@@ -176,5 +178,114 @@ impl Record {
         while self.recent.front().is_some_and(|then| now.saturating_duration_since(*then) >= WINDOW) {
             self.recent.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::users::tests::users;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn ip(text: &str) -> IpAddr {
+        group(text.parse().unwrap())
+    }
+
+    fn login(password: &str) -> Credentials {
+        Credentials { username: "tim".into(), password: password.into() }
+    }
+
+    #[test]
+    fn each_failure_is_answered_later_until_none_is_looked_at() {
+        let (mut failures, start) = (Failures::default(), Instant::now());
+        let delays: Vec<u64> =
+            (0..11).map(|at| failures.note(ip("192.0.2.1"), start + at * SECOND).delay.as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 8, 8, 8, 8, 8, 8, 8]);
+        for (address, after, expected) in [
+            ("192.0.2.1", 11, true),
+            ("::ffff:192.0.2.1", 11, true),
+            ("192.0.2.2", 11, false),
+            ("192.0.2.1", 599, true),
+            // The first of the eleven is ten minutes old.
+            ("192.0.2.1", 600, false),
+        ] {
+            assert_eq!(failures.is_locked(ip(address), start + after * SECOND), expected, "{address} after {after} s");
+        }
+        // One more, and it is locked again; all are old, and it is forgotten.
+        assert_eq!(failures.note(ip("192.0.2.1"), start + 601 * SECOND).delay, LONGEST_DELAY);
+        assert!(!failures.is_locked(ip("192.0.2.1"), start + 602 * SECOND), "ten are forgiven");
+        assert!(!failures.is_locked(ip("192.0.2.1"), start + 2000 * SECOND));
+        assert!(failures.0.is_empty());
+    }
+
+    #[test]
+    fn ten_failures_are_forgiven_and_the_operator_is_told_once() {
+        let (mut failures, start) = (Failures::default(), Instant::now());
+        let address = ip("2001:db8::1");
+        let told: Vec<usize> = (1..40)
+            .filter(|at| {
+                let now = start + u32::try_from(*at).unwrap() * SECOND;
+                assert_eq!(failures.is_locked(address, now), *at > 11, "before failure {at}");
+                failures.note(address, now).newly_locked
+            })
+            .collect();
+        assert_eq!(told, [11], "at the eleventh, and never again");
+        assert!(failures.is_locked(ip("2001:db8::ffff:1"), start + 40 * SECOND), "a /64 is one customer");
+        assert!(!failures.is_locked(ip("2001:db8:0:1::1"), start + 40 * SECOND));
+        assert_eq!(failures.0[&address].recent.len(), 11, "bounded");
+        // Quiet for long enough, and then again.
+        let later = start + 2000 * SECOND;
+        assert!(!failures.is_locked(address, later));
+        assert!((0..11).filter(|_| failures.note(address, later).newly_locked).count() == 1);
+    }
+
+    #[test]
+    fn the_quietest_address_is_forgotten_first() {
+        let (mut failures, start) = (Failures::default(), Instant::now());
+        let number = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
+        for at in 0..ADDRESSES {
+            failures.note(number(at), start + Duration::from_millis(at as u64));
+        }
+        // The first one is heard of again, so the second is the quietest.
+        let now = start + 11 * SECOND;
+        failures.note(number(0), now);
+        failures.note(ip("198.51.100.1"), now);
+        assert_eq!(failures.0.len(), ADDRESSES);
+        assert!(failures.0.contains_key(&number(0)) && !failures.0.contains_key(&number(1)));
+        // Those that no longer count make room first.
+        failures.note(ip("198.51.100.2"), start + 605 * SECOND);
+        assert_eq!(failures.0.len(), ADDRESSES - 4_999 + 1);
+    }
+
+    #[tokio::test]
+    async fn a_login_is_judged() {
+        let (logins, users) = (Logins::default(), Arc::new(users(&[("tim", "tanstaaf")])));
+        let client = ip("192.0.2.1");
+        assert_eq!(logins.judge(client, Arc::clone(&users), login("tanstaaf")).await, Verdict::Welcome);
+        let wrong = logins.judge(client, Arc::clone(&users), login("x")).await;
+        assert_eq!(wrong, Verdict::Wrong { delay: SECOND });
+        // A right password takes nothing back: whoever has one account may still be guessing at others.
+        assert_eq!(logins.judge(client, Arc::clone(&users), login("tanstaaf")).await, Verdict::Welcome);
+        let wrong = logins.judge(client, users, login("x")).await;
+        assert_eq!(wrong, Verdict::Wrong { delay: 2 * SECOND });
+    }
+
+    /// A hundred guesses at one time are no better than one after the other, and the right one among the last does not help.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn guesses_at_one_time_are_counted_like_guesses_in_turn() {
+        let (logins, users) = (Logins::default(), Arc::new(users(&[("tim", "tanstaaf")])));
+        let mut guesses = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (logins, users) = (logins.clone(), Arc::clone(&users));
+            guesses.spawn(async move { logins.judge(ip("192.0.2.1"), users, login("x")).await });
+        }
+        let verdicts = guesses.join_all().await;
+        let looked_at = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Wrong { .. })).count();
+        let locked = verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Locked)).count();
+        assert!((LOCK_AFTER + 1..=LOCK_AFTER + AT_ONE_TIME).contains(&looked_at), "{looked_at} were looked at");
+        assert_eq!(looked_at + locked, 100);
+        assert_eq!(logins.judge(ip("192.0.2.1"), Arc::clone(&users), login("tanstaaf")).await, Verdict::Locked);
+        assert_eq!(logins.judge(ip("192.0.2.9"), users, login("tanstaaf")).await, Verdict::Welcome, "others are not");
     }
 }

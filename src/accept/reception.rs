@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use super::attribute::{Attribution, attribute};
@@ -115,9 +115,11 @@ impl RelayReception {
                 self.user = Some(name);
                 Answer::Go
             }
-            Verdict::Wrong => {
+            Verdict::Wrong { delay } => {
                 // The name may be a password that was typed into the wrong field.
                 debug!(peer = %self.client_ip, connector = %self.attribution.connector.name, "a login failed");
+                // Nobody but this session waits.
+                sleep(delay).await;
                 Answer::Refuse(Reply::login_refused())
             }
             Verdict::Locked => Answer::Refuse(Reply::login_locked()),

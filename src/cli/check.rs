@@ -280,6 +280,61 @@ tls = "opportunistic"
     }
 
     #[test]
+    fn faulty_users_are_told_with_file_and_line() {
+        let folder = TempDir::new().expect("a folder for the test");
+        let (path, users) = (folder.path().join("causeway.toml"), folder.path().join("users"));
+        fs::write(folder.path().join("recipients.csv"), RECIPIENTS).expect("the test's own file");
+        let authority = crate::tls::Authority::new("Test CA");
+        let (certificate, key) = authority.issue(&["mail.contoso.com"]);
+        for (name, content, mode) in [("mail.crt", certificate, 0o644), ("mail.key", key, 0o600)] {
+            let file = folder.path().join(name);
+            fs::write(&file, content).expect("the test's own file");
+            fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("the test's own file");
+        }
+        let login = "users_file = \"users\"\ncertificate = \"mail.crt\"\nkey = \"mail.key\"";
+        fs::write(&path, GOOD.replace("tls = \"off\"", login)).expect("the test's own file");
+        let hash = users::hash("secret").expect("a hash");
+        for (content, mode, status_expected, expected) in [
+            (format!("tim:{hash}\n"), 0o640, 0, &[][..]),
+            (format!("# submission\ntim:secret\nanna:{hash}\n"), 0o600, 0, &["warning users:2 tim: expected a hash"]),
+            (
+                format!("tim:{hash}\n"),
+                0o644,
+                0,
+                &["warning causeway.toml:12 receive_connector \"in\": users_file: every user"],
+            ),
+            (
+                "tim:secret\n".to_owned(),
+                0o600,
+                1,
+                &["error users nothing in it is usable; line 1: tim: expected a hash"],
+            ),
+        ] {
+            fs::write(&users, &content).expect("the test's own file");
+            fs::set_permissions(&users, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("the test's own file");
+            let (problems, _) = examine(&path, Timestamp::now());
+            assert_eq!(status(&problems), status_expected, "{problems}");
+            assert!(!problems.to_string().contains("tim:secret"), "{problems}");
+            let found: Vec<String> = problems
+                .0
+                .iter()
+                .filter(|problem| !problem.text.contains("chain"))
+                .map(|problem| {
+                    let file = problem.file.file_name().expect("a file").display();
+                    let line = problem.place.map_or(String::new(), |(line, _)| format!(":{line}"));
+                    format!("{} {file}{line} {}", problem.severity, problem.text)
+                })
+                .collect();
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.starts_with(expected), "{found}");
+            }
+        }
+    }
+
+    #[test]
     fn a_missing_file_is_status_2() {
         let (problems, summary) = examine(Path::new("/nowhere/causeway.toml"), Timestamp::now());
         assert_eq!(summary, "1 error");

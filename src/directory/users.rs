@@ -365,3 +365,183 @@ impl fmt::Display for Report {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A hash that is quick to compute, for tests only.
+    pub(crate) fn quick_hash(password: &str) -> String {
+        let params = Params::new(8, 1, 1, None).unwrap();
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        argon2.hash_password(password.as_bytes()).unwrap().to_string()
+    }
+
+    /// Users with these passwords.
+    pub(crate) fn users(all: &[(&str, &str)]) -> Users {
+        let lines: Vec<String> =
+            all.iter().map(|(name, password)| format!("{name}:{}", quick_hash(password))).collect();
+        read(lines.join("\n").as_bytes()).unwrap().0
+    }
+
+    #[test]
+    fn a_password_belongs_to_its_user_alone() {
+        let users = users(&[("tim", "tanstaaf"), ("anna", "gr\u{fc}n"), ("J\u{fc}rgen", "x")]);
+        for (name, password, expected) in [
+            ("tim", "tanstaaf", true),
+            ("anna", "gr\u{fc}n", true),
+            ("J\u{fc}rgen", "x", true),
+            ("tim", "tanstaaf ", false),
+            ("tim", "Tanstaaf", false),
+            ("tim", "", false),
+            ("Tim", "tanstaaf", false),
+            ("anna", "tanstaaf", false),
+            ("", "", false),
+        ] {
+            assert_eq!(users.verify(name, password), expected, "{name} {password}");
+        }
+        // Nobody gets in by the password of the one whose hash stands in.
+        for stranger in 0..50 {
+            for password in ["tanstaaf", "gr\u{fc}n", "x"] {
+                assert!(!users.verify(&format!("stranger{stranger}"), password));
+            }
+        }
+    }
+
+    /// An empty password would never be looked at, even if somebody hashed one.
+    #[test]
+    fn an_empty_password_is_none() {
+        assert!(hash("").is_err());
+        assert!(!users(&[("tim", "")]).verify("tim", ""));
+    }
+
+    /// The work is done for a name that nobody has, too: it cannot come back without it.
+    #[test]
+    fn an_unknown_name_takes_as_long_as_a_wrong_password() {
+        let users = read(format!("tim:{}", hash("secret").unwrap()).as_bytes()).unwrap().0;
+        let least = |name: &str| {
+            let time = |_| {
+                let began = Instant::now();
+                assert!(!users.verify(name, "wrong"));
+                began.elapsed()
+            };
+            (0..5).map(time).min().unwrap()
+        };
+        let (known, unknown) = (least("tim"), least("nobody"));
+        // Machines are busy: the bounds are wide, and still a thousand times narrower than no hash at all.
+        assert!(unknown > known / 8 && known > unknown / 8, "known {known:?}, unknown {unknown:?}");
+        assert!(unknown > Duration::from_millis(1), "{unknown:?}");
+    }
+
+    #[test]
+    fn our_own_hashes_are_as_recommended_and_never_twice_the_same() {
+        let (one, other) = (hash("secret").unwrap(), hash("secret").unwrap());
+        assert!(one.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{one}");
+        assert_ne!(one, other);
+        assert!(read(format!("tim:{one}").as_bytes()).unwrap().0.verify("tim", "secret"));
+    }
+
+    /// The answer of another implementation: `echo -n password | argon2 somesalt -id -t 2 -m 16 -p 1 -l 32` of the reference.
+    #[test]
+    fn hashes_of_other_programs_are_understood() {
+        let line = b"tim:$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc";
+        assert!(read(line).unwrap().0.verify("tim", "password"));
+    }
+
+    /// A line, and what is said of it: nothing where it is good.
+    #[test]
+    fn faulty_lines_are_told_and_skipped() {
+        let good = quick_hash("secret");
+        let tail = good.split_once("p=1$").unwrap().1;
+        let with = |params: &str| format!("tim:$argon2id$v=19${params}${tail}");
+        for (line, expected) in [
+            (format!("tim:{good}"), ""),
+            (format!("  tim:{good}\r"), ""),
+            (with("m=262144,t=4,p=16"), ""),
+            ("# a comment".to_owned(), ""),
+            (String::new(), ""),
+            ("tanstaaf".to_owned(), "there is no colon"),
+            (format!(":{good}"), "the name is missing"),
+            (format!("tim :{good}"), "no blanks around it"),
+            (format!("t\u{1}m:{good}"), "control characters"),
+            (format!("{}:{good}", "x".repeat(256)), "longer than 255"),
+            ("tim:tanstaaf".to_owned(), "tim: expected a hash as"),
+            ("tim:".to_owned(), "tim: expected a hash as"),
+            ("tim:$2y$10$abcdefghijklmnopqrstuv".to_owned(), "tim: expected a hash as"),
+            (format!("tim:{}", good.replace("argon2id", "argon2i")), "tim: expected a hash as"),
+            ("tim:$argon2id$v=19$m=19456,t=2,p=1".to_owned(), "tim: expected a hash as"),
+            ("tim:$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQ".to_owned(), "tim: expected a hash as"),
+            (format!("tim:{}", good.replace("v=19", "v=18")), "version"),
+            (with("m=262145,t=1,p=1"), "m=262145 is more than 262144 (256 MiB)"),
+            (with("m=4294967295,t=1,p=1"), "is more than 262144"),
+            (with("m=262144,t=5,p=1"), "each login would take seconds"),
+            (with("m=8,t=4294967295,p=1"), "each login would take seconds"),
+            (with("m=1024,t=1,p=17"), "p=17 is more than 16"),
+            (with("m=1,t=1,p=1"), "tim: expected a hash as"),
+            (format!("anna:{good}"), "a line before has the name anna already"),
+        ] {
+            let content = format!("anna:{good}\n{line}\nlast:{good}\n");
+            let (users, faults, unlisted) = read(content.as_bytes()).unwrap();
+            assert!(users.knows("anna") && users.knows("last") && unlisted == 0, "{line}");
+            match (expected, &faults[..]) {
+                ("", []) => {}
+                ("", faults) => panic!("{line}: {faults:?}"),
+                (expected, [fault]) => {
+                    assert!(fault.line == 2 && fault.text.contains(expected), "{line}: {fault:?}");
+                    assert!(!fault.text.contains("tanstaaf") && !fault.text.contains(tail), "{fault:?}");
+                }
+                (_, faults) => panic!("{line}: {faults:?}"),
+            }
+        }
+        let (_, faults, _) = read(format!("\u{feff}\ntim:{good}\n").as_bytes().strip_prefix(b"\xef").unwrap()).unwrap();
+        assert_eq!(faults[0].text, "it is not UTF-8");
+    }
+
+    #[test]
+    fn a_refused_file_leaves_the_last_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        // Replaced as a careful writer does: the new inode makes it another file within the same tick of the clock.
+        let write = |content: &str| {
+            std::fs::write(path.with_extension("new"), content).unwrap();
+            std::fs::rename(path.with_extension("new"), &path).unwrap();
+        };
+        let none = UserFiles::default();
+        let (missing, reports) = none.reload([&*path, &*path]);
+        assert!(missing.of(&path).is_none());
+        assert_eq!(reports.len(), 1, "one file, however many connectors name it");
+        assert!(reports[0].is_faulty() && reports[0].to_string().ends_with("AUTH gets 454 4.7.0"), "{}", reports[0]);
+
+        write(&format!("tim:{}\nbad\n", quick_hash("one")));
+        let (first, reports) = missing.reload([&*path]);
+        assert!(first.of(&path).unwrap().verify("tim", "one"));
+        let said = reports[0].to_string();
+        assert!(
+            said.contains(": 1 users\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
+            "{said}"
+        );
+
+        let (same, reports) = first.reload([&*path]);
+        assert!(matches!(reports[0].outcome, Outcome::Unchanged), "{reports:?}");
+        assert!(Arc::ptr_eq(same.of(&path).unwrap(), first.of(&path).unwrap()));
+
+        for nonsense in ["", "# nobody\n\n", "tim:password\n"] {
+            write(nonsense);
+            let (kept, reports) = same.reload([&*path]);
+            assert!(kept.of(&path).unwrap().verify("tim", "one"), "{nonsense:?}");
+            assert!(reports[0].to_string().ends_with("the last good one stays"), "{}", reports[0]);
+        }
+        std::fs::remove_file(&path).unwrap();
+        let (kept, _) = same.reload([&*path]);
+        assert!(kept.of(&path).unwrap().knows("tim"));
+
+        write(&format!("anna:{}\n", quick_hash("two")));
+        let (next, _) = kept.reload([&*path]);
+        assert!(next.of(&path).unwrap().verify("anna", "two") && !next.of(&path).unwrap().knows("tim"));
+        assert!(first.of(&path).unwrap().knows("tim"), "a snapshot changed");
+        let (forgotten, _) = next.reload([]);
+        assert!(forgotten.of(&path).is_none());
+    }
+}

@@ -197,4 +197,73 @@ mod tests {
         assert!(Exchange::begin(&offers(&["GSSAPI", "CRAM-MD5"]), &credentials).is_none());
         assert!(!format!("{credentials:?}").contains("tanstaaf"));
     }
+
+    /// What the server hears: a challenge it asks on with, name and password, or a code.
+    fn heard(arguments: &str, lines: &[&str]) -> String {
+        let mut heard = Hearing::begin(arguments.as_bytes());
+        let mut lines = lines.iter();
+        loop {
+            match heard {
+                Ok(Heard::More(hearing, challenge)) => match lines.next() {
+                    Some(line) => heard = hearing.hear(line.as_bytes()),
+                    None => return format!("334 {challenge}"),
+                },
+                Ok(Heard::Whole(credentials)) => return format!("{}/{}", credentials.username, credentials.password),
+                Ok(Heard::ForAnother) => return "for another".to_owned(),
+                Err(reply) => return reply.code.to_string(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_hears_what_a_client_says() {
+        let encode = |text: &str| STANDARD.encode(text);
+        for (arguments, lines, expected) in [
+            ("PLAIN", &[][..], "334 "),
+            ("plain AHRpbQB0YW5zdGFhZnRhbnN0YWFm", &[], "tim/tanstaaftanstaaf"),
+            ("PLAIN", &["AHRpbQB0YW5zdGFhZnRhbnN0YWFm \t"], "tim/tanstaaftanstaaf"),
+            // Whom to act as: the example of RFC 4616 section 4 wants to be somebody else.
+            ("PLAIN VXJzZWwAS3VydAB4aXBqMzBwbXhq", &[], "for another"),
+            ("PLAIN", &[&*encode("tim\0tim\0x")], "tim/x"),
+            ("PLAIN", &[&*encode("tim\0x")], "501"),
+            ("PLAIN", &[&*encode("\0tim\0x\0")], "501"),
+            ("PLAIN", &[&*encode("\0\0")], "/"),
+            ("PLAIN", &[&*encode("\0J\u{fc}rgen\0gr\u{fc}n: $ \u{1f511}")], "J\u{fc}rgen/gr\u{fc}n: $ \u{1f511}"),
+            ("PLAIN =", &[], "501"),
+            ("PLAIN AA", &[], "501"),
+            ("PLAIN A===", &[], "501"),
+            ("PLAIN", &["AHRpbQB0 YW5z"], "501"),
+            ("LOGIN", &[], "334 VXNlcm5hbWU6"),
+            ("login dGlt", &[], "334 UGFzc3dvcmQ6"),
+            ("LOGIN", &["dGlt", "eA=="], "tim/x"),
+            ("LOGIN =", &[""], "/"),
+            ("LOGIN", &["*"], "501"),
+            ("LOGIN", &["dGlt", "*"], "501"),
+            ("LOGIN", &["/w=="], "501"),
+            ("", &[], "501"),
+            ("PLAINER", &[], "504"),
+            ("PLAIN a b", &[], "501"),
+        ] {
+            assert_eq!(heard(arguments, lines), expected, "{arguments:?} {lines:?}");
+        }
+        assert!(!format!("{:?}", Hearing::begin(b"PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm")).contains("tanstaaf"));
+    }
+
+    /// Our client is understood by our server, whatever name and password are.
+    #[test]
+    fn client_and_server_understand_each_other() {
+        for (username, password) in [("tim", "tanstaaf"), ("a b", " "), ("J\u{fc}rgen", "\u{1f511}=*")] {
+            for mechanism in ["PLAIN", "LOGIN"] {
+                let credentials = Credentials { username: username.into(), password: password.into() };
+                let (mut exchange, command) = Exchange::begin(&[mechanism.into()], &credentials).unwrap();
+                let mut heard = Hearing::begin(command.strip_prefix("AUTH ").unwrap().trim_end().as_bytes()).unwrap();
+                while let Heard::More(hearing, _) = heard {
+                    let Next::Say(line) = exchange.answer(&reply(334)) else { panic!("{mechanism}") };
+                    heard = hearing.hear(line.trim_end().as_bytes()).unwrap();
+                }
+                let Heard::Whole(heard) = heard else { panic!("{mechanism}") };
+                assert_eq!((&*heard.username, &*heard.password), (username, password), "{mechanism}");
+            }
+        }
+    }
 }
