@@ -88,6 +88,10 @@ impl RelayReception {
         if self.is_withdrawn() {
             return Answer::Refuse(Reply::login_withdrawn());
         }
+        // The session has seen to this by the terms it began with; the configuration may demand more by now.
+        if self.attribution.connector.require_auth && self.user.is_none() {
+            return Answer::Refuse(Reply::login_required());
+        }
         if let Some(clause) = &self.attribution.unproven {
             info!(peer = %self.client_ip, "MAIL FROM refused: {clause}");
             return Answer::Refuse(Reply::certificate_refused(clause));
