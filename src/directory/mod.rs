@@ -158,6 +158,20 @@ impl Directory {
         self.len() == 0
     }
 
+    /// Every recipient of every source with what the first source that knows it says, in no order. One that two
+    /// sources know comes once.
+    pub fn each(&self, mut take: impl FnMut(&Address, &Entry)) {
+        for (number, table) in self.tables().enumerate() {
+            table.each(|address, entry| {
+                let before =
+                    self.tables().take(number).any(|table| table.find(address.local(), address.domain()).is_some());
+                if !before {
+                    take(&address, &entry);
+                }
+            });
+        }
+    }
+
     /// Bytes of memory the tables hold.
     pub fn memory(&self) -> usize {
         self.tables().map(Table::memory).sum()

@@ -100,6 +100,16 @@ impl Table {
         })
     }
 
+    /// Every recipient with what the table says of it, local parts in lower case, in no order.
+    pub fn each(&self, mut take: impl FnMut(Address, Entry)) {
+        let mut rest = Reader(&self.records.bytes);
+        while !rest.0.is_empty() {
+            let piece = rest.piece();
+            let Record { domain, local, .. } = Record::read(piece);
+            take(self.records.address(local, domain), self.records.entry(Record::read(piece)));
+        }
+    }
+
     /// How many recipients it knows.
     pub fn len(&self) -> usize {
         self.count

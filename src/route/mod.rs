@@ -12,6 +12,7 @@ use crate::config::{AddressSpace, ConnectorName, Origin};
 use crate::message::{Address, Domain, Recipient};
 use crate::smtp::{Reply, Status};
 
+pub mod both;
 pub mod matrix;
 pub mod plan;
 pub mod resolve;
