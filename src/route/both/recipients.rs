@@ -1,7 +1,7 @@
 //! Every recipient of both directories. Those whose entries are alike go the same way, so one of them is followed and
 //! all are counted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::way::{End, Why};
@@ -221,12 +221,17 @@ impl Pair<'_> {
                 }
             }
         };
-        self.sites[0].directory.each(|address, _| note(address));
-        self.sites[1].directory.each(|address, _| {
-            if matches!(self.sites[0].directory.find(address), Found::Unknown) {
-                note(address);
+        for (number, site) in self.sites.iter().enumerate() {
+            // Of one that two sources of a directory know the first holds; it is still one recipient.
+            let mut known = (site.config.directories.len() > 1).then(HashSet::new);
+            for address in site.directory.addresses() {
+                let again = known.as_mut().is_some_and(|known| !known.insert(address.key()));
+                let before = number == 1 && !matches!(self.sites[0].directory.find(&address), Found::Unknown);
+                if !again && !before {
+                    note(&address);
+                }
             }
-        });
+        }
         let mut groups: Vec<_> = groups.into_values().collect();
         groups.sort_by_key(|group| group.first.key());
         groups
