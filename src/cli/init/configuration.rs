@@ -215,7 +215,7 @@ fn from_other_side(page: &mut Page, plan: &Plan) {
         }
         (Premises::Cloud, true) => page.key("relay", "true", "its mail for the Internet leaves from here"),
         (Premises::Cloud, false) => {
-            page.key("relay", "true", "it writes to cloud mailboxes under the routing domain");
+            page.key("relay", "false", "it has a way of its own to the Internet");
         }
     }
 }

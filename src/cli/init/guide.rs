@@ -131,24 +131,22 @@ fn spf(plan: &Plan) -> String {
 
 fn firewall(guide: &mut Guide, plan: &Plan) {
     guide.chapter("Firewall");
-    let port = plan.port();
-    let row = |from: &str, to: &str, what: &str| format!("  {from:<42} -> {to:<42} {what}");
-    let other = match plan.other {
-        Other::ExchangeOnline => "Exchange Online",
-        Other::ExchangeServer | Other::Causeway => host_only(&plan.other_host),
-    };
+    let port = format!("TCP {}", plan.port());
     let here = plan.hostname.as_str();
+    let (other, mailboxes) = (host_only(&plan.other_host), host_only(&plan.mailbox_host));
+    let other_comes_from = if plan.other == Other::ExchangeOnline { "Exchange Online" } else { other };
+    let mut row = |what: &str, from: &str, to: &str| guide.line(&format!("  {what:<16} {from} -> {to}"));
     if plan.is_mx() {
-        guide.line(&row("Internet", here, &format!("TCP {port}")));
+        row(&port, "Internet", here);
     }
-    guide.line(&row(other, here, &format!("TCP {port}")));
-    guide.line(&row(host_only(&plan.mailbox_host), here, &format!("TCP {port}")));
-    guide.line(&row(here, host_only(&plan.other_host), &format!("TCP {}", port_of(&plan.other_host))));
-    guide.line(&row(here, host_only(&plan.mailbox_host), &format!("TCP {}", port_of(&plan.mailbox_host))));
+    row(&port, other_comes_from, here);
+    row(&port, mailboxes, here);
+    row(&format!("TCP {}", port_of(&plan.other_host)), here, other);
+    row(&format!("TCP {}", port_of(&plan.mailbox_host)), here, mailboxes);
     if plan.has_way_out() {
-        guide.line(&row(here, "Internet", "TCP 25"));
+        row("TCP 25", here, "Internet");
     }
-    guide.line(&row(here, "its DNS servers", "TCP and UDP 53"));
+    row("TCP and UDP 53", here, "its DNS servers");
     if plan.other == Other::ExchangeOnline {
         guide.line("");
         guide.say(
@@ -284,10 +282,10 @@ fn exchange_server(guide: &mut Guide, plan: &Plan) {
             guide.line("  # Whom that server does not know is on-premises");
             guide
                 .power_shell(&[format!(r#"Set-AcceptedDomain -Identity "{}" -DomainType InternalRelay"#, plan.domain)]);
-            guide.power_shell(&[format!(
-                r#"New-AcceptedDomain -Name "Routing domain" -DomainName "{}" -DomainType Authoritative"#,
-                plan.routing_domain
-            )]);
+            guide.power_shell(&[
+                format!(r#"New-AcceptedDomain -Name "Routing domain" -DomainName "{}""#, plan.routing_domain),
+                "-DomainType Authoritative".to_owned(),
+            ]);
         }
     }
 }
