@@ -119,7 +119,7 @@ fn hybrid(page: &mut Page, plan: &Plan) {
     page.key("side", &quoted(plan.side.word()), "which premises this relay serves");
     page.key("on_premises", r#""to-on-premises""#, "send connector for mailboxes on-premises");
     page.key("cloud", r#""to-cloud""#, "send connector for mailboxes in the cloud");
-    let why = "the cloud knows its mailboxes as local-part@ this domain";
+    let why = "the cloud knows its mailboxes as local-part@ this domain, too";
     page.key("routing_domain", &quoted(&plan.routing_domain), why);
     let why = match plan.internet() {
         "direct" => "mail for the Internet: by the send connectors' address spaces",
@@ -254,10 +254,6 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
     page.say(&format!("To the mailbox server {}.", here.place()));
     page.line("[[send_connector]]");
     page.key("name", &quoted(&format!("to-{}", here.word())), "[hybrid] names it");
-    if here == Premises::Cloud {
-        let why = "under which the on-premises side writes to cloud mailboxes";
-        page.key("address_spaces", &list(std::slice::from_ref(&plan.routing_domain)), why);
-    }
     proved(page, plan, &plan.mailbox_host, &plan.mailbox_name);
     page.gap();
 

@@ -103,8 +103,8 @@ impl Scenario {
 
     /// The way of each kind of mail, host by host: `(what, the hosts)`. `on_premises` and `cloud` are the relays.
     pub(super) fn roads(self, on_premises: &str, cloud: &str) -> Vec<(&'static str, String)> {
-        const JULIE: &str = "mailbox on-premises";
-        const DAVID: &str = "mailbox in the cloud";
+        const JULIE: &str = "on-premises mailbox";
+        const DAVID: &str = "cloud mailbox";
         const WORLD: &str = "Internet";
         let road = |hosts: &[&str]| hosts.join(" -> ");
         let (p, c) = (on_premises, cloud);
