@@ -110,7 +110,6 @@ impl fmt::Display for Spot {
             Self::Recipient { address, .. } => write!(f, "{address}"),
             Self::Key { section, name, key, .. } => {
                 match (name.as_str(), *section) {
-                    ("", "hybrid") => f.write_str("[hybrid]")?,
                     ("", section) => f.write_str(section)?,
                     (name, section) => write!(f, "{section} \"{name}\"")?,
                 }

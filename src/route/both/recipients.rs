@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::way::{End, Why};
+use super::way::{End, Why, domain_of};
 use super::{Faults, Pair, Spot, Who};
 use crate::config::DomainKind;
 use crate::directory::{Entry, Found, Lookup};
@@ -84,8 +84,11 @@ impl Pair<'_> {
         if let (Some(Entry::OnPremises), Some(Entry::Cloud(_))) = (inside, cloud) {
             return Some(Fault::TwoHomes);
         }
+        // Equal forwards, groups and aliases are right; what they lead to has its own finding.
+        let same = inside == cloud && matches!(inside, Some(Entry::Forward(_) | Entry::Group(_) | Entry::Alias(_)));
         for end in ends() {
             match end {
+                _ if same && !matches!(end, End::Refused { crossed: false, .. }) => {}
                 End::Circle { .. } | End::Refused { why: Why::Loop, crossed: true, .. } => {
                     return Some(Fault::Loops { entries: says() });
                 }
@@ -97,7 +100,7 @@ impl Pair<'_> {
             End::Refused { site, why: Why::Unknown, to, .. } => Some((*site, to)),
             _ => None,
         });
-        if let Some((site, refused)) = unknown {
+        if let Some((site, refused)) = unknown.filter(|_| !same) {
             // A member of a group that nobody knows is one directory's own affair.
             let member = Address::parse(refused).ok().filter(|member| member.key() != address.key());
             let by_itself = beliefs[site].entry.is_some()
@@ -109,19 +112,17 @@ impl Pair<'_> {
                 return Some(Fault::Unknown { to: site, others: beliefs[1 - site].words.clone(), domain_is_final });
             }
         }
+        if same {
+            return None;
+        }
         let mailbox = |entry: Option<&Entry>| matches!(entry, Some(Entry::OnPremises | Entry::Cloud(_)));
         if mailbox(inside) || mailbox(cloud) {
             let left = ends().find_map(|end| match end {
-                End::Internet { site } => Some(*site),
+                End::Internet { site, to } => Some((*site, to)),
                 _ => None,
             });
-            if let Some(site) = left {
-                let target = beliefs.iter().find_map(|belief| match &belief.entry {
-                    Some(Entry::Cloud(Some(target))) => Some(target.domain().to_string()),
-                    _ => None,
-                });
-                let domain = target.unwrap_or_else(|| self.sites[site].hybrid().routing_domain.to_string());
-                return Some(Fault::Leaves { site, domain });
+            if let Some((site, to)) = left {
+                return Some(Fault::Leaves { site, domain: domain_of(to).to_owned() });
             }
         }
         // The same mailboxes, whichever way it came in; entries that may not send there do not count.

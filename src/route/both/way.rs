@@ -28,8 +28,8 @@ pub(super) struct Entry {
 pub(super) enum End {
     /// At this site's own mailboxes.
     Mailbox { site: usize },
-    /// It left for the Internet from there.
-    Internet { site: usize },
+    /// It left for the Internet from there, under this address.
+    Internet { site: usize, to: String },
     /// RCPT was refused there.
     Refused { site: usize, door: ConnectorName, why: Why, crossed: bool, to: String },
     /// MAIL was.
@@ -119,7 +119,7 @@ impl Pair<'_> {
             } else if via == self.sites[here].own_way() {
                 ends.push(End::Mailbox { site: here });
             } else {
-                ends.push(End::Internet { site: here });
+                ends.push(End::Internet { site: here, to: routed.route.to.to_string() });
             }
         }
         seen.pop();
@@ -211,7 +211,7 @@ impl Pair<'_> {
                     ),
                 )
             }
-            End::Refused { site, why, .. } => {
+            End::Refused { site, why, to: refused, .. } => {
                 let (here, there) = (&self.sites[*site], &self.sites[1 - site]);
                 let what = match why {
                     Why::Else(reply) => reply.clone(),
@@ -219,12 +219,10 @@ impl Pair<'_> {
                     Why::Loop => "550 5.4.6: it would go back to where it came from".to_owned(),
                     Why::Relay => "550 5.7.1".to_owned(),
                 };
-                let spot = match to.to_string() == STRANGER {
-                    true => Spot::key(here.which, "hybrid", "", "internet"),
-                    false => Spot::key(here.which, "hybrid", "", ""),
-                };
-                let about =
-                    if to.to_string() == STRANGER { "mail for the Internet".to_owned() } else { "WHO".to_owned() };
+                let ours = Address::parse(refused)
+                    .is_ok_and(|address| here_is_ours(here, &address) || here_is_ours(there, &address));
+                let (key, about) = if ours { ("", "WHO") } else { ("internet", "mail for the Internet") };
+                let spot = Spot::key(here.which, "hybrid", "", key);
                 (
                     spot,
                     format!(
@@ -275,7 +273,8 @@ fn here_is_ours(site: &Site<'_>, address: &Address) -> bool {
     rules.accepted(address.domain()).is_some() || *address.domain() == site.hybrid().routing_domain
 }
 
-fn domain_of(address: &str) -> &str {
+/// What is behind the last `@`.
+pub(super) fn domain_of(address: &str) -> &str {
     address.rsplit('@').next().unwrap_or(address)
 }
 
