@@ -17,7 +17,7 @@ use crate::deliver::hosts::{Hosts, Ourselves, Target};
 use crate::dns::{Absence, Answer, Resolve as _, Resolver};
 use crate::message::Domain;
 use crate::route::Hop;
-use crate::smtp::client::{Session, StartTls, Step, Terms};
+use crate::smtp::client::{Fault, Session, StartTls, Step, Terms};
 use crate::tls::{self, Demand, Proof, Seen, Stream, Unmet};
 
 /// A certificate that ends sooner may end before anybody renews it.
@@ -48,6 +48,8 @@ pub struct HostSeen {
     pub tls: Option<TlsSeen>,
     /// Would mail flow under the connector's demand? What it proves, or what is missing.
     pub flows: Result<String, String>,
+    /// What would mend that, if it does not.
+    pub cure: &'static str,
     /// What should be looked at though mail flows.
     pub warnings: Vec<String>,
 }
@@ -96,6 +98,7 @@ pub(super) async fn tasks(config: &Config, resolver: &Resolver) -> (Vec<Task>, V
                             host: format!("the MX of {domain}"),
                             tls: None,
                             flows: Err(why),
+                            cure: "correct the domain in address_spaces, or its DNS",
                             warnings: Vec::new(),
                         }),
                     }
@@ -159,13 +162,18 @@ pub(super) async fn look(task: Task, helo: String, resolver: Resolver, limits: L
         host: task.host.clone(),
         tls: None,
         flows: Err(String::new()),
+        cure: "",
         warnings: Vec::new(),
     };
     let all = async {
         let targets = match targets(&task, &resolver).await {
             Ok(targets) => targets,
-            Err(why) => return seen.flows = Err(why),
+            Err(why) => {
+                seen.cure = "correct the name in smart_hosts, or its DNS";
+                return seen.flows = Err(why);
+            }
         };
+        seen.cure = "is it up, is the port right, and does a firewall stand between?";
         for target in targets {
             seen.host = describe(&target);
             match timeout(limits.connect, connect::reach(&target, &task.connector)).await {
@@ -225,12 +233,12 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
                         seen.warnings.push(format!("{unmet}: mail goes in the clear, since TLS is not demanded"));
                         return seen.flows = Ok("in the clear".to_owned());
                     }
-                    Err(unmet) => return seen.flows = Err(unmet.to_string()),
+                    Err(unmet) => return unproven(&unmet, seen),
                 };
                 seen.tls = Some(in_words(&certificate));
                 match demand.judge(&certificate, Timestamp::now()) {
                     Ok(proved) => proof = proved,
-                    Err(unmet) => return seen.flows = Err(unmet.to_string()),
+                    Err(unmet) => return unproven(&unmet, seen),
                 }
                 soon(&certificate, seen);
                 session.secured();
@@ -240,7 +248,10 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
         }
     }
     match connection.session.outcome() {
+        Err(Fault::TlsNotOffered) => return unproven(&Unmet::NotOffered, seen),
+        Err(Fault::TlsRefused(reply)) => return unproven(&Unmet::Refused(reply.to_string()), seen),
         Err(fault) => {
+            seen.cure = "ask who runs it: it does not take mail from this host";
             let setback = connect::setback(&host, fault).to_string();
             // The host stands in front of it already.
             let text = setback.strip_prefix(&format!("{host}: ")).or_else(|| setback.strip_prefix(&format!("{host} ")));
@@ -248,6 +259,7 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
             return;
         }
         Ok(()) if connector.login.is_some() && connection.session.offered().auth.is_empty() => {
+            seen.cure = "remove the username, or use the port for submission (587)";
             seen.flows = Err("it offers no AUTH, and the connector has a username".to_owned());
         }
         Ok(()) => seen.flows = Ok(proof.to_string()),
@@ -256,6 +268,19 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
         seen.warnings.push("it does not offer STARTTLS: mail goes in the clear".to_owned());
     }
     connection.quit().await;
+}
+
+/// The demand is not met: no mail, and what would help.
+fn unproven(unmet: &Unmet, seen: &mut HostSeen) {
+    seen.cure = match unmet {
+        Unmet::NotOffered | Unmet::Refused(_) => {
+            "let it offer STARTTLS; if it always did, something on the way takes it out (some firewalls do)"
+        }
+        Unmet::Handshake(_) => "look into its log: it may not know TLS 1.2, or want a client certificate",
+        Unmet::Chain { .. } => "renew its certificate, or name the root of its issuer in ca_file",
+        Unmet::Name { .. } => "if it is the right host, write one of its names into tls_domain",
+    };
+    seen.flows = Err(unmet.to_string());
 }
 
 async fn shake(
