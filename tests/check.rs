@@ -418,12 +418,50 @@ fn each_planted_mistake_gives_its_own_finding() {
             },
             "receive_connector \"from-on-premises\": remote_ips: the on-premises relay sends from 192.0.2.9",
         ),
+        (
+            "routing addresses that leave",
+            3,
+            |pair| {
+                pair.change(
+                    ON_PREMISES,
+                    "name = \"to-cloud\"",
+                    "address_spaces = [\"contoso.mail.onmicrosoft.com\"]",
+                    "address_spaces = []",
+                );
+            },
+            "send_connector \"to-cloud\": address_spaces: mail to hybrid routing addresses leaves for the Internet from the on-premises relay",
+        ),
+        (
+            "a login that nobody has",
+            1,
+            |pair| {
+                pair.scratch.write("users", "");
+                pair.change(
+                    CLOUD,
+                    "name = \"from-on-premises\"",
+                    "internal = true",
+                    "require_auth = true\nusers_file = \"users\"\ninternal = true",
+                );
+            },
+            "send_connector \"to-cloud\": username: missing: the cloud relay asks for a login",
+        ),
+        (
+            "TLS from the first byte",
+            1,
+            |pair| {
+                let port = "listen = [\"0.0.0.0:465\", \"[::]:465\"]";
+                pair.change(CLOUD, "name = \"from-on-premises\"", "listen = [\"0.0.0.0:25\", \"[::]:25\"]", port);
+                pair.change(CLOUD, "name = \"from-on-premises\"", "tls = \"require\"", "tls = \"implicit\"");
+            },
+            "receive_connector \"from-on-premises\": tls: \"implicit\", but the on-premises relay speaks SMTP first",
+        ),
     ];
     assert!(rows.len() >= 20);
     let mut wrong = Vec::new();
     for (what, number, plant, expected) in rows {
         let mut pair = Pair::scenario(*number);
         plant(&mut pair);
+        println!("{what}");
         for side in [ON_PREMISES, CLOUD] {
             let found = pair.check(side);
             if found.lines.len() != 1 || !found.lines[0].contains(expected) {

@@ -78,9 +78,8 @@ fn check(path: &Path, args: &Args, now: Timestamp) -> Checked {
         match (&own.config, &other.config) {
             (Some(one), Some(two)) => {
                 let found = compare((one, &own.directory), (two, &other.directory), now);
-                if found.is_empty() {
-                    notes.push("the two sides fit".to_owned());
-                }
+                let fit = if found.is_empty() { "the two sides fit" } else { "the two sides do not fit" };
+                notes.push(fit.to_owned());
                 problems.0.extend(found);
             }
             _ => notes.push("the two sides were not compared: mend the errors first".to_owned()),

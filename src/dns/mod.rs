@@ -409,6 +409,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn texts_and_tlsa_answers_are_three_way() {
+        let long = "v=spf1 ".to_owned() + &"ip4:192.0.2.1 ".repeat(60) + "-all";
+        let tlsa = Tlsa { usage: 3, selector: 1, matching: 1, data: vec![1; 32] };
+        let zone = Zone::new()
+            .txt("two.example", "one")
+            .txt("two.example", "other")
+            // More than fits into one string, or into UDP.
+            .txt("long.example", &long)
+            .txt("_mta-sts.two.example", "v=STSv1; id=1;")
+            .cname("alias.example", "long.example")
+            .tlsa("mx.example", 25, &tlsa)
+            .fails("servfail.example", Failure::ServFail);
+        let (resolver, _serving) = world(zone).await;
+        let found = |text: &str| Answer::Found(vec![text.to_owned()]);
+        for (name, expected) in [
+            ("two.example", Answer::Found(vec!["one".to_owned(), "other".to_owned()])),
+            ("long.example", found(&long)),
+            ("alias.example", found(&long)),
+            ("mx.example", Answer::Absent(Absence::NoRecord)),
+            ("nothing.example", Answer::Absent(Absence::NoName)),
+        ] {
+            let answer = timeout(LIMIT, resolver.txt(&domain(name))).await.expect(name);
+            assert_eq!(answer, expected, "{name}");
+        }
+        assert!(matches!(resolver.txt(&domain("servfail.example")).await, Answer::Unknown(_)));
+        assert_eq!(resolver.txt_below("_mta-sts", &domain("two.example")).await, found("v=STSv1; id=1;"));
+        assert_eq!(resolver.tlsa(&domain("mx.example"), 25).await, Answer::Found(vec![tlsa]));
+        assert_eq!(resolver.tlsa(&domain("mx.example"), 465).await, Answer::Absent(Absence::NoName));
+        assert!(matches!(resolver.tlsa(&domain("[192.0.2.1]"), 25).await, Answer::Absent(_) | Answer::Unknown(_)));
+    }
+
+    #[tokio::test]
     async fn c247_silence_and_answers_to_other_questions_are_unknown() {
         let zone = Zone::new()
             .fails("silence.example", Failure::Silence)

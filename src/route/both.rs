@@ -154,6 +154,7 @@ pub fn compare(own: Premises<'_>, other: Premises<'_>, now: Timestamp) -> Vec<Fi
     pair.domains();
     pair.both_links();
     pair.kinds_of_mail();
+    pair.routing_addresses();
     pair.all_recipients();
     pair.found.list
 }

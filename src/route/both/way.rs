@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{Faults, Pair, Site, Spot, Who};
 use crate::config::{ConnectorName, DomainKind, Origin, ReceiveConnector};
+use crate::directory::{self, Found, Lookup as _};
 use crate::message::{Address, Domain, Notify, Recipient};
 use crate::route::{Asking, RefusalKind, Rules};
 use crate::smtp::Status;
@@ -176,6 +177,44 @@ impl Pair<'_> {
                     };
                     let ends: Vec<_> = ends.into_iter().filter(|end| !expected(end)).collect();
                     self.note(&ends, &to, &mut faults);
+                }
+            }
+        }
+        self.tell(faults);
+    }
+
+    /// The hybrid routing address of a mailbox that both know to be in the cloud, as the premises' own servers write it.
+    pub(super) fn routing_addresses(&mut self) {
+        let (inside, cloud) = (self.at(true), self.at(false));
+        let known = |site: usize, address: &Address| match self.sites[site].directory.find(address) {
+            Found::Entry { entry: directory::Entry::Cloud(target), .. } => Some(target),
+            _ => None,
+        };
+        let both = self.sites[inside].directory.addresses().filter(|address| known(cloud, address).is_some());
+        let target = both.filter_map(|address| match known(inside, &address)? {
+            // Where an entry has one of its own, that may be another mistake.
+            None => Some(address),
+            Some(_) => None,
+        });
+        let Some(mailbox) = target.min_by_key(Address::key) else { return };
+        let domain = self.sites[cloud].hybrid().routing_domain.clone();
+        let to = mailbox.at(domain.clone());
+        let mut faults = Faults::new();
+        for entry in self.entries() {
+            if !entry.door.relay && entry.site == inside {
+                continue;
+            }
+            for end in self.follow(&entry, &to) {
+                if let End::Internet { site, .. } = end {
+                    let here = &self.sites[site];
+                    let way = if site == inside { here.other_way() } else { here.own_way() };
+                    let text = format!(
+                        "mail to hybrid routing addresses leaves for the Internet from {}; add \"{domain}\" here",
+                        here.words()
+                    );
+                    self.found.error(Spot::key(here.which, "send_connector", way, "address_spaces"), text);
+                } else {
+                    self.note(&[end], &to, &mut faults);
                 }
             }
         }
