@@ -71,13 +71,12 @@ pub async fn look(
         let (name, kind, number) = (domain.name.clone(), domain.kind, total);
         running.spawn(async move {
             let _place = places.acquire().await;
-            let late = || DomainSeen {
-                name: name.to_string(),
-                facts: Vec::new(),
-                warnings: vec![("DNS", format!("no answers within {} s", limits.host.as_secs_f32()))],
-            };
-            let seen = tokio::time::timeout(limits.host, names::look(&config, &name, kind, &resolver)).await;
-            (number, One::Domain(seen.unwrap_or_else(|_| late())))
+            let mut seen = DomainSeen::default();
+            let looking = names::look(&config, &name, kind, &resolver, &mut seen);
+            if tokio::time::timeout(limits.host, looking).await.is_err() {
+                seen.warn("DNS", format!("the name servers did not answer all within {} s", limits.host.as_secs_f32()));
+            }
+            (number, One::Domain(seen))
         });
         total += 1;
     }

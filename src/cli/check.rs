@@ -237,7 +237,7 @@ fn found_live(config: &Config, report: &Report) -> Vec<Problem> {
                     "send_connector",
                     &connector.name.0,
                     "smart_hosts",
-                    format!("{what}: {}: {why}; {consequence}: {}", host.host, host.cure),
+                    format!("{what}: {}: {why}; {consequence}; {}", host.host, host.cure),
                 ),
                 Ok(_) => {
                     for warning in &host.warnings {

@@ -14,6 +14,9 @@ use crate::message::Domain;
 /// Records that one SPF record may take in before nobody goes on reading; a receiver stops at ten look-ups.
 const RECORDS: usize = 30;
 
+/// Mail servers of one domain that are looked at, best first.
+const HOSTS: usize = 10;
+
 /// What was found out about one accepted domain.
 #[derive(Debug, Clone, Default)]
 pub struct DomainSeen {
@@ -30,19 +33,24 @@ impl DomainSeen {
         self.facts.push((kind, text.into()));
     }
 
-    fn warn(&mut self, kind: &'static str, text: impl Into<String>) {
+    pub(super) fn warn(&mut self, kind: &'static str, text: impl Into<String>) {
         self.warnings.push((kind, text.into()));
     }
 }
 
-/// Asks about `domain`.
-pub async fn look(config: &Config, domain: &Domain, kind: DomainKind, resolver: &Resolver) -> DomainSeen {
-    let mut seen = DomainSeen { name: domain.to_string(), ..DomainSeen::default() };
-    let hosts = mx(config, domain, kind, resolver, &mut seen).await;
-    spf_of(domain, resolver, &mut seen).await;
-    tlsa(&hosts, resolver, &mut seen).await;
-    mta_sts(domain, resolver, &mut seen).await;
-    seen
+/// Asks about `domain`. What was found before time is up stays in `seen`.
+pub(super) async fn look(
+    config: &Config,
+    domain: &Domain,
+    kind: DomainKind,
+    resolver: &Resolver,
+    seen: &mut DomainSeen,
+) {
+    seen.name = domain.to_string();
+    let hosts = mx(config, domain, kind, resolver, seen).await;
+    spf_of(domain, resolver, seen).await;
+    tlsa(&hosts, resolver, seen).await;
+    mta_sts(domain, resolver, seen).await;
 }
 
 /// Whose host an MX record names.
@@ -79,19 +87,16 @@ async fn mx(
         seen.warn("MX", "it is null (RFC 7505): the domain takes no mail, says DNS, and is an accepted domain here");
         return Vec::new();
     }
-    let mut whose = HashSet::new();
     let mut hosts = Vec::new();
-    for Mx { preference, host } in records {
+    for Mx { preference, host } in records.into_iter().take(HOSTS) {
         let Some(host) = host else { continue };
-        let (words, owner) = match owner(config, &host, resolver).await {
-            Whose::Ours => ("this relay", Whose::Ours),
-            Whose::OtherPremises => ("the other premises", Whose::OtherPremises),
-            Whose::Foreign => ("neither this relay nor the other premises", Whose::Foreign),
+        let owner = owner(config, &host, resolver).await;
+        let words = match owner {
+            Whose::Ours => "this relay",
+            Whose::OtherPremises => "the other premises",
+            Whose::Foreign => "neither this relay nor the other premises",
         };
-        if whose.len() < 2 || whose.contains(&format!("{owner:?}")) {
-            seen.fact("MX", format!("{preference} {host}: {words}"));
-        }
-        whose.insert(format!("{owner:?}"));
+        seen.fact("MX", format!("{preference} {host}: {words}"));
         hosts.push((host, owner));
     }
     judge_mx(config, kind, &hosts, seen);
@@ -210,7 +215,7 @@ async fn spf_of(domain: &Domain, resolver: &Resolver, seen: &mut DomainSeen) {
 
 async fn tlsa(hosts: &[Domain], resolver: &Resolver, seen: &mut DomainSeen) {
     let mut told = HashSet::new();
-    for host in hosts.iter().take(10).filter(|host| told.insert((*host).clone())) {
+    for host in hosts.iter().filter(|host| told.insert((*host).clone())) {
         match resolver.tlsa(host, 25).await {
             Answer::Found(records) => {
                 let words = records.iter().map(|tlsa| format!("{} {} {}", tlsa.usage, tlsa.selector, tlsa.matching));

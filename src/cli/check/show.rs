@@ -67,8 +67,10 @@ fn certificate_words(host: &HostSeen) -> Option<String> {
     if names.is_empty() {
         names.push_str("no name");
     }
+    // What was proved begins with the protocol.
+    let protocol = if host.flows.is_ok() { String::new() } else { format!("{}; ", tls.protocol) };
     let until = tls.until.map_or_else(|| "nobody knows when".to_owned(), |until| until.to_string());
-    Some(format!("{}; certificate for {names}, until {until}, issued by {}", tls.protocol, tls.issuer))
+    Some(format!("{protocol}certificate for {names}, until {until}, issued by {}", tls.issuer))
 }
 
 /// For a person.
