@@ -951,3 +951,20 @@ fn dns_is_asked_about_every_accepted_domain() {
         assert_eq!(found.status, 0);
     }
 }
+
+#[test]
+fn entries_that_no_message_asks_about_are_no_finding() {
+    for number in 1..=4 {
+        let mut pair = Pair::scenario(number);
+        // Of domains that are not accepted, and a routing address by its own name, as exports have them.
+        pair.recipients[ON_PREMISES]
+            .push_str("old@fabrikam.com,on-premises,\ndavid@contoso.mail.onmicrosoft.com,cloud,\n");
+        pair.recipients[CLOUD]
+            .push_str("old@fabrikam.com,cloud,\ndavid@contoso.mail.onmicrosoft.com,alias,david@contoso.com\n");
+        // Upper case and a tag make no other recipient.
+        pair.entry(CLOUD, "julie@contoso.com,on-premises,", "Julie@CONTOSO.com,on-premises,");
+        for side in [ON_PREMISES, CLOUD] {
+            assert_eq!(pair.check(side).lines, Vec::<String>::new(), "scenario {number}, {}", NAMES[side]);
+        }
+    }
+}

@@ -209,7 +209,7 @@ fn look(config: &Config, limits: Limits) -> (Option<Report>, Vec<Problem>) {
     }
 }
 
-/// A connector that [hybrid] names and by which no mail would flow is an error; all else should be looked at.
+/// A connector that `[hybrid]` names and by which no mail would flow is an error; all else should be looked at.
 fn found_live(config: &Config, report: &Report) -> Vec<Problem> {
     let places = Places::read(&config.path);
     let mut problems = Vec::new();

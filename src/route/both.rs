@@ -17,8 +17,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::Rules;
 use crate::config::{AcceptedDomain, Config, ConnectorName, DomainKind, FirstHop, Hybrid, Internet, Severity, Side};
-use crate::directory::Directory;
+use crate::directory::{Directory, Found, Lookup as _};
 use crate::message::{Address, Domain};
 
 mod link;
@@ -222,6 +223,15 @@ impl Site<'_> {
     /// The accepted domain of exactly this name.
     fn domain(&self, name: &Domain, subdomains: bool) -> Option<&AcceptedDomain> {
         self.config.accepted_domains.iter().find(|domain| domain.name == *name && domain.subdomains == subdomains)
+    }
+
+    /// What its directory says, where a message would make it ask: of other domains it is not asked.
+    fn find(&self, address: &Address) -> Found {
+        let rules = Rules { config: &self.config, directory: self.directory };
+        match rules.ours(address.domain()) {
+            Some((_, DomainKind::Authoritative | DomainKind::InternalRelay)) => self.directory.find(address),
+            Some((_, DomainKind::ExternalRelay)) | None => Found::Unknown,
+        }
     }
 
     /// What it says XOORG is.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::way::{End, Why, domain_of};
 use super::{Faults, Pair, Spot, Who};
 use crate::config::DomainKind;
-use crate::directory::{Entry, Found, Lookup};
+use crate::directory::{Entry, Found};
 use crate::message::Address;
 use crate::route::Rules;
 
@@ -227,8 +227,9 @@ impl Pair<'_> {
             let mut known = (site.config.directories.len() > 1).then(HashSet::new);
             for address in site.directory.addresses() {
                 let again = known.as_mut().is_some_and(|known| !known.insert(address.key()));
-                let before = number == 1 && !matches!(self.sites[0].directory.find(&address), Found::Unknown);
-                if !again && !before {
+                let before = number == 1 && !matches!(self.sites[0].find(&address), Found::Unknown);
+                let asked = !matches!(site.find(&address), Found::Unknown);
+                if asked && !again && !before {
                     note(&address);
                 }
             }
@@ -301,14 +302,14 @@ impl Pair<'_> {
     }
 
     fn belief_entry(&self, site: usize, address: &Address) -> Option<Entry> {
-        match self.sites[site].directory.find(address) {
+        match self.sites[site].find(address) {
             Found::Entry { entry, .. } => Some(entry),
             Found::Unknown | Found::Unavailable(_) => None,
         }
     }
 
     fn belief(&self, site: usize, address: &Address) -> Belief {
-        match self.sites[site].directory.find(address) {
+        match self.sites[site].find(address) {
             Found::Entry { source, entry, .. } => {
                 let what = match &entry {
                     Entry::OnPremises => "on-premises mailbox",

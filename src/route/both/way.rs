@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Faults, Pair, Site, Spot, Who};
 use crate::config::{ConnectorName, DomainKind, Origin, ReceiveConnector};
-use crate::directory::{self, Found, Lookup as _};
+use crate::directory::{self, Found};
 use crate::message::{Address, Domain, Notify, Recipient};
 use crate::route::{Asking, RefusalKind, Rules};
 use crate::smtp::Status;
@@ -186,7 +186,7 @@ impl Pair<'_> {
     /// The hybrid routing address of a mailbox that both know to be in the cloud, as the premises' own servers write it.
     pub(super) fn routing_addresses(&mut self) {
         let (inside, cloud) = (self.at(true), self.at(false));
-        let known = |site: usize, address: &Address| match self.sites[site].directory.find(address) {
+        let known = |site: usize, address: &Address| match self.sites[site].find(address) {
             Found::Entry { entry: directory::Entry::Cloud(target), .. } => Some(target),
             _ => None,
         };
@@ -283,14 +283,20 @@ impl Pair<'_> {
                 )
             }
             End::Circle { site } => {
-                let here = &self.sites[*site];
-                let about = if to.to_string() == STRANGER { "mail for the Internet" } else { "WHO" };
-                (
-                    Spot::key(here.which, "hybrid", "", "internet"),
-                    format!(
-                        "{about} goes to and fro between the two relays until it is cut as a loop (5.4.6); let it leave on one of them: internet = \"direct\""
+                let which = self.sites[*site].which;
+                let cut = "to and fro between the two relays until it is cut as a loop (5.4.6)";
+                match to.to_string() == STRANGER {
+                    true => (
+                        Spot::key(which, "hybrid", "", "internet"),
+                        format!("mail for the Internet goes {cut}; let it leave on one of them: internet = \"direct\""),
                     ),
-                )
+                    false => (
+                        Spot::key(which, "hybrid", "", ""),
+                        format!(
+                            "mail for WHO goes {cut}: each hands it to the other; look at what `explain` says on either side"
+                        ),
+                    ),
+                }
             }
         };
         let (spot, text) = fault;
