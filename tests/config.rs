@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use causeway::config::{self, Config, Internet, Level, Problems, ReceiveTls, Severity};
+use causeway::config::{self, Config, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side};
 use causeway::tls::Authority;
 use causeway::tls::authority::Template;
 use jiff::{SignedDuration, Timestamp};
@@ -778,12 +778,15 @@ fn no_key_takes_just_anything() {
 /// The examples are what people start from: they hold as they stand, beside the certificates of certs/make-test-ca.
 #[test]
 fn the_examples_are_good() {
+    const HERE: Option<Side> = Some(Side::Cloud { inbound_first_hop: FirstHop::Here });
+    const ON_PREMISES_FIRST: Option<Side> = Some(Side::Cloud { inbound_first_hop: FirstHop::OnPremises });
+    const ON_PREMISES: Option<Side> = Some(Side::OnPremises);
     let place = Place::new();
     fs::create_dir_all(place.path("config")).expect("a folder");
     fs::create_dir_all(place.path("certs/test")).expect("a folder");
-    for (from, to) in [("mail.crt", "mail.contoso.com.crt"), ("mail.key", "mail.contoso.com.key"), ("ca.pem", "ca.crt")]
-    {
-        fs::rename(place.path(from), place.path("certs/test").join(to)).expect("the test's own file");
+    fs::rename(place.path("ca.pem"), place.path("certs/test/ca.crt")).expect("the test's own file");
+    for host in ["mail.contoso.com", "cloud.contoso.com"] {
+        place.certify(&format!("certs/test/{host}"), &Template::new(&[host]));
     }
     let mut seen = Vec::new();
     for entry in fs::read_dir(Path::new(SOURCE).join("config")).expect("the examples") {
@@ -794,11 +797,23 @@ fn the_examples_are_good() {
     }
     seen.retain(|name| name.ends_with(".toml"));
     seen.sort();
-    assert_eq!(seen, ["plain-relay.toml", "scenario-3-on-premises.toml", "scenario-4-on-premises.toml"]);
-    for (name, internet) in seen.iter().zip([None, Some(Internet::Direct), Some(Internet::OtherPremises)]) {
+    let expected = [
+        ("plain-relay.toml", None, None),
+        ("scenario-1-cloud.toml", HERE, Some(Internet::Direct)),
+        ("scenario-1-on-premises.toml", ON_PREMISES, Some(Internet::OtherPremises)),
+        ("scenario-2-cloud.toml", ON_PREMISES_FIRST, Some(Internet::OtherPremises)),
+        ("scenario-2-on-premises.toml", ON_PREMISES, Some(Internet::OtherPremises)),
+        ("scenario-3-cloud.toml", HERE, Some(Internet::OtherPremises)),
+        ("scenario-3-on-premises.toml", ON_PREMISES, Some(Internet::Direct)),
+        ("scenario-4-cloud.toml", HERE, Some(Internet::Direct)),
+        ("scenario-4-on-premises.toml", ON_PREMISES, Some(Internet::OtherPremises)),
+    ];
+    assert_eq!(seen, expected.map(|(name, ..)| name));
+    for (name, side, internet) in expected {
         let (config, problems) = config::check(&place.path("config").join(name), Timestamp::now());
         assert_eq!(problems.to_string(), "", "{name}");
         let config = config.expect("no problems");
+        assert_eq!(config.hybrid.as_ref().map(|hybrid| hybrid.side), side, "{name}");
         assert_eq!(config.hybrid.map(|hybrid| hybrid.internet), internet, "{name}");
     }
 }

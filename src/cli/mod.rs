@@ -13,6 +13,7 @@ pub mod demo;
 pub mod explain;
 mod hash_password;
 mod health;
+pub mod init;
 mod run;
 
 /// The command line or the configuration is wrong.
@@ -51,9 +52,8 @@ enum Command {
     Demo(demo::Args),
     /// Ask a listener for its greeting: exit status 0 if it says 220
     Health(health::Args),
-    /// Write the configuration of a hybrid scenario (not in this version)
-    #[command(hide = true)]
-    Init(Unbuilt),
+    /// Write the configuration of one side of a hybrid scenario, and what DNS and the other servers need
+    Init(Box<init::Args>),
     /// The queue of the running daemon (not in this version)
     #[command(hide = true)]
     Queue(Unbuilt),
@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&cli.config, &args),
         Command::Demo(args) => demo::run(&args),
         Command::Health(args) => health::run(&args),
-        Command::Init(_) => unbuilt("init"),
+        Command::Init(args) => init::run(*args),
         Command::Queue(_) => unbuilt("queue"),
         Command::Trace(_) => unbuilt("trace"),
         Command::Directory(_) => unbuilt("directory"),
