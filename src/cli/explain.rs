@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use super::WRONG;
 use crate::config::{self, Config, DirectorySource, Hops, Level, Origin, Problems, ReceiveConnector, SendConnector};
 use crate::directory::{self, Directory, LoadOutcome, Lookup, Report};
 use crate::message::{Address, Domain, Notify, Recipient};
-use crate::route::{Asking, Hop, Reason, Refusal, Resolution, Routed, Rules, plan};
+use crate::route::{Asking, Disagreements, Hop, Reason, Refusal, Resolution, Routed, Rules, plan};
 use crate::smtp::Reply;
 
 mod against;
@@ -345,6 +346,14 @@ impl<'a> Explanation<'a> {
         self.refused.is_none() && self.recipients.iter().all(|(_, resolution)| resolution.is_ok())
     }
 
+    /// What the daemon answers for how long before it answers this refusal: it remembers since when the two premises
+    /// disagree, and nobody can say so here.
+    fn at_first(&self, refusal: &Refusal) -> Option<(Reply, Duration)> {
+        let grace = self.config.hybrid.as_ref()?.disagreement_grace;
+        let softened = refusal.clone().within_grace(&mut Disagreements::default(), Instant::now(), grace);
+        (softened.is_temporary() && !refusal.is_temporary()).then(|| (softened.to_reply(), grace))
+    }
+
     fn copies(&self) -> Vec<crate::route::HopCopy> {
         let taken = self.recipients.iter().filter_map(|(_, resolution)| resolution.as_ref().ok());
         plan(taken.flat_map(|resolution| resolution.routed.iter().cloned()).collect())
@@ -366,6 +375,11 @@ impl<'a> Explanation<'a> {
                 Err(refusal) => {
                     write_reasons(out, &refusal.because, &[])?;
                     writeln!(out, "    {RED}refused: {refusal}{RED:#}")?;
+                    if let Some((reply, grace)) = self.at_first(refusal) {
+                        let grace = as_written(grace);
+                        writeln!(out, "    {RED}RCPT gets {reply}{RED:#}")?;
+                        writeln!(out, "    that for {grace} after the first such message (disagreement_grace), then:")?;
+                    }
                     writeln!(out, "    {RED}RCPT gets {}{RED:#}", refusal.to_reply())?;
                 }
             }
@@ -418,7 +432,14 @@ impl<'a> Explanation<'a> {
             Err(refusal) => json!({
                 "to": to.to_string(),
                 "because": reasons(&refusal.because),
-                "refused": refusal_json(refusal),
+                "refused": match self.at_first(refusal) {
+                    None => refusal_json(refusal),
+                    Some((reply, grace)) => json!({
+                        "why": refusal.to_string(),
+                        "reply": refusal.to_reply().to_string(),
+                        "at_first": { "reply": reply.to_string(), "seconds": grace.as_secs() },
+                    }),
+                },
             }),
         });
         let copies = self.copies();
@@ -471,6 +492,14 @@ fn reasons(because: &[Reason]) -> Vec<String> {
     because.iter().map(ToString::to_string).collect()
 }
 
+/// A time as the configuration has it: `1h`, `90s`.
+fn as_written(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let fitting = units.into_iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit));
+    fitting.map_or_else(|| format!("{time:?}"), |(unit, word)| format!("{}{word}", seconds / unit))
+}
+
 fn refusal_json(refusal: &Refusal) -> Value {
     json!({ "why": refusal.to_string(), "reply": refusal.to_reply().to_string() })
 }
@@ -521,7 +550,7 @@ mod tests {
     fn explain(world: &World, from: &str, to: &[&str], size: Option<u64>) -> (String, Value, bool) {
         let Sender(from) = sender(from).unwrap();
         let to: Vec<_> = to.iter().map(|to| recipient(to, &world.config).unwrap()).collect();
-        let door = door(&world.config, None, None, None).unwrap();
+        let door = &world.config.receive_connectors[0];
         let coming = Coming { door, words: comes_in(door, None, None) };
         let explanation = Explanation::of(&world.config, &world.directory(), coming, from.as_ref(), &to, size);
         let mut text = anstream::StripStream::new(Vec::new());
@@ -587,6 +616,31 @@ eve@fabrikam.com
         assert_eq!(json["copies"][1]["hop"], "contoso-com.mail.protection.outlook.com:25");
         assert_eq!(json["copies"][1]["recipients"][0], "David@contoso.mail.onmicrosoft.com");
         assert_eq!(json["copies"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_disagreement_says_what_comes_first_and_what_then() {
+        let world = World::cloud().origin("on-premises").mailbox("julie@contoso.com");
+        let (text, json, all_taken) = explain(&world, "", &["julie@contoso.com"], None);
+        let is = "<julie@contoso.com>: the on-premises side sent this here, but recipients.csv (here, cloud) has it as an \
+                  on-premises mailbox;";
+        assert_eq!(
+            text.replace(['\n'], "|").split_once("julie@contoso.com|").unwrap().1,
+            format!(
+                "    found in recipients.csv: on-premises mailbox|    \
+                 side cloud, from on-premises, on-premises mailbox, though it was sent here from there: none|    \
+                 refused: the on-premises side sent it here, but recipients.csv (here, cloud) has julie@contoso.com as an \
+                 on-premises mailbox; mend one of the two directories|    \
+                 RCPT gets 451 4.4.6 {is} it may be moving, try again; if it is not, mend one of the two directories|    \
+                 that for 1h after the first such message (disagreement_grace), then:|    \
+                 RCPT gets 550 5.4.6 {is} mend one of the two directories|"
+            )
+        );
+        assert!(!all_taken);
+        let refused = &json["recipients"][0]["refused"];
+        assert!(refused["reply"].as_str().unwrap().starts_with("550 5.4.6"), "{refused}");
+        assert!(refused["at_first"]["reply"].as_str().unwrap().starts_with("451 4.4.6"), "{refused}");
+        assert_eq!(refused["at_first"]["seconds"], 3600);
     }
 
     #[test]

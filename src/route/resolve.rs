@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use super::matrix::{self, Bound, Reached, Side, Way};
 use super::space::{self, Choice};
-use super::{Disagreed, Hop, Owner, Reason, Refusal, RefusalKind, Route, Routed};
+use super::{Disagreed, Hop, Reason, Refusal, RefusalKind, Route, Routed};
 use crate::config::{
     AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Hybrid, Origin, ReceiveConnector, SendConnector,
 };
@@ -368,11 +368,16 @@ impl Walk<'_> {
     /// The directory knows it.
     fn found(&mut self, address: Address, known: Known, granted: bool, mut because: Trail) -> Ended {
         let Known { source, entry, untagged, owner } = known;
-        because.push(Reason::Found {
-            source: source.clone(),
-            kind: words(&entry),
-            untagged,
-            owner: owner.clone().map(|address| Owner { address, in_cloud: matches!(entry, Entry::Cloud(_)) }),
+        let kind = words(&entry);
+        because.push(match &owner {
+            None => Reason::Found { source: source.clone(), kind, untagged },
+            Some(owner) => Reason::FoundBehind {
+                source: source.clone(),
+                owner: owner.clone(),
+                kind,
+                untagged,
+                in_cloud: matches!(entry, Entry::Cloud(_)),
+            },
         });
         match entry {
             Entry::OnPremises => self.mailbox(Bound::OnPremisesMailbox, address, owner, source, untagged, because),

@@ -255,7 +255,7 @@ impl Outcome<'_> {
                 }
             }
         }
-        Some(Kind::Alters { place: from, what: what.join(" and ") })
+        (!what.is_empty()).then(|| Kind::Alters { place: from, what: what.join(" and ") })
     }
 }
 
@@ -481,5 +481,253 @@ impl Progress {
             // The line is for the answer.
             eprint!("\r{:60}\r", "");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::explain::comes_in;
+    use crate::route::world::{World, address};
+
+    fn view<'a>(file: &str, world: &'a World, directory: &'a Directory) -> View<'a> {
+        let door = &world.config.receive_connectors[0];
+        let coming = Ok(Coming { door, words: comes_in(door, None, None) });
+        View { file: file.to_owned(), config: &world.config, directory, coming }
+    }
+
+    enum Ask<'a> {
+        Few(&'a [&'a str]),
+        Many(&'a [&'a str]),
+        All,
+    }
+
+    /// What is printed, and whether nothing differs.
+    fn compare(here: &World, there: &World, ask: &Ask<'_>, json: bool) -> (String, bool) {
+        let (one, other) = (here.directory(), there.directory());
+        let comparison = Comparison {
+            here: view("here.toml", here, &one),
+            there: view("there.toml", there, &other),
+            from: None,
+            size: None,
+        };
+        let mut out = anstream::StripStream::new(Vec::new());
+        let addresses = |names: &[&str]| names.iter().map(|name| address(name)).collect::<Vec<_>>();
+        let same = match ask {
+            Ask::Few(to) => comparison.of_few(&addresses(to), &addresses(to), json, &mut out),
+            Ask::Many(to) => comparison.of_many(Who::Listed(addresses(to)), json, &mut out),
+            Ask::All => comparison.of_many(Who::Everybody, json, &mut out),
+        };
+        (String::from_utf8(out.into_inner()).unwrap(), same.unwrap())
+    }
+
+    /// A directory before a night of moves.
+    fn before() -> World {
+        World::on_premises()
+            .mailbox("anna@contoso.com")
+            .mailbox("ben@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox("dora@contoso.com")
+            .mailbox("gone@contoso.com")
+            .forward("kate@contoso.com", "kate@tailspintoys.com")
+            .group("team@contoso.com", "anna@contoso.com david@contoso.com")
+            .group("pair@contoso.com", "david@contoso.com dora@contoso.com")
+    }
+
+    /// And after it.
+    fn after() -> World {
+        World::on_premises()
+            .cloud_mailbox("anna@contoso.com")
+            .cloud_mailbox("ben@contoso.com")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox_at("dora@contoso.com", "dora.x@contoso.mail.onmicrosoft.com")
+            .mailbox("new@contoso.com")
+            .forward("kate@contoso.com", "kate@tailspintoys.com")
+            .group("team@contoso.com", "david@contoso.com anna@contoso.com")
+            .group("pair@contoso.com", "dora@contoso.com david@contoso.com")
+    }
+
+    #[test]
+    fn whose_mail_moves_is_counted_and_listed() {
+        let (text, same) = compare(&before(), &after(), &Ask::All, false);
+        assert_eq!(
+            text,
+            "\
+by there.toml, 7 of 9 recipients go another way
+       2  on-premises -> cloud
+       1  cloud and on-premises -> cloud
+       1  cloud: another address
+       1  cloud: other members
+       1  on-premises -> refused with 550 5.1.1
+       1  refused with 550 5.1.1 -> on-premises
+
+on-premises -> cloud: 2 recipients
+    anna@contoso.com
+    ben@contoso.com
+
+cloud and on-premises -> cloud: 1 recipient
+    team@contoso.com
+
+cloud: another address: 1 recipient
+    dora@contoso.com
+        cloud, contoso-com.mail.protection.outlook.com:25, as dora@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear
+     -> cloud, contoso-com.mail.protection.outlook.com:25, as dora.x@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear
+
+cloud: other members: 1 recipient
+    pair@contoso.com
+        cloud, contoso-com.mail.protection.outlook.com:25, as david@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear; \
+cloud, contoso-com.mail.protection.outlook.com:25, as dora@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear
+     -> cloud, contoso-com.mail.protection.outlook.com:25, as david@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear; \
+cloud, contoso-com.mail.protection.outlook.com:25, as dora.x@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear
+
+on-premises -> refused with 550 5.1.1: 1 recipient
+    gone@contoso.com
+
+refused with 550 5.1.1 -> on-premises: 1 recipient
+    new@contoso.com
+"
+        );
+        assert!(!same);
+        let (text, same) = compare(&before(), &after(), &Ask::All, true);
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert!(!same);
+        assert_eq!((&json["recipients"], &json["changed"]), (&json!(9), &json!(7)));
+        assert_eq!(json["changes"][0]["change"], "on-premises -> cloud");
+        assert_eq!(json["changes"][0]["count"], 2);
+        assert_eq!(json["changes"][0]["recipients"][1]["address"], "ben@contoso.com");
+        assert!(json["changes"][0]["recipients"][1]["here"].as_str().unwrap().starts_with("on-premises, mail.inside"));
+        assert_eq!(json["changes"][4]["recipients"][0]["there"], "refused with 550 5.1.1");
+    }
+
+    #[test]
+    fn those_listed_are_asked_about_in_their_order_and_nobody_else() {
+        let listed =
+            ["team@contoso.com", "Ben@contoso.com", "david@contoso.com", "anna@contoso.com", "eve@fabrikam.com"];
+        let (text, _) = compare(&before(), &after(), &Ask::Many(&listed), false);
+        assert!(
+            text.starts_with("by there.toml, 3 of 5 recipients go another way\n       2  on-premises -> cloud\n"),
+            "{text}"
+        );
+        assert!(text.contains("2 recipients\n    Ben@contoso.com\n    anna@contoso.com\n"), "{text}");
+    }
+
+    #[test]
+    fn the_same_way_for_another_reason_or_by_another_order_is_the_same() {
+        let other = before().connector("spare", &["example.org"]).postmaster("anna@contoso.com");
+        let (text, same) = compare(&before(), &other, &Ask::All, false);
+        assert_eq!((text.as_str(), same), ("nothing differs by there.toml: 8 recipients\n", true));
+        // Aliases of one mailbox lead to one place.
+        let (one, other) = (
+            before().alias("a@contoso.com", "anna@contoso.com"),
+            before().forward("a@contoso.com", "anna@contoso.com"),
+        );
+        assert!(compare(&one, &other, &Ask::Many(&["a@contoso.com"]), false).1);
+    }
+
+    #[test]
+    fn the_kind_of_a_change_names_what_differs() {
+        let partner = |hosts: &'static str| before().smart("to-partner", &["fabrikam.com"], hosts);
+        let to = ["kate@contoso.com", "eve@fabrikam.com"];
+        for (here, there, to, expected) in [
+            (before(), before().internet("cloud"), to[0], "to-internet -> cloud"),
+            (partner("a.example"), partner("b.example"), "eve@fabrikam.com", "to-partner: another next hop"),
+            (
+                partner("a.example"),
+                partner("a.example").tls("to-partner", "encrypt"),
+                to[1],
+                "to-partner: another TLS demand",
+            ),
+            (
+                partner("a.example"),
+                partner("b.example").tls("to-partner", "encrypt"),
+                to[1],
+                "to-partner: another next hop and another TLS demand",
+            ),
+            (before(), before().connector("to-partner", &["tailspintoys.com"]), to[0], "to-internet -> to-partner"),
+            (before(), before().unavailable(), "anna@contoso.com", "on-premises -> refused with 451 4.4.3"),
+            (
+                before().group("g@contoso.com", "anna@contoso.com x@contoso.com"),
+                before().group("g@contoso.com", "anna@contoso.com"),
+                "g@contoso.com",
+                "on-premises: other members",
+            ),
+            (
+                before(),
+                before()
+                    .entry_first("anna@contoso.com", crate::directory::Entry::Cloud(None))
+                    .entry_first("david@contoso.com", crate::directory::Entry::OnPremises),
+                "team@contoso.com",
+                "cloud and on-premises: other members",
+            ),
+        ] {
+            let (here, there) = (here.origin("client"), there.origin("client"));
+            let (text, same) = compare(&here, &there, &Ask::Many(&[to]), false);
+            assert!(!same, "{to}: {text}");
+            assert!(text.contains(&format!("       1  {expected}\n")), "{to}: {expected}: {text}");
+        }
+    }
+
+    #[test]
+    fn named_recipients_are_explained_by_both() {
+        let to = ["david@contoso.com", "anna@contoso.com", "gone@contoso.com"];
+        let (text, same) = compare(&before(), &after(), &Ask::Few(&to), false);
+        assert!(!same);
+        assert!(text.starts_with("from <>\n    comes in by receive connector \"door\", origin internet\n"), "{text}");
+        assert_eq!(
+            text.split_once("\nby there.toml\n").unwrap().1,
+            "    david@contoso.com: the same
+    anna@contoso.com: on-premises -> cloud
+        found in recipients.csv: cloud mailbox
+        rewritten to anna@contoso.mail.onmicrosoft.com
+        side on-premises, from the Internet, cloud mailbox: hybrid.cloud
+        -> cloud, contoso-com.mail.protection.outlook.com:25, as anna@contoso.mail.onmicrosoft.com; \
+TLS: if offered, with any certificate; else in the clear
+    gone@contoso.com: on-premises -> refused with 550 5.1.1
+        not in the directory; contoso.com is authoritative
+        refused with 550 5.1.1
+"
+        );
+        let (text, same) = compare(&before(), &before(), &Ask::Few(&to), false);
+        assert!(same);
+        assert!(text.ends_with("\nby there.toml\n    nothing differs\n"), "{text}");
+
+        let json: Value = serde_json::from_str(&compare(&before(), &after(), &Ask::Few(&to), true).0).unwrap();
+        assert_eq!(json["recipients"][0]["differs"], Value::Null);
+        assert_eq!(json["recipients"][1]["differs"], "on-premises -> cloud");
+        assert_eq!(json["recipients"][1]["there"]["because"][0], "found in recipients.csv: cloud mailbox");
+        assert_eq!(json["recipients"][2]["there"]["route"], "refused with 550 5.1.1");
+    }
+
+    #[test]
+    fn another_door_is_a_difference_of_its_own() {
+        let to = ["anna@contoso.com"];
+        let (text, same) = compare(&before(), &before().origin("partner"), &Ask::Few(&to), false);
+        assert!(!same, "{text}");
+        assert!(
+            text.ends_with(
+                "by there.toml\n    comes in by receive connector \"door\", origin partner\n    anna@contoso.com: the same\n"
+            ),
+            "{text}"
+        );
+        let (one, other) = (before(), before());
+        let (directory, other_directory) = (one.directory(), other.directory());
+        let closed = View {
+            coming: Err("no receive connector takes it".into()),
+            ..view("there.toml", &other, &other_directory)
+        };
+        let comparison =
+            Comparison { here: view("here.toml", &one, &directory), there: closed, from: None, size: None };
+        let mut out = Vec::new();
+        assert!(!comparison.of_many(Who::Everybody, true, &mut out).unwrap());
+        let json: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(json["changes"].as_array().unwrap().len(), 4, "{json}");
+        let to_nowhere = json["changes"][0]["change"].as_str().unwrap();
+        assert!(to_nowhere.ends_with(" -> not taken: no receive connector takes it"), "{to_nowhere}");
     }
 }
