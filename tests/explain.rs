@@ -103,7 +103,7 @@ fn what_it_answers_and_with_which_exit_status() {
         (&["--recipients", "gone.txt", "--against", "tomorrow.csv"], 2, "", "gone.txt: No such file"),
         (&["--recipients", "list.txt"], 2, "", "--against"),
         (&["--against", "no-header.csv"], 2, "", "no-header.csv: line 1: expected the header line"),
-        (&["--against", "faulty.toml"], 2, "", "faulty.toml:24:7"),
+        (&["--against", "faulty.toml"], 2, "", "faulty.toml:23:7"),
         (&["--from", "a@b.example"], 2, "", "--to"),
         (&["--help"], 0, "Exit status: 0 every recipient would be taken", ""),
     ] {
