@@ -3,7 +3,7 @@
 //! A record is kind, domain number, local part in lower case, and what the kind needs. Domains are kept once and
 //! numbered; a hybrid routing address with the same local part costs its domain's number only. Records with near
 //! hashes stand side by side, some eight to a place, and `places` says where each begins. So a recipient takes less
-//! than 30 bytes, and a look-up goes to memory once: with an index of records beside the bytes it would be three
+//! than 30 bytes here, and a look-up goes to memory once: with an index of records beside the bytes it would be three
 //! times, and on a busy machine that alone is half a microsecond. It allocates nothing unless the entry carries
 //! addresses. The hash has random keys, because the table is asked for what strangers send.
 //!

@@ -98,9 +98,9 @@ impl Relay {
 
     fn track_expansion(&self, message: &Message, group: &[Noted]) {
         let Some(first) = group.first() else { return };
-        let kind = first.because.iter().find_map(|reason| match reason.plain() {
-            Reason::Found { kind, .. } if kind.starts_with("group") => Some(EventKind::Expand),
-            Reason::Found { kind, .. } if kind.starts_with("forward") => Some(EventKind::Redirect),
+        let kind = first.because.iter().find_map(|reason| match reason.found()? {
+            kind if kind.starts_with("group") => Some(EventKind::Expand),
+            kind if kind.starts_with("forward") => Some(EventKind::Redirect),
             _ => None,
         });
         if let Some(kind) = kind {

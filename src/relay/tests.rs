@@ -467,3 +467,59 @@ async fn one_that_goes_in_circles_takes_nothing_from_the_other() {
     assert_eq!(fixture.count("DSN", "erin@fabrikam.com"), 1);
     assert_eq!(fixture.count("FAIL", "5.4.6"), 2);
 }
+
+/// The cloud side of an organization with one mailbox on-premises; `grace` as `[hybrid]` has it.
+fn cloud_side(grace: &str) -> (Fixture, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let csv = folder.path().join("recipients.csv");
+    std::fs::write(&csv, "address,type,target\njulie@contoso.com,on-premises,\n").unwrap();
+    let hybrid = format!(
+        "[hybrid]\nside = \"cloud\"\non_premises = \"to-contoso\"\ncloud = \"to-internet\"\nrouting_domain = \"r.example\"\n\
+         disagreement_grace = {grace:?}\n[[directory]]\nkind = \"file\"\npath = {:?}\n[spool]",
+        csv.to_str().unwrap()
+    );
+    let fixture = Fixture::still();
+    fixture.relay.replace(snapshot(&|text| {
+        text.replace("[spool]", &hybrid)
+            .replace("external-relay", "authoritative")
+            .replace("origin = \"internet\"", "origin = \"on-premises\"\nremote_ips = [\"10.0.0.0/8\"]")
+    }));
+    (fixture, folder)
+}
+
+/// Interface section 5.4: a mailbox that each side holds to be at the other may be moving, and is refused for now first.
+#[tokio::test]
+async fn a_mailbox_that_may_be_moving_is_refused_for_now() {
+    for (grace, expected) in [("1h", "451 4.4.6"), ("0s", "550 5.4.6")] {
+        let (fixture, _folder) = cloud_side(grace);
+        let snapshot = fixture.relay.snapshot();
+        let connector = fixture.connector("internet");
+        let asked = Asked { connector: &connector, peer: [10, 0, 0, 1].into(), mail: None, routed: 0 };
+        for to in ["julie@contoso.com", "julie@r.example"] {
+            let reply = fixture.relay.check_recipient(&snapshot, &asked, recipient(to)).unwrap_err();
+            assert!(reply.to_string().starts_with(expected), "{grace} {to}: {reply}");
+            assert!(reply.text.contains("has it as an on-premises") == to.ends_with("contoso.com"), "{reply}");
+            assert_eq!(fixture.count("FAIL", to), 1, "{:?}", fixture.events);
+        }
+        let status = format!("\"status\":\"{}\"", &expected[4..]);
+        assert_eq!(fixture.count("FAIL", &status), 2, "{:?}", fixture.events);
+        assert_eq!(fixture.count("FAIL", "found in "), 2, "the reasons stand in the event");
+        let known = fixture.relay.0.disagreements.lock().unwrap().len();
+        assert_eq!(known, usize::from(grace != "0s"), "both are the same mailbox");
+    }
+}
+
+/// A report that the relay writes comes from its own side: on the cloud side a sender on-premises gets it.
+#[tokio::test]
+async fn a_report_of_the_cloud_side_reaches_a_sender_on_premises() {
+    let (fixture, _folder) = cloud_side("0s");
+    assert_eq!(fixture.send("julie@contoso.com", &["eve@fabrikam.com"], "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let (lane, item) = fixture.relay.queue().sweep(|_| false).remove(0);
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    let tried = Tried { message: &message, item, lane };
+    let results = vec![(0, Err(answered(550)))];
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
+    assert_eq!((fixture.count("DSN", "julie@contoso.com"), fixture.count("DROP", "")), (1, 0), "{:?}", fixture.events);
+    let resolved = "side cloud, from the cloud, on-premises mailbox: hybrid.on_premises";
+    assert_eq!(fixture.count("RESOLVE", resolved), 1, "{:?}", fixture.events);
+}

@@ -97,8 +97,19 @@ pub enum Reason {
         kind: Cow<'static, str>,
         /// It was found without its `+tag`.
         untagged: bool,
-        /// It is the hybrid routing address of this entry.
-        owner: Option<Owner>,
+    },
+    /// The directory knows it as the hybrid routing address of another.
+    FoundBehind {
+        /// The source's name.
+        source: Arc<str>,
+        /// Whose it is.
+        owner: Address,
+        /// What the directory says of that: a cloud mailbox, as it should be, or something else, whose it would be.
+        kind: Cow<'static, str>,
+        /// It was found without its `+tag`.
+        untagged: bool,
+        /// The other premises knows it by this address, and so do we.
+        in_cloud: bool,
     },
     /// No source knows it; this is what its accepted domain says about that.
     NotFound {
@@ -158,15 +169,6 @@ pub enum Reason {
         /// Those that matched and lost: connector, space, why.
         lost: Vec<(ConnectorName, AddressSpace, &'static str)>,
     },
-}
-
-/// Whose hybrid routing address it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// The entry's own address.
-    pub address: Address,
-    /// The entry is a cloud mailbox, as it should be.
-    pub in_cloud: bool,
 }
 
 /// Why a recipient is refused, or cannot be judged now.
@@ -231,6 +233,14 @@ impl Reason {
         match self {
             Self::About { reason, .. } => reason,
             plain => plain,
+        }
+    }
+
+    /// What the directory says, if this is where it says it: `cloud mailbox`, `group of 3` and so on.
+    pub fn found(&self) -> Option<&str> {
+        match self.plain() {
+            Self::Found { kind, .. } | Self::FoundBehind { kind, .. } => Some(kind),
+            _ => None,
         }
     }
 }
@@ -304,18 +314,13 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::About { address, reason } => write!(f, "{address}: {reason}"),
-            Self::Found { source, kind, untagged, owner } => {
-                write!(f, "found in {source}{}", if *untagged { " without its tag" } else { "" })?;
-                match owner {
-                    None => {}
-                    Some(Owner { address, in_cloud: true }) => {
-                        write!(f, " as the hybrid routing address of {address}")?;
-                    }
-                    Some(Owner { address, in_cloud: false }) => {
-                        write!(f, " as what would be the hybrid routing address of {address}")?;
-                    }
-                }
-                write!(f, ": {kind}")
+            Self::Found { source, kind, untagged } => {
+                write!(f, "found in {source}{}: {kind}", if *untagged { " without its tag" } else { "" })
+            }
+            Self::FoundBehind { source, owner, kind, untagged, in_cloud } => {
+                let without = if *untagged { " without its tag" } else { "" };
+                let what = if *in_cloud { "the" } else { "what would be the" };
+                write!(f, "found in {source}{without} as {what} hybrid routing address of {owner}: {kind}")
             }
             Self::NotFound { domain, kind: kind @ "external-relay" } => {
                 write!(f, "{domain} is {kind}: by address space, no directory")

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use super::matrix::{self, Bound, Reached, Side, Way};
 use super::space::{self, Choice};
-use super::{Disagreed, Hop, Owner, Reason, Refusal, RefusalKind, Route, Routed};
+use super::{Disagreed, Hop, Reason, Refusal, RefusalKind, Route, Routed};
 use crate::config::{
     AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Hybrid, Origin, ReceiveConnector, SendConnector,
 };
@@ -188,8 +188,9 @@ impl<'a> Rules<'a> {
             Found::Unavailable(why) => return Looked::Unavailable(why),
             Found::Unknown => {}
         }
-        if !self.config.hybrid.as_ref().is_some_and(|hybrid| hybrid.routing_domain == *address.domain()) {
-            return Looked::Unknown;
+        match &self.config.hybrid {
+            Some(hybrid) if hybrid.routing_domain == *address.domain() => {}
+            Some(_) | None => return Looked::Unknown,
         }
         // Where an address stands in the file of accepted domains; where the directory is not asked, nobody is found.
         let rank = |domain: &Domain| {
@@ -368,11 +369,16 @@ impl Walk<'_> {
     /// The directory knows it.
     fn found(&mut self, address: Address, known: Known, granted: bool, mut because: Trail) -> Ended {
         let Known { source, entry, untagged, owner } = known;
-        because.push(Reason::Found {
-            source: source.clone(),
-            kind: words(&entry),
-            untagged,
-            owner: owner.clone().map(|address| Owner { address, in_cloud: matches!(entry, Entry::Cloud(_)) }),
+        let kind = words(&entry);
+        because.push(match &owner {
+            None => Reason::Found { source: source.clone(), kind, untagged },
+            Some(owner) => Reason::FoundBehind {
+                source: source.clone(),
+                owner: owner.clone(),
+                kind,
+                untagged,
+                in_cloud: matches!(entry, Entry::Cloud(_)),
+            },
         });
         match entry {
             Entry::OnPremises => self.mailbox(Bound::OnPremisesMailbox, address, owner, source, untagged, because),
@@ -488,7 +494,12 @@ impl Walk<'_> {
         let own = |to: &Address| owner.as_ref().map(|owner| with_tag_of(owner.clone(), to, untagged));
         match way {
             Way::Disagree => {
-                let mailbox = own(&to).unwrap_or_else(|| to.clone());
+                // The entry as it stands in the directory: that is what somebody has to look at.
+                let mailbox =
+                    owner.unwrap_or_else(|| match untagged.then(|| directory::untagged(to.local())).flatten() {
+                        Some(local) => Address::new(local, to.domain().clone()).unwrap_or_else(|_| to.clone()),
+                        None => to.clone(),
+                    });
                 self.fail(to, RefusalKind::Disagreement(Disagreed { mailbox, source }), because)
             }
             Way::To(name) if *name == hybrid.on_premises => match own(&to) {
@@ -833,13 +844,13 @@ mod tests {
         );
         let behind = refused("julie+x@contoso.mail.onmicrosoft.com");
         assert!(
-            behind.to_reply().to_string().contains("has julie+x@contoso.com as an on-premises mailbox"),
+            behind.to_reply().to_string().contains("has julie@contoso.com as an on-premises mailbox"),
             "{}",
             behind.to_reply()
         );
         assert_eq!(
             behind.to_string(),
-            "the on-premises side sent it here, but recipients.csv (here, cloud) has julie+x@contoso.com as an \
+            "the on-premises side sent it here, but recipients.csv (here, cloud) has julie@contoso.com as an \
              on-premises mailbox; mend one of the two directories"
         );
         let because: Vec<_> = behind.because.iter().map(ToString::to_string).collect();
@@ -868,13 +879,15 @@ mod tests {
         let world = cloud_side();
         let (start, grace) = (Instant::now(), Duration::from_secs(3600));
         let mut known = crate::route::Disagreements::default();
-        // A tag is the same mailbox's, but its move is not told from another's by it: each is judged by itself.
+        // Under whatever name it comes, it is one mailbox that moves.
         for (minute, to, expected) in [
             (0, "julie@contoso.com", "451 4.4.6"),
             (30, "julie@contoso.mail.onmicrosoft.com", "451 4.4.6"),
+            (59, "julie+news@contoso.com", "451 4.4.6"),
             (59, "JULIE@contoso.com", "451 4.4.6"),
             (60, "julie@contoso.mail.onmicrosoft.com", "550 5.4.6"),
             (60, "j@contoso.com", "550 5.4.6"),
+            (60, "julie+x@contoso.com", "550 5.4.6"),
             (60, "kim@contoso.com", "451 4.4.6"),
             // Nothing else is softened.
             (60, "nobody@contoso.com", "550 5.1.1"),
