@@ -157,6 +157,7 @@ fn terms() -> Terms {
         max_recipients: 1000,
         max_errors: 100,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }
@@ -306,7 +307,7 @@ impl Player {
     /// The oracle. The README says what it knows.
     fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Sender { envelope, size } => match envelope.sender {
+            Question::Sender { envelope, size, .. } => match envelope.sender {
                 Some(sender) if sender.domain().as_str() == "blocked.example" => {
                     Answer::Refuse(Reply::sender_domain_not_allowed(sender.domain()))
                 }

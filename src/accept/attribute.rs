@@ -2,7 +2,9 @@
 //!
 //! The most specific `remote_ips` wins. A connector with `tls_domain` takes a connection only if the client's
 //! certificate proves one of its names; until then the connection is what its address alone makes it. Among equally
-//! specific connectors the one that was proved wins over the one that asks for nothing.
+//! specific connectors the one that was proved wins over the one that asks for nothing, and the first in the file
+//! over the others. What was asked and answered is kept as a [`Verdict`], also for connectors whose certificate
+//! would have won and failed.
 //!
 //! Not here: what the connection may then do (`relay`), the handshake (`tls`).
 
@@ -11,8 +13,15 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use ipnet::IpNet;
+use tracing::info;
+
 use crate::config::{ReceiveConnector, ReceiveTls};
-use crate::tls::{ClientCertificate, Proof};
+use crate::route::trust::{Claim, Clause, Verdict};
+use crate::tls::{ClientCertificate, Proof, Unmet};
+
+/// So many connectors that were lost are told of; a file with more of them on one address has other problems.
+const LOST_TOLD: usize = 4;
 
 /// What a connection was found to be.
 #[derive(Debug, Clone)]
@@ -26,6 +35,25 @@ pub struct Attribution {
     pub unproven: Option<String>,
     /// MAIL before STARTTLS is refused.
     pub require_tls: bool,
+    /// What a message is that comes this way, as far as the connection tells.
+    pub verdict: Arc<Verdict>,
+}
+
+impl Attribution {
+    /// The log says once per session why a certificate did not prove what it might have. A client without one is
+    /// ordinary.
+    pub(super) fn tell(&self, peer: IpAddr, certificate: Option<&ClientCertificate>) {
+        let Some(certificate) = certificate.filter(|_| !self.verdict.lost.is_empty() || self.unproven.is_some()) else {
+            return;
+        };
+        let presented = certificate.description();
+        for claim in &self.verdict.lost {
+            info!(%peer, connector = %self.connector.name, presented, "{claim}");
+        }
+        if self.unproven.is_some() {
+            info!(%peer, presented, "{}", self.verdict.claim);
+        }
+    }
 }
 
 /// Chooses the connector for a connection that came to `listen` from `peer`. `secure`: the session is in TLS.
@@ -39,71 +67,137 @@ pub fn attribute(
     now: Timestamp,
 ) -> Option<Attribution> {
     let peer = peer.to_canonical();
-    let mut open: Option<(u8, &Arc<ReceiveConnector>, Option<Proof>)> = None;
-    let mut closed: Option<(u8, &Arc<ReceiveConnector>, String)> = None;
+    let mut open: Option<(&IpNet, &Arc<ReceiveConnector>, Option<Proved>)> = None;
+    let mut closed: Vec<(&IpNet, &Arc<ReceiveConnector>, Failed)> = Vec::new();
     for connector in connectors.iter().filter(|connector| connector.listen.contains(&listen)) {
-        let Some(specificity) = specificity(connector, peer) else { continue };
+        let Some(network) = network(connector, peer) else { continue };
+        let specificity = network.prefix_len();
         match claim(connector, secure, certificate, now) {
-            Claim::NotAsked => {
-                if open.as_ref().is_none_or(|(best, ..)| specificity > *best) {
-                    open = Some((specificity, connector, None));
+            Claimed::NotAsked => {
+                if open.as_ref().is_none_or(|(best, ..)| specificity > best.prefix_len()) {
+                    open = Some((network, connector, None));
                 }
             }
-            Claim::Proved(proof) => {
+            Claimed::Proved(proved) => {
                 // Equal and proved beats equal and unasked; the first in the file wins among the proved.
-                let wins = open
-                    .as_ref()
-                    .is_none_or(|(best, _, held)| specificity > *best || (specificity == *best && held.is_none()));
+                let wins = open.as_ref().is_none_or(|(best, _, held)| {
+                    specificity > best.prefix_len() || (specificity == best.prefix_len() && held.is_none())
+                });
                 if wins {
-                    open = Some((specificity, connector, Some(proof)));
+                    open = Some((network, connector, Some(proved)));
                 }
             }
-            Claim::Failed(why) => {
-                if closed.as_ref().is_none_or(|(best, ..)| specificity > *best) {
-                    closed = Some((specificity, connector, why));
-                }
+            Claimed::Failed(why) => closed.push((network, connector, why)),
+        }
+    }
+    // The most specific first; the sort keeps the order of the file among equals.
+    closed.sort_by_key(|(network, ..)| std::cmp::Reverse(network.prefix_len()));
+    let mut closed = closed.into_iter();
+    if let Some((network, connector, proved)) = open {
+        let require_tls = connector.tls == ReceiveTls::Require || connector.tls_domain.is_some();
+        let might_have_won = |other: &IpNet| {
+            let (other, winner) = (other.prefix_len(), network.prefix_len());
+            other > winner || (other == winner && proved.is_none())
+        };
+        let lost = closed.filter(|(network, ..)| might_have_won(network)).take(LOST_TOLD);
+        let lost = lost.map(|(_, connector, failed)| failed.claim(connector)).collect();
+        let (proof, certificate, name) = match proved {
+            Some(Proved { proof, certificate, name }) => (Some(proof), certificate, name),
+            None => (None, Clause::NotAsked, Clause::NotAsked),
+        };
+        let verdict = Verdict { lost, ..Verdict::new(connector, Some(*network), certificate, name) };
+        let (connector, verdict) = (Arc::clone(connector), Arc::new(verdict));
+        return Some(Attribution { connector, proof, unproven: None, require_tls, verdict });
+    }
+    let (network, connector, failed) = closed.next()?;
+    let unproven = Some(failed.sentence(connector));
+    let Claim { certificate, name, .. } = failed.claim(connector);
+    let verdict = Arc::new(Verdict::new(connector, Some(*network), certificate, name));
+    let connector = Arc::clone(connector);
+    Some(Attribution { connector, proof: None, unproven, require_tls: true, verdict })
+}
+
+enum Claimed {
+    NotAsked,
+    Proved(Proved),
+    Failed(Failed),
+}
+
+struct Proved {
+    proof: Proof,
+    certificate: Clause,
+    name: Clause,
+}
+
+/// Why a claim failed. Put into words only where somebody reads them: most clients have no certificate.
+enum Failed {
+    Unmet(Unmet),
+    NoRoots,
+    NotPresented,
+    NoTls,
+}
+
+fn claim(
+    connector: &ReceiveConnector,
+    secure: bool,
+    certificate: Option<&ClientCertificate>,
+    now: Timestamp,
+) -> Claimed {
+    let Some(names) = &connector.tls_domain else { return Claimed::NotAsked };
+    Claimed::Failed(match (certificate, &connector.client_roots) {
+        (Some(certificate), Some(roots)) => match certificate.judge(roots, names, now) {
+            Ok(proof) => {
+                let name = match &proof {
+                    Proof::Named { name, .. } => Clause::True(name.clone().into()),
+                    Proof::Plain | Proof::Encrypted { .. } | Proof::Chained { .. } => Clause::NotAsked,
+                };
+                let certificate = Clause::True(roots.origin.to_string().into());
+                return Claimed::Proved(Proved { proof, certificate, name });
+            }
+            Err(unmet) => Failed::Unmet(unmet),
+        },
+        (Some(_), None) => Failed::NoRoots,
+        (None, _) if secure => Failed::NotPresented,
+        (None, _) => Failed::NoTls,
+    })
+}
+
+impl Failed {
+    /// What MAIL FROM is answered with.
+    fn sentence(&self, connector: &ReceiveConnector) -> String {
+        let wanted = || connector.tls_domain.iter().flat_map(|names| names.iter()).collect::<Vec<_>>().join(", ");
+        let name = &connector.name;
+        match self {
+            Self::Unmet(unmet) => format!("receive connector \"{name}\": tls_domain: {unmet}"),
+            Self::NoRoots => format!("receive connector \"{name}\" has no roots"),
+            Self::NotPresented => {
+                let wanted = wanted();
+                format!("receive connector \"{name}\" asks for a client certificate for {wanted}; none was presented")
+            }
+            Self::NoTls => {
+                format!("receive connector \"{name}\" asks for STARTTLS and a client certificate for {}", wanted())
             }
         }
     }
-    if let Some((_, connector, proof)) = open {
-        let require_tls = connector.tls == ReceiveTls::Require || connector.tls_domain.is_some();
-        return Some(Attribution { connector: Arc::clone(connector), proof, unproven: None, require_tls });
-    }
-    let (_, connector, why) = closed?;
-    Some(Attribution { connector: Arc::clone(connector), proof: None, unproven: Some(why), require_tls: true })
-}
 
-enum Claim {
-    NotAsked,
-    Proved(Proof),
-    Failed(String),
-}
-
-fn claim(connector: &ReceiveConnector, secure: bool, certificate: Option<&ClientCertificate>, now: Timestamp) -> Claim {
-    let Some(names) = &connector.tls_domain else { return Claim::NotAsked };
-    let wanted = || names.iter().collect::<Vec<_>>().join(", ");
-    match (certificate, &connector.client_roots) {
-        (Some(certificate), Some(roots)) => match certificate.judge(roots, names, now) {
-            Ok(proof) => Claim::Proved(proof),
-            Err(unmet) => Claim::Failed(format!("receive connector \"{}\": tls_domain: {unmet}", connector.name)),
-        },
-        (Some(_), None) => Claim::Failed(format!("receive connector \"{}\" has no roots", connector.name)),
-        (None, _) if secure => Claim::Failed(format!(
-            "receive connector \"{}\" asks for a client certificate for {}; none was presented",
-            connector.name,
-            wanted()
-        )),
-        (None, _) => Claim::Failed(format!(
-            "receive connector \"{}\" asks for STARTTLS and a client certificate for {}",
-            connector.name,
-            wanted()
-        )),
+    fn claim(self, connector: &ReceiveConnector) -> Claim {
+        let (certificate, name) = match self {
+            Self::Unmet(unmet @ Unmet::Name { .. }) => {
+                let roots = connector.client_roots.as_ref().map(|roots| roots.origin.to_string()).unwrap_or_default();
+                (Clause::True(roots.into()), Clause::False(unmet.to_string().into()))
+            }
+            Self::Unmet(unmet) => (Clause::False(unmet.to_string().into()), Clause::NotAsked),
+            Self::NoRoots => (Clause::False("the connector has no roots".into()), Clause::NotAsked),
+            Self::NotPresented => (Clause::False("none was presented".into()), Clause::NotAsked),
+            Self::NoTls => (Clause::False("the session is not in TLS".into()), Clause::NotAsked),
+        };
+        Claim { connector: connector.name.clone(), certificate, name }
     }
 }
 
-/// The length of the longest prefix in `remote_ips` that holds `peer`.
-fn specificity(connector: &ReceiveConnector, peer: IpAddr) -> Option<u8> {
-    connector.remote_ips.iter().filter(|network| network.contains(&peer)).map(|network| network.prefix_len()).max()
+/// The longest network in `remote_ips` that holds `peer`.
+fn network(connector: &ReceiveConnector, peer: IpAddr) -> Option<&IpNet> {
+    connector.remote_ips.iter().filter(|network| network.contains(&peer)).max_by_key(|network| network.prefix_len())
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, DomainKind, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
-use crate::message::Recipient;
+use crate::message::{Domain, Recipient};
 use crate::outcome::Setback;
 use crate::route::Hop;
 use crate::smtp::Reply;
@@ -41,6 +41,8 @@ pub struct Deliverer<R = Resolver> {
     ourselves: Ourselves,
     private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
+    /// What XOORG says of our mail on internal connectors.
+    organization: Option<Domain>,
     pool: Pool,
 }
 
@@ -97,7 +99,11 @@ impl<R: Resolve> Deliverer<R> {
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
         let ourselves = Ourselves::new(config.hostname.clone(), listening);
-        Self::with(ourselves, config.dns.private_targets.clone(), &config.send_connectors, resolver)
+        let domains = &config.accepted_domains;
+        let authoritative = domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+        let organization = authoritative.or(domains.first()).map(|domain| domain.name.clone());
+        let private_targets = config.dns.private_targets.clone();
+        Self { organization, ..Self::with(ourselves, private_targets, &config.send_connectors, resolver) }
     }
 
     fn with(ourselves: Ourselves, private_targets: Vec<IpNet>, connectors: &[Arc<SendConnector>], resolver: R) -> Self {
@@ -109,7 +115,7 @@ impl<R: Resolve> Deliverer<R> {
             };
             (connector.name.clone(), lane)
         });
-        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver }
+        Self { lanes: lanes.collect(), ourselves, private_targets, organization: None, pool: Pool::default(), resolver }
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open.
@@ -188,7 +194,8 @@ impl<R: Resolve> Deliverer<R> {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
             };
-            let visit = Visit { pool: &self.pool, target: &target, way, message, copy };
+            let organization = self.organization.as_ref().filter(|_| connector.internal);
+            let visit = Visit { pool: &self.pool, target: &target, way, message, copy, organization };
             match visit.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
@@ -243,6 +250,8 @@ struct Visit<'a> {
     way: Way<'a>,
     message: &'a Message,
     copy: &'a crate::route::HopCopy,
+    /// For XOORG, where the host is of the other premises.
+    organization: Option<&'a Domain>,
 }
 
 impl Visit<'_> {
@@ -271,7 +280,7 @@ impl Visit<'_> {
             };
             let content = match content {
                 Some(content) => &*content,
-                None => content.insert(Content::of(self.message).await.map_err(Failure::Setback)?),
+                None => content.insert(Content::of(self.message, connector.internal).await.map_err(Failure::Setback)?),
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
             let (settled, unheard) = drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
@@ -344,6 +353,7 @@ impl Visit<'_> {
             utf8_header: content.utf8_header,
             max_recipients: self.way.connector.max_recipients,
             chunking: chunking && self.way.connector.chunking,
+            xoorg: self.organization,
         }
     }
 }

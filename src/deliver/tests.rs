@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::{Login, Rate, SmartHost, SmartHostAddress};
 use crate::dns::{Absence, Answer, Mx};
-use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify};
+use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify, OrganizationHeaders};
 use crate::route::{CopyRecipient, HopCopy};
 use crate::tls::{Acceptor, Authority, Names, Stream, Unmet};
 
@@ -320,6 +320,7 @@ fn message_of(to: &[&str], content: Body) -> Message {
         connector: "internet".into(),
         message_id: None,
         prefix: Bytes::from_static(b"Received: by us\r\n"),
+        organization: OrganizationHeaders::None,
         content,
         copies: vec![HopCopy {
             via: ConnectorName(Arc::from("out")),

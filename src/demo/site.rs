@@ -156,6 +156,7 @@ impl Host {
             max_recipients: 1000,
             max_errors: 100,
             strict: false,
+            xoorg: true,
             command_timeout: SESSION_TIMEOUT,
             data_timeout: SESSION_TIMEOUT,
         }

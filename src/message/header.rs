@@ -12,7 +12,11 @@ use mail_parser::HeaderValue;
 use mail_parser::parsers::MessageStream;
 use memchr::memchr;
 
-/// The longest header block we look at, in bytes. What comes after is not searched.
+use super::Domain;
+use super::firewall::is_organization;
+
+/// The longest header block we look at, in bytes. What comes after is not searched; a message whose header block goes on
+/// is not taken, or forged fields could stand where nobody looks.
 pub const HEADER_LIMIT: usize = 1 << 20;
 
 /// The most fields we look at: the loop limit is 60 `Received`, and no honest message has a hundredth of this.
@@ -30,6 +34,12 @@ pub struct Facts {
     pub received: usize,
     /// True if a byte of the header block is above 127.
     pub eight_bit: bool,
+    /// There are organization headers, true or forged.
+    pub organization: bool,
+    /// How many bytes were read as fields.
+    covered: usize,
+    /// The empty line that ends the block follows them.
+    ended: bool,
 }
 
 /// One field as it stands in the message: all its lines, with their line ends.
@@ -48,6 +58,14 @@ pub struct Fields<'a> {
     left: usize,
 }
 
+impl Facts {
+    /// Was the whole header block within our limits, in a message of so many bytes? A message without an empty line is
+    /// all header.
+    pub fn is_judged(&self, message_len: u64) -> bool {
+        self.ended || self.covered as u64 == message_len
+    }
+}
+
 /// Reads the facts from `head`, the first bytes of a message (which may be the whole of it).
 pub fn facts(head: &[u8]) -> Facts {
     let mut facts = Facts::default();
@@ -59,11 +77,48 @@ pub fn facts(head: &[u8]) -> Facts {
             b'm' if facts.message_id.is_none() && field.is("Message-ID") => {
                 facts.message_id = message_id(field.value());
             }
+            b'x' if !facts.organization => facts.organization = is_organization(&field),
+            // Behind what is no letter at all a name may hide.
+            _ if !field.raw[0].is_ascii_graphic() && !facts.organization => {
+                facts.organization = is_organization(&field);
+            }
             _ => {}
         }
     }
     facts.eight_bit = !fields.head[..fields.at].is_ascii();
+    facts.covered = fields.at;
+    // The block with its empty line has at most HEADER_LIMIT bytes, as in `block_len`.
+    facts.ended = empty_line(&fields.head[fields.at..]).is_some();
     facts
+}
+
+/// The values of all `X-OriginatorOrg` fields: the organization of a message's author, as the cloud service vouches for
+/// it. `Err` is one that names no domain.
+pub fn originators(head: &[u8]) -> impl Iterator<Item = Result<Domain, String>> {
+    fields(head).filter(|field| field.is("X-OriginatorOrg")).map(|field| {
+        let text = without_comments(field.value());
+        text.and_then(|text| Domain::parse(text.trim()).ok())
+            .filter(|domain| domain.literal().is_none())
+            .ok_or_else(|| field.value().trim_ascii().escape_ascii().take(128).map(char::from).collect())
+    })
+}
+
+/// A field's value without its comments and folds; `None` if a comment does not end. RFC 5322 section 3.2.2.
+fn without_comments(value: &[u8]) -> Option<String> {
+    let mut text = String::with_capacity(value.len().min(256));
+    let (mut depth, mut quoted) = (0usize, false);
+    for byte in value {
+        match byte {
+            _ if quoted => quoted = false,
+            b'\\' if depth > 0 => quoted = true,
+            b'(' => depth += 1,
+            b')' if depth > 0 => depth -= 1,
+            b'\r' | b'\n' => {}
+            _ if depth == 0 => text.push(char::from(*byte)),
+            _ => {}
+        }
+    }
+    (depth == 0).then_some(text)
 }
 
 /// The length of the header block in `head`, with the empty line that ends it; `None` if it does not end there.
@@ -82,7 +137,12 @@ pub fn block_len(head: &[u8]) -> Option<usize> {
 ///
 /// A first line that begins with a blank, and a line without a colon, come as fields without a name.
 pub fn fields(head: &[u8]) -> Fields<'_> {
-    Fields { head: &head[..head.len().min(HEADER_LIMIT)], at: 0, left: FIELD_LIMIT }
+    Fields { left: FIELD_LIMIT, ..all_fields(head) }
+}
+
+/// The same, however many they are.
+pub(super) fn all_fields(head: &[u8]) -> Fields<'_> {
+    Fields { head: &head[..head.len().min(HEADER_LIMIT)], at: 0, left: usize::MAX }
 }
 
 impl<'a> Field<'a> {

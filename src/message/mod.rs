@@ -5,9 +5,11 @@
 pub mod address;
 pub mod body;
 pub mod envelope;
+pub mod firewall;
 pub mod header;
 pub mod received;
 
 pub use address::{Address, Domain};
 pub use body::Body;
 pub use envelope::{BodyType, Envelope, MessageId, Notify, OriginalRecipient, Recipient, Ret};
+pub use firewall::OrganizationHeaders;

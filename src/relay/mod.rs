@@ -22,15 +22,16 @@ use crate::config::{Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::message::received::Received;
-use crate::message::{BodyType, Envelope, Recipient, header};
+use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::{Routed, plan};
+use crate::route::{Routed, Verdict, plan};
 use crate::smtp::Reply;
 use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
 
 mod acknowledge;
 mod events;
+mod origin;
 pub mod schedule;
 mod settle;
 #[cfg(test)]
@@ -98,6 +99,8 @@ pub struct Asked<'a> {
     pub mail: Option<&'a (Envelope, Option<u64>)>,
     /// How many recipients the message has so far, groups expanded.
     pub routed: usize,
+    /// What the message is held to be.
+    pub verdict: &'a Verdict,
 }
 
 /// Who brought a message.
@@ -126,6 +129,8 @@ pub struct Submission {
     pub connector: Arc<ReceiveConnector>,
     /// Who brought it.
     pub peer: Peer,
+    /// What it is held to be, so far.
+    pub verdict: Arc<Verdict>,
 }
 
 impl Relay {
@@ -215,9 +220,9 @@ impl Relay {
     ) -> Result<Vec<Routed>, Reply> {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let asking = Asking {
-            origin: asked.connector.origin,
+            origin: asked.verdict.origin,
             connector: &asked.connector.name,
-            may_relay: asked.connector.relay,
+            may_relay: asked.verdict.may_relay,
             size: asked.mail.and_then(|(_, size)| *size),
         };
         let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
@@ -245,21 +250,32 @@ impl Relay {
 
     /// Takes a whole message and says what the end of its data is answered with.
     pub async fn take(&self, snapshot: &Snapshot, submission: Submission) -> Reply {
-        let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
+        let Submission { mut envelope, mut routed, draft, connector, peer, verdict } = submission;
         let head = draft.head();
         let facts = header::facts(&head);
-        drop(head);
-        if facts.received >= HOP_LIMIT {
-            let reply = Reply::too_many_hops();
-            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+        let size = draft.len();
+        let fault = if facts.received >= HOP_LIMIT {
+            Some(Reply::too_many_hops())
+        } else if !facts.is_judged(size) {
+            Some(Reply::header_too_long(header::HEADER_LIMIT, header::FIELD_LIMIT))
+        } else {
+            None
+        };
+        if let Some(reply) = fault {
+            self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &reply);
             return reply;
         }
-        let size = draft.len();
+        let from = (&*connector, &peer, verdict);
+        let verdict = match self.judge_header(snapshot, from, (&envelope, &head, size), &mut routed) {
+            Ok(verdict) => verdict,
+            Err(reply) => return reply,
+        };
+        drop(head);
         let config = &snapshot.config;
         let rules = Rules { config, directory: snapshot.directory.as_ref() };
         if let Err(refusal) = rules.check_size(&routed, size) {
             let reply = refusal.to_reply();
-            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &refusal);
+            self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &refusal);
             return reply;
         }
         let accepted = Timestamp::now();
@@ -294,6 +310,7 @@ impl Relay {
             connector: connector.name.to_string().into(),
             message_id: facts.message_id.map(String::into_boxed_str),
             prefix,
+            organization: OrganizationHeaders::of(facts.organization, verdict.internal),
             content: draft,
             copies: plan::plan(routed),
             settles: Vec::new(),
@@ -309,7 +326,7 @@ impl Relay {
         let reply = acknowledge::acknowledge(&put);
         match put {
             Ok(receipt) => {
-                self.track_received(&receipt.message, &peer, size, &noted);
+                self.track_received(&receipt.message, &peer, size, &verdict, &noted);
                 self.schedule(snapshot, receipt.message);
             }
             Err(error) => warn!(%id, %error, "a message was not accepted"),

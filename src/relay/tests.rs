@@ -13,6 +13,7 @@ use crate::deliver::{Attempt, Delivered};
 use crate::dns::Resolver;
 use crate::message::{Address, BodyType, Notify};
 use crate::outcome::Setback;
+use crate::route::Clause;
 use crate::smtp::Status;
 use crate::spool::model::{Fault, Model, ModelDisk, Op};
 use crate::spool::{LoadError, Options, Settings};
@@ -98,7 +99,9 @@ impl Fixture {
         let snapshot = self.relay.snapshot();
         let connector = self.connector("internet");
         let mut envelope = envelope(from);
-        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: 0 };
+        let verdict = Arc::new(Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked));
+        let peer = [192, 0, 2, 1].into();
+        let asked = Asked { connector: &connector, peer, mail: None, routed: 0, verdict: &verdict };
         let mut routed = Vec::new();
         for to in to {
             let recipient = recipient(to);
@@ -108,7 +111,7 @@ impl Fixture {
         let mut draft = self.relay.draft();
         draft.push(content.to_owned().into()).await.unwrap();
         let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None };
-        self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer }).await
+        self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer, verdict }).await
     }
 
     fn lane(&self) -> LaneId {
@@ -405,7 +408,9 @@ async fn recipients_are_bounded_after_expansion() {
     let fixture = Fixture::still();
     let (snapshot, connector) = (fixture.relay.snapshot(), fixture.connector("internet"));
     for (before, good) in [(0, true), (ROUTED_LIMIT - 1, true), (ROUTED_LIMIT, false)] {
-        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: before };
+        let verdict = Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked);
+        let peer = [192, 0, 2, 1].into();
+        let asked = Asked { connector: &connector, peer, mail: None, routed: before, verdict: &verdict };
         let answer = fixture.relay.check_recipient(&snapshot, &asked, recipient("one@contoso.com"));
         match answer {
             Ok(routed) => assert!(good && routed.len() == 1, "after {before}"),

@@ -21,7 +21,7 @@ use super::Reply;
 use super::auth::{Credentials, Exchange, Next};
 use super::extension::Offered;
 use super::reply::ReplyParser;
-use crate::message::{Address, BodyType, Envelope, Notify, OriginalRecipient, Recipient, envelope::Ret};
+use crate::message::{Address, BodyType, Domain, Envelope, Notify, OriginalRecipient, Recipient, envelope::Ret};
 
 /// What a reply to the end of a message is called in a [`Fault::Answered`].
 pub const END_OF_DATA: &str = "the end of data";
@@ -460,6 +460,8 @@ pub struct Mail<'m> {
     pub max_recipients: usize,
     /// BDAT may be used where it is offered.
     pub chunking: bool,
+    /// What XOORG says in TLS where it is offered: our organization.
+    pub xoorg: Option<&'m Domain>,
 }
 
 /// What became of one recipient: the reply that took the message, or why none did.
@@ -766,6 +768,9 @@ impl<'s, 'm> Delivery<'s, 'm> {
         }
         if envelope.requiretls {
             out.extend_from_slice(b" REQUIRETLS");
+        }
+        if let Some(domain) = self.mail.xoorg.filter(|_| offered.xoorg && self.session.secure) {
+            let _ = write!(out, " XOORG={domain}");
         }
         if offered.dsn {
             match envelope.ret {
@@ -1356,6 +1361,7 @@ mod tests {
             size: (PREFIX.len() + body.len()) as u64,
             ends_in_crlf: body.ends_with(b"\r\n"),
             eight_bit: !body.is_ascii(),
+            xoorg: None,
             utf8_header: false,
             max_recipients: 1000,
             chunking: true,
