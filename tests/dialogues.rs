@@ -138,6 +138,7 @@ impl Dialogue {
                 "require_tls" => self.terms.require_tls = true,
                 "no_starttls" => self.terms.offer_starttls = false,
                 "secure" => self.secure = true,
+                "xoorg" => self.terms.xoorg = true,
                 "no_limit" => self.terms.max_message_size = None,
                 "max_message_size" => self.terms.max_message_size = Some(value.parse().unwrap()),
                 "max_recipients" => self.terms.max_recipients = value.parse().unwrap(),

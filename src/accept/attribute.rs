@@ -288,6 +288,7 @@ mod tests {
         let own_host = spec("own-host", &["203.0.113.0/24", "198.51.100.7/32"], &[]).connector();
         let by_name = spec("partner", &["0.0.0.0/0", "::/0"], &["mail.partner.example"]).connector();
         let by_both = spec("partner-at-home", &["198.51.100.0/24"], &["mail.partner.example"]).connector();
+        let by_both_too = spec("partner-too", &["198.51.100.0/24"], &["mail.partner.example"]).connector();
         let other_root =
             Spec { authority: &theirs, ..spec("other-root", &["0.0.0.0/0"], &["mail.partner.example"]) }.connector();
         let strict = Spec { tls: ReceiveTls::Require, ..spec("strict", &["0.0.0.0/0"], &[]) }.connector();
@@ -328,6 +329,14 @@ mod tests {
             (&[&by_name], OUTSIDE, true, Some(&expired), "partner! tls_domain"),
             (&[&by_name, &by_both], INSIDE, true, Some(&stranger), "partner-at-home! tls_domain"),
             (&[&by_name, &own], OUTSIDE, true, Some(&partner), "partner"),
+            // S-064: the address decides before the name, then the name, then the order of the file.
+            (&[&by_name, &own_host], HOST, true, Some(&partner), "own-host"),
+            (&[&own, &by_both], INSIDE, true, Some(&partner), "partner-at-home"),
+            (&[&by_both, &own_host], HOST, true, Some(&partner), "own-host"),
+            (&[&by_both_too, &by_both, &own], INSIDE, true, Some(&partner), "partner-too"),
+            (&[&by_both, &by_both_too, &own], INSIDE, true, Some(&partner), "partner-at-home"),
+            // S-063: no certificate is no error; the address alone speaks.
+            (&[&by_both, &own], INSIDE, true, None, "own"),
             // The first of equals.
             (&[&strict, &internet], OUTSIDE, false, None, "strict"),
             (&[&internet, &strict], OUTSIDE, false, None, "internet"),
@@ -369,5 +378,158 @@ mod tests {
             )
             .is_none()
         );
+    }
+
+    /// What was asked and answered, in the words of the tracking event, also where the claim was lost.
+    #[tokio::test]
+    async fn each_clause_says_what_was_seen() {
+        let (ours, theirs) = (Authority::new("our CA"), Authority::new("their CA"));
+        let names = ["mail.partner.example"];
+        let partner = presented(&ours, &ours.identity(&names)).await;
+        let stranger = presented(&ours, &ours.identity(&["mail.stranger.example"])).await;
+        let forged = presented(&ours, &theirs.identity(&names)).await;
+        let expired = presented(&ours, &ours.identity_as(&Template::new(&names).expired())).await;
+        let spec = |name, ips, names| Spec { name, ips, names, authority: &ours, tls: ReceiveTls::Offer };
+        let internet = spec("internet", &["0.0.0.0/0"], &[]).connector();
+        let own = spec("own", &["198.51.100.0/24"], &[]).connector();
+        let by_name = spec("partner", &["0.0.0.0/0"], &names).connector();
+        let believed = |connector: Arc<ReceiveConnector>| {
+            Arc::new(ReceiveConnector { internal: true, ..Arc::into_inner(connector).unwrap() })
+        };
+        let inside = believed(spec("inside", &["198.51.100.0/24"], &names).connector());
+        let trusted = believed(spec("trusted", &["198.51.100.0/24"], &[]).connector());
+
+        const INSIDE: &str = "198.51.100.9";
+        const NO: &str = "internal: no, by connector";
+        const INTERNET: &str = "connector \"internet\" (0.0.0.0/0): true";
+        type Row<'a> = (&'a [&'a Arc<ReceiveConnector>], bool, Option<&'a ClientCertificate>, &'a [&'a str]);
+        let rows: &[Row<'_>] = &[
+            (&[&internet], false, None, &[NO, INTERNET]),
+            (&[&trusted], false, None, &["internal: yes", "connector \"trusted\" (198.51.100.0/24): true"]),
+            (
+                &[&inside, &internet],
+                true,
+                Some(&partner),
+                &[
+                    "internal: yes",
+                    "connector \"inside\" (198.51.100.0/24): true",
+                    "certificate chains to our CA: true",
+                    "name mail.partner.example: true",
+                ],
+            ),
+            // Claims that failed say by which clause.
+            (
+                &[&by_name, &internet],
+                false,
+                None,
+                &[NO, INTERNET, "connector \"partner\": false, certificate: the session is not in TLS"],
+            ),
+            (
+                &[&internet, &by_name],
+                true,
+                None,
+                &[NO, INTERNET, "connector \"partner\": false, certificate: none was presented"],
+            ),
+            (
+                &[&internet, &by_name],
+                true,
+                Some(&stranger),
+                &[
+                    NO,
+                    INTERNET,
+                    "connector \"partner\": false, name: demanded a certificate for mail.partner.example, saw one for \
+                     mail.stranger.example",
+                ],
+            ),
+            (
+                &[&internet, &by_name],
+                true,
+                Some(&forged),
+                &[
+                    NO,
+                    INTERNET,
+                    "connector \"partner\": false, certificate: its certificate (mail.partner.example) was not \
+                    accepted: no chain leads from it to our CA",
+                ],
+            ),
+            (
+                &[&internet, &by_name],
+                true,
+                Some(&expired),
+                &[
+                    NO,
+                    INTERNET,
+                    "connector \"partner\": false, certificate: its certificate (mail.partner.example) was not \
+                    accepted: it was valid until ",
+                ],
+            ),
+            // The more specific of two that were lost comes first.
+            (
+                &[&by_name, &inside, &internet],
+                true,
+                None,
+                &[
+                    NO,
+                    INTERNET,
+                    "connector \"inside\": false, certificate: none was presented",
+                    "connector \"partner\": false, certificate: none was presented",
+                ],
+            ),
+            // What could not have won was not lost.
+            (&[&by_name, &own], true, None, &[NO, "connector \"own\" (198.51.100.0/24): true"]),
+            // None other takes it: its own clause decides.
+            (
+                &[&inside],
+                true,
+                Some(&stranger),
+                &[
+                    "internal: no, by name",
+                    "connector \"inside\" (198.51.100.0/24): true",
+                    "certificate chains to our CA: true",
+                    "name: false (demanded a certificate for mail.partner.example, saw one for mail.stranger.example)",
+                ],
+            ),
+            (
+                &[&inside],
+                true,
+                None,
+                &[
+                    "internal: no, by certificate",
+                    "connector \"inside\" (198.51.100.0/24): true",
+                    "certificate: false (none was presented)",
+                ],
+            ),
+        ];
+        for (number, (connectors, secure, certificate, expected)) in rows.iter().enumerate() {
+            let connectors: Vec<_> = connectors.iter().map(|one| Arc::clone(one)).collect();
+            let (listen, peer) = (DOOR.parse().unwrap(), INSIDE.parse().unwrap());
+            let found = attribute(&connectors, listen, peer, *secure, *certificate, Timestamp::now()).unwrap();
+            let words: Vec<String> = found.verdict.words().iter().map(ToString::to_string).collect();
+            assert_eq!(words.len(), expected.len(), "row {number}: {words:#?}");
+            for (word, expected) in words.iter().zip(*expected) {
+                assert!(word.starts_with(expected), "row {number}: {words:#?}");
+            }
+        }
+    }
+
+    /// S-050: two thousand names, the last of which is the one. Handshake and judgement stay quick.
+    #[tokio::test]
+    async fn s050_a_certificate_with_two_thousand_names() {
+        let ours = Authority::new("ours");
+        let mut names: Vec<String> = (0..2000).map(|number| format!("host{number}.tenant.example")).collect();
+        names.push("mail.partner.example".to_owned());
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let identity = ours.identity(&names);
+        let started = std::time::Instant::now();
+        let certificate = presented(&ours, &identity).await;
+        let handshake = started.elapsed();
+        let (roots, right) = (ours.roots(), Names::new(vec!["mail.partner.example".to_owned()]).unwrap());
+        let wrong = Names::new(vec!["mail.contoso.com".to_owned()]).unwrap();
+        assert!(matches!(certificate.judge(&roots, &right, Timestamp::now()), Ok(Proof::Named { .. })));
+        let unmet = certificate.judge(&roots, &wrong, Timestamp::now()).unwrap_err().to_string();
+        assert!(unmet.ends_with(" and 1993 more") && unmet.len() < 400, "{unmet}");
+        assert!(certificate.description().len() < 400);
+        let all = started.elapsed();
+        assert!(all < Duration::from_secs(5), "handshake {handshake:?}, with judgement {all:?}");
     }
 }

@@ -329,6 +329,54 @@ mod tests {
         }
     }
 
+    /// C116: what can be judged whole, and what goes on where nobody looks.
+    #[test]
+    fn c116_a_header_is_judged_whole_or_not_at_all() {
+        let sized = |len: usize| format!("X: {}\r\n\r\n", "a".repeat(len - 7));
+        for (what, message, expected) in [
+            ("empty", String::new(), true),
+            ("a body without a header", "\r\nbody".to_owned(), true),
+            ("a header without a body", "A: b\r\n".to_owned(), true),
+            ("without its last line end", "A: b".to_owned(), true),
+            ("a header of blanks", " ".repeat(1000), true),
+            ("a line of 100 KiB", format!("A: {}\r\n\r\nx", "y".repeat(100 << 10)), true),
+            ("as many fields as may be", "A: b\r\n".repeat(FIELD_LIMIT) + "\r\nbody", true),
+            ("as many, without a body", "A: b\r\n".repeat(FIELD_LIMIT), true),
+            ("one more", "A: b\r\n".repeat(FIELD_LIMIT + 1) + "\r\nbody", false),
+            ("one more, without a body", "A: b\r\n".repeat(FIELD_LIMIT + 1), false),
+            ("as long as may be", sized(HEADER_LIMIT) + "body", true),
+            ("longer by one", sized(HEADER_LIMIT + 1) + "body", false),
+            ("one field of the whole length", format!("A: {}", "b".repeat(HEADER_LIMIT - 3)), true),
+            ("one field that is longer", format!("A: {}", "b".repeat(HEADER_LIMIT - 2)), false),
+            ("a long body is no header", format!("A: b\r\n\r\n{}", "x".repeat(2 * HEADER_LIMIT)), true),
+        ] {
+            assert_eq!(facts(message.as_bytes()).is_judged(message.len() as u64), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_organizations_of_a_message_are_read_as_they_are_written() {
+        for (head, expected) in [
+            ("X-OriginatorOrg: contoso.com\r\n\r\n", &["contoso.com"][..]),
+            ("x-originatororg :Contoso.COM \r\n\r\n", &["contoso.com"]),
+            ("X-OriginatorOrg:\r\n\tcontoso.com\r\n \r\n", &["contoso.com"]),
+            ("X-OriginatorOrg: contoso.com (as we (really) say)\r\n\r\n", &["contoso.com"]),
+            ("X-OriginatorOrg: (\\)) contoso.com\r\n\r\n", &["contoso.com"]),
+            ("X-OriginatorOrg: a.example\r\nTo: x\r\nX-OriginatorOrg: b.example\r\n", &["a.example", "b.example"]),
+            ("Subject: x\r\n X-OriginatorOrg: contoso.com\r\n\r\nX-OriginatorOrg: contoso.com\r\n", &[]),
+            // What names no domain is not passed over.
+            ("X-OriginatorOrg:\r\n\r\n", &["?"]),
+            ("X-OriginatorOrg: contoso.com fabrikam.com\r\n", &["?contoso.com fabrikam.com"]),
+            ("X-OriginatorOrg: contoso.com, fabrikam.com\r\n", &["?contoso.com, fabrikam.com"]),
+            ("X-OriginatorOrg: contoso.com (\r\n", &["?contoso.com ("]),
+            ("X-OriginatorOrg: [192.0.2.1]\r\n", &["?[192.0.2.1]"]),
+        ] {
+            let found = originators(head.as_bytes())
+                .map(|one| one.map_or_else(|text| format!("?{text}"), |domain| domain.to_string()));
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{head:?}");
+        }
+    }
+
     #[test]
     fn a_hostile_header_takes_no_quadratic_time() {
         for head in

@@ -12,7 +12,7 @@ use super::{Peer, ROUTED_LIMIT, Relay, Snapshot, work};
 use crate::config::ReceiveConnector;
 use crate::message::{Envelope, header};
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::trust::{Clause, Verdict, originator};
+use crate::route::trust::{Clause, Verdict, Words, originator};
 use crate::route::{Refusal, Routed};
 use crate::smtp::Reply;
 
@@ -45,7 +45,8 @@ impl Relay {
         if !verdict.is_stranger() {
             return Ok(verdict);
         }
-        info!(peer = %peer.ip, connector = %connector.name, "a message counts as from the Internet: {}", verdict.words()[2..].iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+        let why = Words::Originator(&verdict.originator_org);
+        info!(peer = %peer.ip, connector = %connector.name, "a message counts as from the Internet: {why}");
         self.check_stranger(snapshot, envelope).inspect_err(|reply| {
             self.track_refused_message(envelope, connector, peer, &verdict, reply.status_or_class(), reply);
         })?;

@@ -209,3 +209,66 @@ impl fmt::Display for Claim {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    const CONFIGURATION: &str = r#"
+hostname = "mail.contoso.com"
+[spool]
+path = "/spool"
+[[accepted_domain]]
+name = "contoso.com"
+type = "authoritative"
+[[receive_connector]]
+name = "from-cloud"
+listen = ["192.0.2.25:25"]
+remote_ips = ["203.0.113.0/24"]
+origin = "cloud"
+tls = "off"
+internal = true
+originator_org = ["contoso.com", "contoso.onmicrosoft.com"]
+[[send_connector]]
+name = "out"
+address_spaces = ["*"]
+tls = "off"
+"#;
+
+    /// Interface section 3: what is said of the author's organization, and what follows.
+    #[test]
+    fn the_originator_decides_for_the_whole_message() {
+        let config = config::parse(CONFIGURATION, std::path::Path::new("/causeway.toml")).unwrap();
+        let connector = &config.receive_connectors[0];
+        let network = connector.remote_ips.first().copied();
+        let connection = Verdict::new(connector, network, Clause::NotAsked, Clause::NotAsked);
+        assert!(connection.internal && connection.may_relay && connection.origin == Origin::Cloud);
+        for (said, holds, expected) in [
+            (&["contoso.com"][..], true, "originator_org contoso.com: true"),
+            (&["CONTOSO.onmicrosoft.com"], true, "originator_org contoso.onmicrosoft.com: true"),
+            (&["contoso.com", "contoso.onmicrosoft.com"], true, "originator_org contoso.onmicrosoft.com: true"),
+            (&["fabrikam.com"], false, "originator_org: false (fabrikam.com)"),
+            (&["contoso.com", "fabrikam.com"], false, "originator_org: false (fabrikam.com)"),
+            (&["fabrikam.com", "contoso.com"], false, "originator_org: false (fabrikam.com)"),
+            (&["sub.contoso.com"], false, "originator_org: false (sub.contoso.com)"),
+            (&[], false, "originator_org: false (none was named)"),
+            (&["contoso.com", "?x y"], false, "originator_org: false (\"x y\", which is no domain)"),
+        ] {
+            let read = said.iter().map(|one| match one.strip_prefix('?') {
+                Some(text) => Err(text.to_owned()),
+                None => Ok(Domain::parse(one).unwrap()),
+            });
+            let verdict = connection.with_originator(originator(&connector.originator_org, read));
+            assert_eq!(verdict.is_stranger(), !holds, "{said:?}");
+            assert_eq!((verdict.internal, verdict.may_relay), (holds, holds), "{said:?}");
+            assert_eq!(verdict.origin, if holds { Origin::Cloud } else { Origin::Internet }, "{said:?}");
+            let answer = match holds {
+                true => "internal: yes",
+                false => "internal: no, by originator_org; it counts as from the Internet",
+            };
+            let words: Vec<String> = verdict.words().iter().map(ToString::to_string).collect();
+            assert_eq!(words, [answer, "connector \"from-cloud\" (203.0.113.0/24): true", expected], "{said:?}");
+        }
+    }
+}

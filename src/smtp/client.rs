@@ -1496,6 +1496,29 @@ mod tests {
         assert_eq!(server.writes[0], "MAIL FROM:<>\r\n");
     }
 
+    /// Interface section 9: our organization is named to the other premises, in TLS, and to nobody else.
+    #[test]
+    fn the_organization_is_named_in_tls_where_it_is_asked_for() {
+        let (envelope, people) = (envelope(), people(1));
+        let organization = Domain::parse("contoso.com").unwrap();
+        for (offers, starttls, xoorg, expected) in [
+            ("STARTTLS\nXOORG", StartTls::Demanded, Some(&organization), " XOORG=contoso.com"),
+            ("STARTTLS\nXOORG", StartTls::Demanded, None, ""),
+            ("STARTTLS", StartTls::Demanded, Some(&organization), ""),
+            ("STARTTLS\nXOORG", StartTls::Never, Some(&organization), ""),
+        ] {
+            let mut server = Server::new(offers, &[]);
+            let mut session = open(&mut server, Terms { starttls, ..terms() });
+            for null in [false, true] {
+                let envelope = Envelope { sender: envelope.sender.clone().filter(|_| !null), ..envelope.clone() };
+                server.writes.clear();
+                send(&mut server, &mut session, Mail { xoorg, ..mail(&envelope, &people, b"x\r\n") }, b"x\r\n");
+                let sender = if null { "" } else { "anna@contoso.com" };
+                assert_eq!(server.writes[0], format!("MAIL FROM:<{sender}>{expected}\r\n"), "{offers} {starttls:?}");
+            }
+        }
+    }
+
     /// C161, C162, C167, C212, C275: what a server does not offer is not asked of it.
     #[test]
     fn a_message_is_not_offered_to_a_server_that_cannot_take_it() {
