@@ -104,17 +104,22 @@ enum SendError {
 }
 
 impl Content {
-    /// Looks at the message, and fetches it from disk if it is small. Its organization headers go along to a connector
-    /// that is `internal` if they are believed, and nowhere else.
+    /// Looks at the message, and fetches it from disk if it is small. `mark`: a field that stands in front of this
+    /// copy only. The organization headers go along to a connector that is `internal` if they are believed, and
+    /// nowhere else.
     ///
     /// # Errors
     /// [`Setback::Spool`].
-    pub async fn of(message: &Message, internal: bool) -> Result<Self, Setback> {
+    pub async fn of(message: &Message, mark: Option<String>, internal: bool) -> Result<Self, Setback> {
         let cut = message.organization.must_be_cut(internal);
         let smtputf8 = message.envelope.smtputf8;
         let declared = message.envelope.body;
         let look = {
-            let (prefix, body) = (message.prefix.clone(), message.content.clone());
+            let prefix = match mark {
+                Some(mark) => [&message.prefix, mark.as_bytes()].concat().into(),
+                None => message.prefix.clone(),
+            };
+            let body = message.content.clone();
             move || Self::look(prefix, body, cut, smtputf8, declared)
         };
         let looked = match &message.content {

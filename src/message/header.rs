@@ -14,6 +14,7 @@ use memchr::memchr;
 
 use super::Domain;
 use super::firewall::is_organization;
+use super::visit;
 
 /// The longest header block we look at, in bytes. What comes after is not searched; a message whose header block goes on
 /// is not taken, or forged fields could stand where nobody looks.
@@ -34,6 +35,8 @@ pub struct Facts {
     pub received: usize,
     /// True if a byte of the header block is above 127.
     pub eight_bit: bool,
+    /// The marks of visits, by whichever relay; at most [`visit::MARK_LIMIT`].
+    pub visits: Vec<visit::Mark>,
     /// There are organization headers, true or forged.
     pub organization: bool,
     /// How many bytes were read as fields.
@@ -76,6 +79,9 @@ pub fn facts(head: &[u8]) -> Facts {
             b'r' if field.is("Received") => facts.received += 1,
             b'm' if facts.message_id.is_none() && field.is("Message-ID") => {
                 facts.message_id = message_id(field.value());
+            }
+            b'x' if facts.visits.len() < visit::MARK_LIMIT && field.is(visit::FIELD) => {
+                facts.visits.extend(visit::Mark::parse(field.value()));
             }
             b'x' if !facts.organization => facts.organization = is_organization(&field),
             // Behind what is no letter at all a name may hide.

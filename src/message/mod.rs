@@ -8,6 +8,7 @@ pub mod envelope;
 pub mod firewall;
 pub mod header;
 pub mod received;
+pub mod visit;
 
 pub use address::{Address, Domain};
 pub use body::Body;

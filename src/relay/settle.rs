@@ -65,7 +65,7 @@ impl Relay {
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
-        let item = Item { attempts, warned, resident: None, ..tried.item };
+        let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
     }
 
@@ -132,6 +132,17 @@ impl Relay {
         for (index, _) in done {
             self.0.spool.settle(settlement(&tried.item, *index, End::Delivered));
         }
+        self.tell_done(snapshot, tried, done, now).await;
+    }
+
+    /// What [`Relay::settle_done`] says of deliveries whose record is made, or not needed.
+    pub(super) async fn tell_done(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        done: &[(u16, Delivered)],
+        now: Timestamp,
+    ) {
         self.track_sent(tried, done);
         let copy = tried.copy();
         if let Some((_, delivered)) = done.first() {
@@ -300,7 +311,7 @@ async fn compose(
     report.write()
 }
 
-fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
+pub(super) fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
     Settlement { id: item.id, copy: item.copy, recipient, end }
 }
 
