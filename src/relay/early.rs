@@ -23,6 +23,7 @@ use super::{RESIDENT_LIMIT, Relay, Snapshot, acknowledge};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::Envelope;
 use crate::smtp::Reply;
+use crate::spool::disk::crash_point;
 use crate::spool::{End, Message, NewMessage};
 
 /// What a worker brought.
@@ -202,12 +203,14 @@ impl Relay {
             Next::Acknowledge(all, brought) => {
                 received(self, &tried);
                 let reply = acknowledge::delivered(tried.id, all);
+                crash_point("early.delivered");
                 for brought in brought {
                     self.settle_early(snapshot, &tried, brought).await;
                 }
                 reply
             }
             Next::Keep(brought) => {
+                crash_point("early.keeping");
                 message.settles = brought.iter().flat_map(Brought::settlements).collect();
                 match self.put(message).await {
                     Ok(receipt) => {

@@ -27,6 +27,7 @@ use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Routed, Verdict, plan};
 use crate::smtp::Reply;
+use crate::spool::disk::crash_point;
 use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
 
 mod acknowledge;
@@ -322,6 +323,7 @@ impl Relay {
             envelope.body = BodyType::EightBit;
         }
         let noted = Self::note_routes(&mut routed);
+        crash_point("accept.routed");
         let message = NewMessage {
             id,
             accepted,
@@ -344,6 +346,7 @@ impl Relay {
         match self.put(message).await {
             Ok(receipt) => {
                 let reply = acknowledge::acknowledge(&receipt);
+                crash_point("accept.durable");
                 self.track_received(&receipt.message, &peer, size, &verdict, &noted);
                 self.schedule(snapshot, receipt.message);
                 reply

@@ -22,6 +22,7 @@ use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
+use crate::spool::disk::crash_point;
 use crate::spool::{Deferral, Draft, End, Message, NewMessage, Settlement};
 
 /// The name under which reports travel where a receive connector is asked for.
@@ -132,6 +133,7 @@ impl Relay {
         for (index, _) in done {
             self.0.spool.settle(settlement(&tried.item, *index, End::Delivered));
         }
+        crash_point("settle.noted");
         self.tell_done(snapshot, tried, done, now).await;
     }
 

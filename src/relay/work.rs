@@ -19,6 +19,7 @@ use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
+use crate::spool::disk::crash_point;
 use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
@@ -245,6 +246,7 @@ impl Relay {
         let (message, open) = self.fetch(lane, &mut item).await?;
         let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
+        crash_point("deliver.answered");
         if let Some(early) = early {
             let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return Some(feedback) };
             (item, attempt) = (brought.item, brought.attempt);
