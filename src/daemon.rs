@@ -24,6 +24,7 @@ use crate::accept::{self, ConnectionLimits, Door};
 use crate::config::{self, Config, Problems};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::dns::Resolver;
 use crate::message::visit;
 use crate::outcome::tracking::Tracker;
@@ -239,7 +240,8 @@ impl Daemon {
         let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
         let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
-        let snapshot = snapshot(&config, directory, bound, Arc::new(visits))?;
+        let users = load_users(&config, &UserFiles::default());
+        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits))?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -399,7 +401,9 @@ impl Daemon {
                 .filter(|(listen, _)| listen_addresses(&config).contains(listen))
                 .map(|(_, open)| open.bound),
         );
-        let replaced = self.relay.replace(snapshot(&config, directory, bound, Arc::clone(&old.visits))?);
+        let users = load_users(&config, &old.users);
+        let visits = Arc::clone(&old.visits);
+        let replaced = self.relay.replace(snapshot(&config, directory, users, bound, visits)?);
         tokio::spawn(async move { replaced.deliverer.close_idle().await });
         let wanted = listen_addresses(&config);
         self.closed.retain(|task| !task.is_finished());
@@ -455,6 +459,7 @@ fn refused(problems: &Problems) {
 fn snapshot(
     config: &Arc<Config>,
     directory: Arc<Directory>,
+    users: Arc<UserFiles>,
     bound: Vec<SocketAddr>,
     visits: Arc<visit::Key>,
 ) -> Result<Snapshot, Error> {
@@ -463,7 +468,7 @@ fn snapshot(
     if config.hybrid.is_some() {
         deliverer = deliverer.marking(Arc::clone(&visits));
     }
-    Ok(Snapshot { config: Arc::clone(config), directory, deliverer, visits })
+    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer, visits })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
@@ -485,6 +490,22 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
     Arc::new(directory)
 }
 
+/// Reads the users files that changed. One that cannot be read does not stop the relay: AUTH is 454 then.
+fn load_users(config: &Config, old: &UserFiles) -> Arc<UserFiles> {
+    let paths = config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref());
+    let (users, reports) = old.reload(paths);
+    for report in &reports {
+        for line in report.to_string().lines() {
+            if report.is_faulty() {
+                warn!("{line}");
+            } else {
+                info!("{line}");
+            }
+        }
+    }
+    Arc::new(users)
+}
+
 /// The files that a configuration names and that are read again when they change.
 fn files(config: &Config) -> Vec<PathBuf> {
     let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
@@ -492,6 +513,7 @@ fn files(config: &Config) -> Vec<PathBuf> {
         identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
     let mut files: Vec<PathBuf> = identities.flat_map(Identity::files).collect();
     files.extend(config.directories.iter().map(|source| source.path.clone()));
+    files.extend(config.receive_connectors.iter().filter_map(|connector| connector.users_file.clone()));
     files.sort_unstable();
     files.dedup();
     files

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::config::{Acknowledge, Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::message::received::Received;
 use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header, visit};
 use crate::outcome::tracking::Tracker;
@@ -67,6 +68,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The directory.
     pub directory: Arc<Directory>,
+    /// Who may log in.
+    pub users: Arc<UserFiles>,
     /// Delivery under that configuration.
     pub deliverer: Deliverer,
     /// Knows again what was here before; the deliverer marks with the same.
@@ -121,6 +124,8 @@ pub struct Peer {
     pub extended: bool,
     /// Protocol version and cipher, where the session was in TLS.
     pub tls: Option<String>,
+    /// Who logged in.
+    pub user: Option<Box<str>>,
 }
 
 /// A message at the end of its data.
@@ -310,7 +315,7 @@ impl Relay {
             by: &config.hostname,
             extended: peer.extended,
             tls: peer.tls.as_deref(),
-            authenticated: false,
+            authenticated: peer.user.is_some(),
             utf8: envelope.smtputf8,
             id,
             only_recipient,

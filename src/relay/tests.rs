@@ -68,7 +68,7 @@ fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
     let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
     let deliverer = deliverer.marking(Arc::clone(&visits));
-    Snapshot { config, directory: Arc::new(directory), deliverer, visits }
+    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
 }
 
 impl Fixture {
@@ -126,7 +126,7 @@ impl Fixture {
         let snapshot = self.relay.snapshot();
         let mut draft = self.relay.draft();
         draft.push(content.to_owned().into()).await.unwrap();
-        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None };
+        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None, user: None };
         self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer, verdict }).await
     }
 

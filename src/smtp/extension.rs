@@ -18,6 +18,8 @@ pub struct Offer {
     pub secure: bool,
     /// STARTTLS would be obeyed.
     pub starttls: bool,
+    /// AUTH would be.
+    pub auth: bool,
     /// The largest message taken, in octets.
     pub max_message_size: Option<u64>,
     /// The most recipients taken in one transaction.
@@ -40,6 +42,7 @@ const OFFERS: &[Row] = &[
     ("CHUNKING", always),
     ("DSN", always),
     ("STARTTLS", |offer| offer.starttls.then_some(Cow::Borrowed(""))),
+    ("AUTH", |offer| offer.auth.then_some(Cow::Borrowed("PLAIN LOGIN"))),
     // RFC 8689 section 2: only in a session that is in TLS.
     ("REQUIRETLS", |offer| offer.secure.then_some(Cow::Borrowed(""))),
     // In the clear anybody on the way could say it.
@@ -201,14 +204,18 @@ mod tests {
     /// C015, C016: what we offer is what we would understand.
     #[test]
     fn our_offer_is_understood_by_ourselves() {
-        for (secure, starttls) in [(false, true), (false, false), (true, false)] {
-            let offer = Offer { secure, starttls, max_message_size: Some(77), max_recipients: 5, xoorg: true };
+        for (secure, starttls, auth) in
+            [(false, true, false), (false, false, false), (true, false, false), (true, false, true)]
+        {
+            let offer = Offer { secure, starttls, auth, max_message_size: Some(77), max_recipients: 5, xoorg: true };
             let domain = crate::message::Domain::parse("a.example").unwrap();
             let offered = Offered::parse(&Reply::extended_hello(&domain, offer.keywords()));
             assert!(offered.pipelining && offered.chunking && offered.dsn && offered.smtputf8 && offered.enhanced);
             assert_eq!((offered.starttls, offered.requiretls, offered.xoorg), (starttls, secure, secure));
             let not_internal = Offer { xoorg: false, ..offer };
             assert!(!not_internal.keywords().any(|keyword| keyword == "XOORG"));
+            let mechanisms: Vec<&str> = offered.auth.iter().map(|mechanism| &**mechanism).collect();
+            assert_eq!(mechanisms, if auth { &["PLAIN", "LOGIN"][..] } else { &[] });
             assert_eq!((offered.size, offered.rcpt_max), (Some(Some(77)), Some(5)));
         }
     }
