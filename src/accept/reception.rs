@@ -13,11 +13,11 @@ use tracing::{debug, info};
 use super::attribute::{Attribution, attribute};
 use super::drive::Reception;
 use super::limits::Slot;
-use super::logins::{Logins, Verdict};
+use super::logins::{self, Logins};
 use super::{Addresses, Door, terms};
-use crate::message::Envelope;
+use crate::message::{Domain, Envelope};
 use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
-use crate::route::Routed;
+use crate::route::{Routed, Verdict, trust};
 use crate::smtp::Reply;
 use crate::smtp::auth::Credentials;
 use crate::smtp::server::{Answer, Question, Terms};
@@ -37,6 +37,8 @@ pub(super) struct RelayReception {
     /// Where the client is, for everything else.
     client_ip: IpAddr,
     attribution: Attribution,
+    /// What the message under way is held to be, so far.
+    verdict: Arc<Verdict>,
     tls: Option<String>,
     /// What the client presented in the handshake.
     client: Option<ClientCertificate>,
@@ -68,6 +70,7 @@ impl RelayReception {
             door,
             peer: from.peer,
             client_ip: from.client,
+            verdict: Arc::clone(&attribution.verdict),
             attribution,
             tls,
             client,
@@ -81,7 +84,7 @@ impl RelayReception {
         }
     }
 
-    fn sender(&mut self, envelope: Envelope, size: Option<u64>) -> Answer {
+    fn sender(&mut self, envelope: Envelope, size: Option<u64>, xoorg: Option<Domain>) -> Answer {
         self.routed = Vec::new();
         self.discard();
         self.keep_up();
@@ -92,17 +95,36 @@ impl RelayReception {
         if self.attribution.connector.require_auth && self.user.is_none() {
             return Answer::Refuse(Reply::login_required());
         }
-        if let Some(clause) = &self.attribution.unproven {
-            info!(peer = %self.client_ip, "MAIL FROM refused: {clause}");
-            return Answer::Refuse(Reply::certificate_refused(clause));
-        }
-        match self.relay.check_sender(&self.snapshot, &self.attribution.connector, &envelope, size) {
+        let connector = &self.attribution.connector;
+        self.verdict = match xoorg {
+            // What MAIL says counts; the header is asked only where it says nothing.
+            Some(organization) if !connector.originator_org.is_empty() => {
+                let clause = trust::originator(&connector.originator_org, [Ok(organization)]);
+                Arc::new(self.attribution.verdict.with_originator(clause))
+            }
+            _ => Arc::clone(&self.attribution.verdict),
+        };
+        match self.check_sender(&envelope, size) {
             Ok(()) => {
                 self.mail = Some((envelope, size));
                 Answer::Go
             }
-            Err(reply) => Answer::Refuse(reply),
+            Err(reply) => {
+                if reply.is_permanent() {
+                    self.relay.track_refused_sender(&envelope, self.client_ip, &self.verdict, &reply);
+                }
+                Answer::Refuse(reply)
+            }
         }
+    }
+
+    fn check_sender(&self, envelope: &Envelope, size: Option<u64>) -> Result<(), Reply> {
+        if let Some(clause) = &self.attribution.unproven {
+            info!(peer = %self.client_ip, "MAIL FROM refused: {clause}");
+            return Err(Reply::certificate_refused(clause));
+        }
+        self.relay.check_sender(&self.snapshot, &self.attribution.connector, envelope, size)?;
+        if self.verdict.is_stranger() { self.relay.check_stranger(&self.snapshot, envelope) } else { Ok(()) }
     }
 
     /// Is this the user's password?
@@ -114,20 +136,20 @@ impl RelayReception {
         };
         let name: Box<str> = credentials.username.as_str().into();
         match self.logins.judge(self.client_ip, users, credentials).await {
-            Verdict::Welcome => {
+            logins::Verdict::Welcome => {
                 info!(peer = %self.client_ip, connector = %self.attribution.connector.name, user = %name, "logged in");
                 self.user = Some(name);
                 Answer::Go
             }
-            Verdict::Wrong { delay } => {
+            logins::Verdict::Wrong { delay } => {
                 // The name may be a password that was typed into the wrong field.
                 debug!(peer = %self.client_ip, connector = %self.attribution.connector.name, "a login failed");
                 // Nobody but this session waits.
                 sleep(delay).await;
                 Answer::Refuse(Reply::login_refused())
             }
-            Verdict::Locked => Answer::Refuse(Reply::login_locked()),
-            Verdict::Busy => Answer::Refuse(Reply::login_unavailable()),
+            logins::Verdict::Locked => Answer::Refuse(Reply::login_locked()),
+            logins::Verdict::Busy => Answer::Refuse(Reply::login_unavailable()),
         }
     }
 
@@ -166,6 +188,7 @@ impl RelayReception {
             draft,
             connector: Arc::clone(&self.attribution.connector),
             peer: Peer { ip: self.client_ip, hello, extended, tls: self.tls.clone(), user: self.user.clone() },
+            verdict: Arc::clone(&self.verdict),
         };
         Answer::Done(self.relay.take(&self.snapshot, submission).await)
     }
@@ -175,13 +198,14 @@ impl Reception for RelayReception {
     async fn answer(&mut self, question: Question) -> Answer {
         match question {
             Question::Login(credentials) => self.login(credentials).await,
-            Question::Sender { envelope, size } => self.sender(envelope, size),
+            Question::Sender { envelope, size, xoorg } => self.sender(envelope, size, xoorg),
             Question::Recipient(recipient) => {
                 let asked = Asked {
                     connector: &self.attribution.connector,
                     peer: self.client_ip,
                     mail: self.mail.as_ref(),
                     routed: self.routed.len(),
+                    verdict: &self.verdict,
                 };
                 match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
                     Ok(mut routed) => {
@@ -232,7 +256,9 @@ impl Reception for RelayReception {
         )
         .ok_or_else(|| io::Error::other("no receive connector takes this address any more"))?;
         debug!(peer = %self.client_ip, connector = %attribution.connector.name, proof = ?attribution.proof, "TLS");
+        attribution.tell(self.client_ip, accepted.client.as_ref());
         self.slot.move_to(&attribution.connector);
+        self.verdict = Arc::clone(&attribution.verdict);
         self.attribution = attribution;
         self.tls = Some(accepted.protocol);
         self.client = accepted.client;

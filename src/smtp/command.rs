@@ -7,7 +7,8 @@
 //! Not here: what ends a line (`framing`), what may follow what (`server`).
 //!
 //! Standards: RFC 5321 sections 4.1.1 and 4.1.2, 1870 (SIZE), 3030 (BDAT), 3461 (RET, ENVID, NOTIFY, ORCPT), 4954
-//! (AUTH), 6152 (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS).
+//! (AUTH), 6152 (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS). XOORG:
+//! interface section 9.
 
 use super::Reply;
 use crate::message::address::Malformed;
@@ -158,6 +159,8 @@ pub struct Manners {
     pub auth: bool,
     /// No blank is forgiven.
     pub strict: bool,
+    /// XOORG was offered.
+    pub xoorg: bool,
 }
 
 /// The arguments of MAIL.
@@ -177,6 +180,8 @@ pub struct Mail {
     pub envid: Option<Box<str>>,
     /// REQUIRETLS.
     pub requiretls: bool,
+    /// XOORG: the author's organization.
+    pub xoorg: Option<Domain>,
 }
 
 impl Mail {
@@ -215,6 +220,9 @@ impl Mail {
                         return Err(Reply::requiretls_needs_tls());
                     }
                 }
+                "XOORG" if manners.xoorg => parameter.once(&mut mail.xoorg, |value| {
+                    Domain::parse(value).ok().filter(|domain| domain.literal().is_none())
+                })?,
                 // Read, as it must be where AUTH is offered, and ignored: we trust nobody to say who somebody else is.
                 // RFC 4954 section 5.
                 "AUTH" if manners.auth => parameter.once(&mut submitter, |value| {

@@ -43,6 +43,8 @@ pub struct Terms {
     pub max_errors: usize,
     /// Refuse clients that talk before the greeting or pipeline out of order.
     pub strict: bool,
+    /// XOORG is offered, in TLS: an internal connector.
+    pub xoorg: bool,
     /// RFC 5321 section 4.5.3.2: the wait for a command.
     pub command_timeout: Duration,
     /// The wait for the next piece of a message.
@@ -82,6 +84,8 @@ pub enum Question {
         envelope: Envelope,
         /// SIZE, if it was given.
         size: Option<u64>,
+        /// XOORG, if it was given: the author's organization.
+        xoorg: Option<Domain>,
     },
     /// May this recipient come? Answered `Go` or `Refuse`.
     Recipient(Recipient),
@@ -624,6 +628,7 @@ impl Session {
                 auth: self.terms.offer_auth && self.secure && !self.logged_in,
                 max_message_size: self.size_limit(),
                 max_recipients: self.terms.max_recipients,
+                xoorg: self.terms.xoorg,
             };
             Reply::extended_hello(hostname, offer.keywords())
         } else {
@@ -715,9 +720,9 @@ impl Session {
     fn mail(&mut self, arguments: &[u8]) -> Move {
         match self.check_mail(arguments) {
             Ok(mail) => {
-                let Mail { sender, size, body, smtputf8, ret, envid, requiretls } = mail;
+                let Mail { sender, size, body, smtputf8, ret, envid, requiretls, xoorg } = mail;
                 let envelope = Envelope { sender, recipients: Vec::new(), ret, envid, body, smtputf8, requiretls };
-                let question = Question::Sender { envelope: envelope.clone(), size };
+                let question = Question::Sender { envelope: envelope.clone(), size, xoorg };
                 let transaction = Transaction { envelope, size, refused: false, index: HashSet::new() };
                 self.state = State::AskingSender(Box::new(transaction));
                 Move::Give(Step::Ask(question))
@@ -1131,6 +1136,7 @@ impl Session {
             secure: self.secure,
             auth: self.terms.offer_auth && self.secure,
             strict: self.terms.strict,
+            xoorg: self.secure && self.terms.xoorg,
         }
     }
 }
