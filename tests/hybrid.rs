@@ -134,7 +134,7 @@ async fn every_mail_goes_its_way(number: u8) {
         }
         by_fields.sort();
         assert_eq!(shown(&by_fields), scenario.copies_of(mail.name), "{what}, by the Received fields");
-        let by_events = test.told.paths(&posted.message_id);
+        let by_events = test.told.story(&posted.message_id).map(|story| story.paths);
         let by_events = by_events.unwrap_or_else(|error| panic!("{what}: {error}\n{}", test.everything()));
         // The same hops, the same numbers at each relay, the same addresses.
         assert_eq!(by_events, by_fields, "{what}: events and fields");

@@ -200,12 +200,11 @@ impl Told {
         told.get(number..).unwrap_or_default().to_vec()
     }
 
-    /// The ways of the message with this `Message-ID`, as the events tell them: one for each recipient that arrived
-    /// or failed, none for those that still wait.
+    /// The story of the message with this `Message-ID`, as the events tell it. Recipients that still wait are not in it.
     ///
     /// # Errors
     /// What of it cannot be true: a message that was handed over and never got, or got and never handed over.
-    pub fn paths(&self, message_id: &str) -> Result<Vec<Path>, String> {
+    pub fn story(&self, message_id: &str) -> Result<Story, String> {
         let told = self.since(0);
         let mut visits: Vec<Visit<'_>> = Vec::new();
         let mut numbers: HashMap<(Place, &str), usize> = HashMap::new();
@@ -219,7 +218,7 @@ impl Told {
             let connector = record.connector.as_deref().unwrap_or_default();
             let from = relay.before(connector).ok_or_else(|| format!("{relay} got it by {connector}"))?;
             numbers.insert((relay, id), visits.len());
-            visits.push(Visit { relay, id, from, to: &record.to, ends: Vec::new() });
+            visits.push(Visit { relay, id, from, record, ends: Vec::new() });
         }
         for (relay, id, record) in about(&["SEND", "FAIL"]) {
             match numbers.get(&(relay, id)) {
@@ -227,18 +226,45 @@ impl Told {
                 None => return Err(format!("{relay} tells what became of {id}, which it never got")),
             }
         }
-        let mut walk = Walk { visits: &visits, numbers: &numbers, seen: HashSet::new(), paths: Vec::new() };
+        let mut walk = Walk { visits: &visits, numbers: &numbers, seen: HashSet::new(), story: Story::default() };
         for (number, visit) in visits.iter().enumerate() {
             if !visit.from.is_relay() {
+                walk.story.hops.push(visit.hop_to_here());
                 walk.follow(number, vec![visit.from], Vec::new())?;
             }
         }
         if let Some((_, orphan)) = visits.iter().enumerate().find(|(number, _)| !walk.seen.contains(number)) {
             return Err(format!("{} got {} from {}, who tells nothing of it", orphan.relay, orphan.id, orphan.from));
         }
-        walk.paths.sort();
-        Ok(walk.paths)
+        walk.story.paths.sort();
+        Ok(walk.story)
     }
+}
+
+/// A message's way, as the events of both relays tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Story {
+    /// Every hop once, each before those that follow from it.
+    pub hops: Vec<Hop>,
+    /// The way of each recipient that arrived or failed, in order.
+    pub paths: Vec<Path>,
+}
+
+/// One message handed from one host to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    /// How many hops were before it.
+    pub depth: usize,
+    /// From where.
+    pub from: Place,
+    /// To where.
+    pub to: Place,
+    /// The connector that the relay used: of two relays the sending one's.
+    pub connector: String,
+    /// The envelope's recipients.
+    pub recipients: Vec<String>,
+    /// What the relay that tells it says of TLS.
+    pub tls: Option<String>,
 }
 
 /// A message's stay at one relay.
@@ -246,15 +272,28 @@ struct Visit<'a> {
     relay: Place,
     id: &'a str,
     from: Place,
-    to: &'a [String],
+    record: &'a Record,
     ends: Vec<&'a Record>,
+}
+
+impl Visit<'_> {
+    fn hop_to_here(&self) -> Hop {
+        Hop {
+            depth: 0,
+            from: self.from,
+            to: self.relay,
+            connector: self.record.connector.clone().unwrap_or_default(),
+            recipients: self.record.to.clone(),
+            tls: self.record.tls.clone(),
+        }
+    }
 }
 
 struct Walk<'a> {
     visits: &'a [Visit<'a>],
     numbers: &'a HashMap<(Place, &'a str), usize>,
     seen: HashSet<usize>,
-    paths: Vec<Path>,
+    story: Story,
 }
 
 impl Walk<'_> {
@@ -276,14 +315,22 @@ impl Walk<'_> {
             if end.event == "FAIL" {
                 let unsaid = "no status".to_owned();
                 let status = end.status.as_ref().unwrap_or(&unsaid);
-                self.paths.extend(end.to.iter().map(|to| path(to, &places, Some(status))));
+                self.story.paths.extend(end.to.iter().map(|to| path(to, &places, Some(status))));
                 continue;
             }
             let connector = end.connector.as_deref().unwrap_or_default();
             let next = relay.behind(connector).ok_or_else(|| format!("{relay} sent it by {connector}"))?;
+            self.story.hops.push(Hop {
+                depth: ids.len(),
+                from: relay,
+                to: next,
+                connector: connector.to_owned(),
+                recipients: end.to.clone(),
+                tls: end.tls.clone(),
+            });
             if !next.is_relay() {
                 let places = [&places[..], &[next]].concat();
-                self.paths.extend(end.to.iter().map(|to| path(to, &places, None)));
+                self.story.paths.extend(end.to.iter().map(|to| path(to, &places, None)));
                 continue;
             }
             let said = end.detail.as_deref().unwrap_or_default();
@@ -292,8 +339,8 @@ impl Walk<'_> {
                 return Err(format!("{relay} handed {id} to {next}, who said \"{said}\" and tells nothing of it"));
             };
             let there = &self.visits[after];
-            if there.from != relay || !end.to.iter().all(|to| there.to.contains(to)) {
-                let (got, from) = (there.to.join(" "), there.from);
+            if there.from != relay || !end.to.iter().all(|to| there.record.to.contains(to)) {
+                let (got, from) = (there.record.to.join(" "), there.from);
                 return Err(format!("{relay} sent {id} for {}; {next} got it from {from} for {got}", end.to.join(" ")));
             }
             self.follow(after, places.clone(), ids.clone())?;
@@ -340,16 +387,19 @@ mod tests {
             (p, "FAIL", "B", "to-on-premises", "julie@contoso.com", ""),
             (c, "SEND", "D", "to-cloud", "david@x", "250 ok"),
         ];
-        let paths = told(&rows).paths("1@fabrikam.com").unwrap();
+        let Story { hops, paths } = told(&rows).story("1@fabrikam.com").unwrap();
         let shown: Vec<String> = paths.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["david: internet > C > P > C > cloud", "julie: internet > C > P, then 5.4.6"]);
         assert_eq!(paths[0].ids, ["A", "B", "D"]);
+        let drawn: Vec<String> =
+            hops.iter().map(|hop| format!("{}{} > {}", "  ".repeat(hop.depth), hop.from, hop.to)).collect();
+        assert_eq!(drawn, ["internet > C", "  C > P", "    P > C", "      C > cloud"]);
 
         // Without any one of the first five rows the story has a hole.
         for hole in 0..5 {
             let mut rows = rows.to_vec();
             rows.remove(hole);
-            assert!(told(&rows).paths("1@fabrikam.com").is_err(), "without row {hole}");
+            assert!(told(&rows).story("1@fabrikam.com").is_err(), "without row {hole}");
         }
         // Nobody can get by one connector what was sent by another, or for others.
         for (row, wrong) in [
@@ -359,7 +409,7 @@ mod tests {
         ] {
             let mut rows = rows.to_vec();
             rows[row] = wrong;
-            assert!(told(&rows).paths("1@fabrikam.com").is_err(), "{wrong:?}");
+            assert!(told(&rows).story("1@fabrikam.com").is_err(), "{wrong:?}");
         }
     }
 
