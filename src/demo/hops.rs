@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Arrival, CLOUD_HOST, CLOUD_MAILBOXES, INTERNET_HOST, ON_PREMISES, RELAY};
+use super::{Arrival, CLOUD, CLOUD_HOST, CLOUD_MAILBOXES, INTERNET_HOST, ON_PREMISES, RELAY};
 use crate::message::header;
 use crate::outcome::tracking::{Record, Tracker};
 
@@ -47,6 +47,14 @@ impl Place {
             Self::P => RELAY,
             Self::C => CLOUD_HOST,
             Self::Cloud => CLOUD_MAILBOXES,
+        }
+    }
+
+    /// The first name in its certificate: what it proves to those who ask.
+    pub fn proves(self) -> &'static str {
+        match self {
+            Self::C => CLOUD,
+            place => place.host(),
         }
     }
 
@@ -263,8 +271,10 @@ pub struct Hop {
     pub connector: String,
     /// The envelope's recipients.
     pub recipients: Vec<String>,
-    /// What the relay that tells it says of TLS.
-    pub tls: Option<String>,
+    /// What the receiving host's certificate proved, where the sending one asked.
+    pub server: Option<String>,
+    /// What the sending host's certificate proved, where the receiving one is a relay and asked.
+    pub client: Option<String>,
 }
 
 /// A message's stay at one relay.
@@ -284,8 +294,15 @@ impl Visit<'_> {
             to: self.relay,
             connector: self.record.connector.clone().unwrap_or_default(),
             recipients: self.record.to.clone(),
-            tls: self.record.tls.clone(),
+            server: None,
+            client: self.client(),
         }
+    }
+
+    /// What the verdict says of the client's certificate: `name mail.contoso.com: true`.
+    fn client(&self) -> Option<String> {
+        let named = |clause: &String| Some(clause.strip_prefix("name ")?.strip_suffix(": true")?.to_owned());
+        self.record.because.iter().find_map(named)
     }
 }
 
@@ -326,8 +343,10 @@ impl Walk<'_> {
                 to: next,
                 connector: connector.to_owned(),
                 recipients: end.to.clone(),
-                tls: end.tls.clone(),
+                server: end.tls.as_deref().and_then(proved).map(str::to_owned),
+                client: None,
             });
+            let drawn = self.story.hops.len() - 1;
             if !next.is_relay() {
                 let places = [&places[..], &[next]].concat();
                 self.story.paths.extend(end.to.iter().map(|to| path(to, &places, None)));
@@ -343,10 +362,16 @@ impl Walk<'_> {
                 let (got, from) = (there.record.to.join(" "), there.from);
                 return Err(format!("{relay} sent {id} for {}; {next} got it from {from} for {got}", end.to.join(" ")));
             }
+            self.story.hops[drawn].client = there.client();
             self.follow(after, places.clone(), ids.clone())?;
         }
         Ok(())
     }
+}
+
+/// The certificate's name in what a SEND event says of TLS.
+fn proved(tls: &str) -> Option<&str> {
+    tls.split_once("trusted certificate for ").map(|(_, name)| name)
 }
 
 #[cfg(test)]

@@ -278,7 +278,8 @@ fn senders(
 ) -> io::Result<HashMap<Place, Client>> {
     let mut senders = HashMap::new();
     for (place, relay) in [(Place::Internet, scenario.mx), (Place::OnPremises, Place::P), (Place::Cloud, Place::C)] {
-        let names = Names::new(vec![relay.host().to_owned()]).ok_or_else(|| io::Error::other("a relay has a name"))?;
+        let names =
+            Names::new(vec![relay.proves().to_owned()]).ok_or_else(|| io::Error::other("a relay has a name"))?;
         let demand = Demand::Domain(authority.roots(), names);
         senders.insert(place, Client::new(place.host()).with_tls(identities.get(&place), relay.host(), demand));
     }
