@@ -520,7 +520,7 @@ eve@fabrikam.com
         let (text, ..) = explain(&world, "", &["old@contoso.com", "postmaster"], None);
         assert!(
             text.contains(
-                "    address space fabrikam.com: to-partner (cost 7); lost: to-internet by * (less specific)\n"
+                "    eve@fabrikam.com: address space fabrikam.com: to-partner (cost 7); lost: to-internet by * (less specific)\n"
             )
         );
         assert!(

@@ -92,7 +92,7 @@ impl Relay {
 
     fn track_expansion(&self, message: &Message, group: &[Noted]) {
         let Some(first) = group.first() else { return };
-        let kind = first.because.iter().find_map(|reason| match reason {
+        let kind = first.because.iter().find_map(|reason| match reason.plain() {
             Reason::Found { kind, .. } if kind.starts_with("group") => Some(EventKind::Expand),
             Reason::Found { kind, .. } if kind.starts_with("forward") => Some(EventKind::Redirect),
             _ => None,

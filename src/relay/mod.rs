@@ -25,7 +25,7 @@ use crate::message::received::Received;
 use crate::message::{BodyType, Envelope, Recipient, header, visit};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::{Routed, plan};
+use crate::route::{Disagreements, Refusal, RefusalKind, Routed, plan};
 use crate::smtp::Reply;
 use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
 
@@ -87,6 +87,8 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    /// Mailboxes that each premises holds to be at the other.
+    disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
 }
@@ -150,6 +152,7 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            disagreements: Mutex::default(),
             put_limit,
         }))
     }
@@ -225,6 +228,7 @@ impl Relay {
             size: asked.mail.and_then(|(_, size)| *size),
         };
         let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
+            let refusal = self.allow_for_a_move(&snapshot.config, refusal);
             self.track_refusal(asked, &recipient, &refusal);
             refusal.to_reply()
         })?;
@@ -234,6 +238,18 @@ impl Relay {
             return Err(Reply::too_many_recipients(ROUTED_LIMIT));
         }
         Ok(routed)
+    }
+
+    /// A mailbox that the two sides disagree about may be moving: for a while it is refused for now only.
+    fn allow_for_a_move(&self, config: &Config, refusal: Refusal) -> Refusal {
+        match &config.hybrid {
+            Some(hybrid) if matches!(refusal.kind, RefusalKind::Disagreement(_)) => {
+                // Nothing in it can be half done.
+                let mut known = self.0.disagreements.lock().unwrap_or_else(PoisonError::into_inner);
+                refusal.within_grace(&mut known, Instant::now(), hybrid.disagreement_grace)
+            }
+            _ => refusal,
+        }
     }
 
     /// Room for the content of a message that begins to arrive.

@@ -211,7 +211,8 @@ impl Relay {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let connector = ConnectorName(Arc::from(OWN_CONNECTOR));
         // A report comes from the relay's own side. Interface section 5.4.
-        let asking = Asking { origin: Origin::OnPremises, connector: &connector, may_relay: true, size: None };
+        let origin = snapshot.config.hybrid.as_ref().map_or(Origin::OnPremises, |hybrid| hybrid.side.origin());
+        let asking = Asking { origin, connector: &connector, may_relay: true, size: None };
         let mut routed = match rules.resolve(&asking, &to) {
             Ok(routed) => routed,
             Err(refusal) if refusal.is_temporary() => {

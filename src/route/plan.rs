@@ -80,7 +80,7 @@ fn recipient(one: Routed) -> CopyRecipient {
 
 /// The directory knows it, so it is a mailbox whose name has no case.
 fn is_ours(one: &Routed) -> bool {
-    one.route.because.iter().any(|reason| matches!(reason, Reason::Found { .. }))
+    one.route.because.iter().any(|reason| matches!(reason.plain(), Reason::Found { .. }))
 }
 
 /// Only the host of a mailbox may say that its local part has no case. RFC 5321 section 2.4.
@@ -124,7 +124,12 @@ mod tests {
 
     fn routed(via: &str, hop: Hop, to: &str, notify: Notify, ours: bool) -> Routed {
         let to = Address::parse(to).unwrap();
-        let found = Reason::Found { source: "recipients.csv".into(), kind: "cloud mailbox".into(), untagged: false };
+        let found = Reason::Found {
+            source: "recipients.csv".into(),
+            kind: "cloud mailbox".into(),
+            untagged: false,
+            owner: None,
+        };
         Routed {
             asked: Address::parse("asked@contoso.com").unwrap(),
             recipient: Recipient { address: to.clone(), notify, orcpt: None },

@@ -14,13 +14,21 @@ use crate::message::{Address, Notify, Recipient};
 /// The world. Methods that take `self` add to it.
 pub(crate) struct World {
     pub(crate) config: Config,
-    hybrid: Option<&'static str>,
+    hybrid: Option<Sides>,
     postmaster: Option<&'static str>,
     accepted: Vec<(String, &'static str)>,
     connectors: Vec<Connector>,
     disabled: Vec<&'static str>,
     entries: Vec<(Address, Entry)>,
     unavailable: bool,
+}
+
+/// `[hybrid]`: side, internet, inbound_first_hop.
+#[derive(Clone, Copy)]
+struct Sides {
+    side: &'static str,
+    internet: &'static str,
+    first_hop: &'static str,
 }
 
 struct Connector {
@@ -37,8 +45,17 @@ pub(crate) fn address(text: &str) -> Address {
 impl World {
     /// The hybrid world, on-premises side, Internet mail leaving directly.
     pub(crate) fn on_premises() -> Self {
+        Self::hybrid("on-premises")
+    }
+
+    /// The same world seen from the cloud side.
+    pub(crate) fn cloud() -> Self {
+        Self::hybrid("cloud")
+    }
+
+    fn hybrid(side: &'static str) -> Self {
         Self::plain()
-            .change(|world| world.hybrid = Some("direct"))
+            .change(|world| world.hybrid = Some(Sides { side, internet: "direct", first_hop: "here" }))
             .smart("to-on-premises", &[], "mail.inside.contoso.com")
             .smart("to-cloud", &["contoso.mail.onmicrosoft.com"], "contoso-com.mail.protection.outlook.com")
             .connector("to-internet", &["*"])
@@ -62,7 +79,12 @@ impl World {
 
     /// `[hybrid] internet`
     pub(crate) fn internet(self, internet: &'static str) -> Self {
-        self.change(|world| world.hybrid = Some(internet))
+        self.change(|world| world.hybrid.as_mut().unwrap().internet = internet)
+    }
+
+    /// `[hybrid] inbound_first_hop`
+    pub(crate) fn first_hop(self, first_hop: &'static str) -> Self {
+        self.change(|world| world.hybrid.as_mut().unwrap().first_hop = first_hop)
     }
 
     /// The configured postmaster.
@@ -86,6 +108,14 @@ impl World {
         let spaces = spaces.to_vec();
         let connector = Connector { name, spaces, smart_host: Some(host), rest: String::new() };
         self.change(|world| world.connectors.push(connector))
+    }
+
+    /// These address spaces instead of those it had.
+    pub(crate) fn serving(self, name: &str, spaces: &[&'static str]) -> Self {
+        self.change(|world| {
+            let connector = world.connectors.iter_mut().find(|connector| connector.name == name).unwrap();
+            connector.spaces = spaces.to_vec();
+        })
     }
 
     /// `enabled = false`, even where the configuration's check would not have it.
@@ -218,7 +248,7 @@ impl World {
     }
 
     fn text(
-        hybrid: Option<&str>,
+        hybrid: Option<Sides>,
         postmaster: Option<&str>,
         accepted: &[(String, &str)],
         connectors: &[Connector],
@@ -226,9 +256,9 @@ impl World {
         let mut text = String::from("hostname = \"mail.contoso.com\"\n");
         text += &format!("postmaster = {:?}\n", postmaster.unwrap_or("postmaster@contoso.com"));
         text += "[spool]\npath = \"spool\"\n";
-        if let Some(internet) = hybrid {
+        if let Some(Sides { side, internet, first_hop }) = hybrid {
             text += &format!(
-                "[hybrid]\nside = \"on-premises\"\non_premises = \"to-on-premises\"\ncloud = \"to-cloud\"\n\
+                "[hybrid]\nside = {side:?}\ninbound_first_hop = {first_hop:?}\non_premises = \"to-on-premises\"\ncloud = \"to-cloud\"\n\
                  routing_domain = \"contoso.mail.onmicrosoft.com\"\ninternet = {internet:?}\n"
             );
         }

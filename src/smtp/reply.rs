@@ -354,6 +354,34 @@ impl Reply {
         Self::new(550, Status(5, 4, 6), format!("<{to}>: routing loop"))
     }
 
+    /// Each premises holds the mailbox to be at the other, and has for longer than a move takes. `whom`: where the
+    /// mailbox has another address than the one named. The lines are those that an administrator needs: what each side
+    /// believes, and what to mend.
+    pub fn sides_disagree(to: &Address, whom: Option<&Address>, source: &str) -> Self {
+        let whom = whom.map_or_else(|| "it".to_owned(), Address::to_string);
+        Self::new(
+            550,
+            Status(5, 4, 6),
+            format!(
+                "<{to}>: the on-premises side sent this here,\nbut {source} (here, cloud) has {whom} as an on-premises \
+                 mailbox;\nmend one of the two directories"
+            ),
+        )
+    }
+
+    /// The same, and not for long yet: the mailbox may be moving.
+    pub fn sides_disagree_yet(to: &Address, whom: Option<&Address>, source: &str) -> Self {
+        let whom = whom.map_or_else(|| "it".to_owned(), Address::to_string);
+        Self::new(
+            451,
+            Status(4, 4, 6),
+            format!(
+                "<{to}>: the on-premises side sent this here,\nbut {source} (here, cloud) has {whom} as an on-premises \
+                 mailbox;\nit may be moving, try again; if it is not, mend one of the two directories"
+            ),
+        )
+    }
+
     /// No send connector serves the domain.
     pub fn no_route(to: &Address) -> Self {
         Self::new(550, Status(5, 4, 4), format!("<{to}>: no route"))
