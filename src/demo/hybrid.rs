@@ -182,7 +182,7 @@ impl HybridWorld {
     /// What the socket said, an answer that ends the session, or a relay that did not prove who it is.
     pub async fn post(&self, mail: &Mail) -> io::Result<Posted> {
         let number = self.posted.fetch_add(1, Ordering::Relaxed);
-        let message_id = format!("{number}.{}@{}", mail.name.replace([' ', ','], "-"), mail.from.host());
+        let message_id = format!("<{number}.{}@{}>", mail.name.replace([' ', ','], "-"), mail.from.host());
         let content = content(mail, &message_id);
         let door = match mail.from {
             Place::OnPremises => self.on_premises.own_door,
@@ -299,7 +299,7 @@ fn recipients() -> String {
 fn content(mail: &Mail, message_id: &str) -> String {
     let from = if mail.sender.is_empty() { format!("postmaster@{}", mail.from.host()) } else { mail.sender.to_owned() };
     format!(
-        "From: <{from}>\r\nTo: <{}>\r\nSubject: {}\r\nMessage-ID: <{message_id}>\r\n\
+        "From: <{from}>\r\nTo: <{}>\r\nSubject: {}\r\nMessage-ID: {message_id}\r\n\
          Date: Sat, 21 Nov 2026 12:00:00 +0000\r\n\
          X-MS-Exchange-Organization-AuthAs: Internal\r\n\
          X-MS-Exchange-Organization-AuthSource: {}\r\n\
