@@ -21,6 +21,7 @@ fn terms() -> Terms {
         max_recipients: 1000,
         max_errors: 10,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }

@@ -138,6 +138,7 @@ impl Dialogue {
                 "require_tls" => self.terms.require_tls = true,
                 "no_starttls" => self.terms.offer_starttls = false,
                 "secure" => self.secure = true,
+                "xoorg" => self.terms.xoorg = true,
                 "no_limit" => self.terms.max_message_size = None,
                 "max_message_size" => self.terms.max_message_size = Some(value.parse().unwrap()),
                 "max_recipients" => self.terms.max_recipients = value.parse().unwrap(),
@@ -157,6 +158,7 @@ fn terms() -> Terms {
         max_recipients: 1000,
         max_errors: 100,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }
@@ -306,7 +308,7 @@ impl Player {
     /// The oracle. The README says what it knows.
     fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Sender { envelope, size } => match envelope.sender {
+            Question::Sender { envelope, size, .. } => match envelope.sender {
                 Some(sender) if sender.domain().as_str() == "blocked.example" => {
                     Answer::Refuse(Reply::sender_domain_not_allowed(sender.domain()))
                 }

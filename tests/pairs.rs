@@ -59,6 +59,7 @@ impl Receiver {
             max_recipients: 5,
             max_errors: 10,
             strict: false,
+            xoorg: false,
             command_timeout: Duration::from_secs(300),
             data_timeout: Duration::from_secs(180),
         };
@@ -199,6 +200,7 @@ impl World {
             size: content.len() as u64,
             ends_in_crlf: content.is_empty() || content.ends_with(b"\r\n"),
             eight_bit: !content.is_ascii(),
+            xoorg: None,
             utf8_header: false,
             max_recipients: 100,
             chunking,

@@ -154,6 +154,7 @@ async fn serve(
         let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, Timestamp::now());
         let attribution = proved.unwrap_or(provisional);
         slot.move_to(&attribution.connector);
+        attribution.tell(peer.ip(), certificate);
         (accepted.stream, attribution, Some(accepted.protocol), accepted.client)
     } else {
         (Stream::Plain(socket), provisional, None, None)
@@ -175,6 +176,7 @@ fn terms(config: &Config, attribution: &Attribution, secure: bool) -> Terms {
         max_recipients: connector.max_recipients,
         max_errors: connector.max_errors,
         strict: connector.strict,
+        xoorg: connector.internal && attribution.unproven.is_none(),
         command_timeout: connector.command_timeout,
         data_timeout: connector.data_timeout,
     }

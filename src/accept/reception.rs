@@ -14,9 +14,9 @@ use super::attribute::{Attribution, attribute};
 use super::drive::Reception;
 use super::limits::Slot;
 use super::{Door, terms};
-use crate::message::Envelope;
+use crate::message::{Domain, Envelope};
 use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
-use crate::route::Routed;
+use crate::route::{Routed, Verdict, trust};
 use crate::smtp::Reply;
 use crate::smtp::server::{Answer, Question, Terms};
 use crate::spool::Draft;
@@ -32,6 +32,8 @@ pub(super) struct RelayReception {
     door: Arc<Door>,
     peer: IpAddr,
     attribution: Attribution,
+    /// What the message under way is held to be, so far.
+    verdict: Arc<Verdict>,
     tls: Option<String>,
     /// What the client presented in the handshake.
     client: Option<ClientCertificate>,
@@ -59,6 +61,7 @@ impl RelayReception {
             snapshot,
             door,
             peer: peer.ip().to_canonical(),
+            verdict: Arc::clone(&attribution.verdict),
             attribution,
             tls,
             client,
@@ -70,21 +73,40 @@ impl RelayReception {
         }
     }
 
-    fn sender(&mut self, envelope: Envelope, size: Option<u64>) -> Answer {
+    fn sender(&mut self, envelope: Envelope, size: Option<u64>, xoorg: Option<Domain>) -> Answer {
         self.routed = Vec::new();
         self.discard();
         self.keep_up();
-        if let Some(clause) = &self.attribution.unproven {
-            info!(peer = %self.peer, "MAIL FROM refused: {clause}");
-            return Answer::Refuse(Reply::certificate_refused(clause));
-        }
-        match self.relay.check_sender(&self.snapshot, &self.attribution.connector, &envelope, size) {
+        let connector = &self.attribution.connector;
+        self.verdict = match xoorg {
+            // What MAIL says counts; the header is asked only where it says nothing.
+            Some(organization) if !connector.originator_org.is_empty() => {
+                let clause = trust::originator(&connector.originator_org, [Ok(organization)]);
+                Arc::new(self.attribution.verdict.with_originator(clause))
+            }
+            _ => Arc::clone(&self.attribution.verdict),
+        };
+        match self.check_sender(&envelope, size) {
             Ok(()) => {
                 self.mail = Some((envelope, size));
                 Answer::Go
             }
-            Err(reply) => Answer::Refuse(reply),
+            Err(reply) => {
+                if reply.is_permanent() {
+                    self.relay.track_refused_sender(&envelope, self.peer, &self.verdict, &reply);
+                }
+                Answer::Refuse(reply)
+            }
         }
+    }
+
+    fn check_sender(&self, envelope: &Envelope, size: Option<u64>) -> Result<(), Reply> {
+        if let Some(clause) = &self.attribution.unproven {
+            info!(peer = %self.peer, "MAIL FROM refused: {clause}");
+            return Err(Reply::certificate_refused(clause));
+        }
+        self.relay.check_sender(&self.snapshot, &self.attribution.connector, envelope, size)?;
+        if self.verdict.is_stranger() { self.relay.check_stranger(&self.snapshot, envelope) } else { Ok(()) }
     }
 
     /// A connection may live for days. Each of its messages is judged by the configuration and the directory of its
@@ -115,6 +137,7 @@ impl RelayReception {
             draft,
             connector: Arc::clone(&self.attribution.connector),
             peer: Peer { ip: self.peer, hello, extended, tls: self.tls.clone() },
+            verdict: Arc::clone(&self.verdict),
         };
         Answer::Done(self.relay.take(&self.snapshot, submission).await)
     }
@@ -123,13 +146,14 @@ impl RelayReception {
 impl Reception for RelayReception {
     async fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Sender { envelope, size } => self.sender(envelope, size),
+            Question::Sender { envelope, size, xoorg } => self.sender(envelope, size, xoorg),
             Question::Recipient(recipient) => {
                 let asked = Asked {
                     connector: &self.attribution.connector,
                     peer: self.peer,
                     mail: self.mail.as_ref(),
                     routed: self.routed.len(),
+                    verdict: &self.verdict,
                 };
                 match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
                     Ok(mut routed) => {
@@ -179,7 +203,9 @@ impl Reception for RelayReception {
         )
         .ok_or_else(|| io::Error::other("no receive connector takes this address any more"))?;
         debug!(peer = %self.peer, connector = %attribution.connector.name, proof = ?attribution.proof, "TLS");
+        attribution.tell(self.peer, accepted.client.as_ref());
         self.slot.move_to(&attribution.connector);
+        self.verdict = Arc::clone(&attribution.verdict);
         self.attribution = attribution;
         self.tls = Some(accepted.protocol);
         self.client = accepted.client;

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, DomainKind, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
-use crate::message::{Recipient, visit};
+use crate::message::{Domain, Recipient, visit};
 use crate::outcome::Setback;
 use crate::route::Hop;
 use crate::smtp::Reply;
@@ -42,6 +42,8 @@ pub struct Deliverer<R = Resolver> {
     ourselves: Ourselves,
     private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
+    /// What XOORG says of our mail on internal connectors.
+    organization: Option<Domain>,
     pool: Pool,
     /// Marks what leaves; `None`: nothing is marked.
     marks: Option<Arc<visit::Key>>,
@@ -100,7 +102,11 @@ impl<R: Resolve> Deliverer<R> {
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
         let ourselves = Ourselves::new(config.hostname.clone(), listening);
-        Self::with(ourselves, config.dns.private_targets.clone(), &config.send_connectors, resolver)
+        let domains = &config.accepted_domains;
+        let authoritative = domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+        let organization = authoritative.or(domains.first()).map(|domain| domain.name.clone());
+        let private_targets = config.dns.private_targets.clone();
+        Self { organization, ..Self::with(ourselves, private_targets, &config.send_connectors, resolver) }
     }
 
     fn with(ourselves: Ourselves, private_targets: Vec<IpNet>, connectors: &[Arc<SendConnector>], resolver: R) -> Self {
@@ -112,7 +118,15 @@ impl<R: Resolve> Deliverer<R> {
             };
             (connector.name.clone(), lane)
         });
-        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver, marks: None }
+        Self {
+            lanes: lanes.collect(),
+            ourselves,
+            private_targets,
+            organization: None,
+            pool: Pool::default(),
+            resolver,
+            marks: None,
+        }
     }
 
     /// The same, with every copy marked, so that it is known if it comes back.
@@ -197,7 +211,15 @@ impl<R: Resolve> Deliverer<R> {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
             };
-            let call = Call { pool: &self.pool, target: &target, way, message, copy, marks: self.marks.as_deref() };
+            let call = Call {
+                pool: &self.pool,
+                target: &target,
+                way,
+                message,
+                copy,
+                organization: self.organization.as_ref().filter(|_| connector.internal),
+                marks: self.marks.as_deref(),
+            };
             match call.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
@@ -252,6 +274,8 @@ struct Call<'a> {
     way: Way<'a>,
     message: &'a Message,
     copy: &'a crate::route::HopCopy,
+    /// For XOORG, where the host is of the other premises.
+    organization: Option<&'a Domain>,
     marks: Option<&'a visit::Key>,
 }
 
@@ -283,7 +307,7 @@ impl Call<'_> {
                 Some(content) => &*content,
                 None => {
                     let mark = self.mark(pending);
-                    content.insert(Content::of(self.message, mark).await.map_err(Failure::Setback)?)
+                    content.insert(Content::of(self.message, mark, connector.internal).await.map_err(Failure::Setback)?)
                 }
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
@@ -370,6 +394,7 @@ impl Call<'_> {
             utf8_header: content.utf8_header,
             max_recipients: self.way.connector.max_recipients,
             chunking: chunking && self.way.connector.chunking,
+            xoorg: self.organization,
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Arrival {
     pub hello: String,
     /// MAIL FROM and RCPT TO, with their parameters.
     pub envelope: Envelope,
+    /// What XOORG said.
+    pub xoorg: Option<Domain>,
     /// The message, byte for byte.
     pub content: Bytes,
     /// Protocol version and cipher; `None`: it came in the clear.
@@ -143,7 +145,7 @@ async fn listen(listener: TcpListener, host: Arc<Host>, stop: watch::Receiver<bo
 async fn serve(socket: TcpStream, host: Arc<Host>, stop: watch::Receiver<bool>) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let session = Session::new(host.terms(false), false, Instant::now());
-    let mut desk = Desk { host, content: BytesMut::new(), tls: None, client: None };
+    let mut desk = Desk { host, content: BytesMut::new(), tls: None, client: None, xoorg: None };
     drive(Stream::Plain(socket), session, &mut desk, stop).await
 }
 
@@ -158,6 +160,7 @@ impl Host {
             max_recipients: 1000,
             max_errors: 100,
             strict: false,
+            xoorg: true,
             command_timeout: SESSION_TIMEOUT,
             data_timeout: SESSION_TIMEOUT,
         }
@@ -170,6 +173,8 @@ struct Desk {
     content: BytesMut,
     tls: Option<String>,
     client: Option<ClientCertificate>,
+    /// Of the message under way.
+    xoorg: Option<Domain>,
 }
 
 impl Desk {
@@ -186,8 +191,15 @@ impl Desk {
         if let Some(reply) = refused {
             return reply;
         }
-        let arrival =
-            Arrival { place: self.host.place, hello, envelope, content, tls: self.tls.clone(), client: self.client() };
+        let arrival = Arrival {
+            place: self.host.place,
+            hello,
+            envelope,
+            xoorg: self.xoorg.take(),
+            content,
+            tls: self.tls.clone(),
+            client: self.client(),
+        };
         match self.host.arrived.send(arrival).await {
             Ok(()) => Reply::accepted(MessageId(0)),
             Err(_) => Reply::shutting_down(),
@@ -198,7 +210,10 @@ impl Desk {
 impl Reception for Desk {
     async fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Sender { .. } => Answer::Go,
+            Question::Sender { xoorg, .. } => {
+                self.xoorg = xoorg;
+                Answer::Go
+            }
             Question::Recipient(_) => {
                 match self.host.behaviour.lock().unwrap_or_else(PoisonError::into_inner).recipient.clone() {
                     Some(reply) => Answer::Refuse(reply),

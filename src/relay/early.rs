@@ -265,6 +265,7 @@ impl Relay {
             connector: message.connector.clone(),
             message_id: message.message_id.clone(),
             prefix: message.prefix.clone(),
+            organization: message.organization,
             content,
             copies: message.copies.clone(),
         }))

@@ -22,10 +22,10 @@ use crate::config::{Acknowledge, Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::message::received::Received;
-use crate::message::{BodyType, Envelope, Recipient, header, visit};
+use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header, visit};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::{Disagreements, Refusal, RefusalKind, Routed, plan};
+use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
 use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
@@ -33,6 +33,7 @@ use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
 mod acknowledge;
 mod early;
 mod events;
+mod origin;
 pub mod schedule;
 mod settle;
 #[cfg(test)]
@@ -107,6 +108,8 @@ pub struct Asked<'a> {
     pub mail: Option<&'a (Envelope, Option<u64>)>,
     /// How many recipients the message has so far, groups expanded.
     pub routed: usize,
+    /// What the message is held to be.
+    pub verdict: &'a Verdict,
 }
 
 /// Who brought a message.
@@ -135,6 +138,8 @@ pub struct Submission {
     pub connector: Arc<ReceiveConnector>,
     /// Who brought it.
     pub peer: Peer,
+    /// What it is held to be, so far.
+    pub verdict: Arc<Verdict>,
 }
 
 impl Relay {
@@ -225,9 +230,9 @@ impl Relay {
     ) -> Result<Vec<Routed>, Reply> {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let asking = Asking {
-            origin: asked.connector.origin,
+            origin: asked.verdict.origin,
             connector: &asked.connector.name,
-            may_relay: asked.connector.relay,
+            may_relay: asked.verdict.may_relay,
             size: asked.mail.and_then(|(_, size)| *size),
         };
         let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
@@ -268,21 +273,32 @@ impl Relay {
 
     /// Takes a whole message and says what the end of its data is answered with.
     pub async fn take(&self, snapshot: &Arc<Snapshot>, submission: Submission) -> Reply {
-        let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
+        let Submission { mut envelope, mut routed, draft, connector, peer, verdict } = submission;
         let head = draft.head();
         let facts = header::facts(&head);
-        drop(head);
-        if facts.received >= HOP_LIMIT {
-            let reply = Reply::too_many_hops();
-            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+        let size = draft.len();
+        let fault = if facts.received >= HOP_LIMIT {
+            Some(Reply::too_many_hops())
+        } else if !facts.is_judged(size) {
+            Some(Reply::header_too_long(header::HEADER_LIMIT, header::FIELD_LIMIT))
+        } else {
+            None
+        };
+        if let Some(reply) = fault {
+            self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &reply);
             return reply;
         }
-        let size = draft.len();
+        let from = (&*connector, &peer, verdict);
+        let verdict = match self.judge_header(snapshot, from, (&envelope, &head, size), &mut routed) {
+            Ok(verdict) => verdict,
+            Err(reply) => return reply,
+        };
+        drop(head);
         let config = &snapshot.config;
         let rules = Rules { config, directory: snapshot.directory.as_ref() };
         if let Err(refusal) = rules.check_size(&routed, size) {
             let reply = refusal.to_reply();
-            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &refusal);
+            self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &refusal);
             return reply;
         }
         let accepted = Timestamp::now();
@@ -293,7 +309,8 @@ impl Relay {
                 Circling::No => {}
                 Circling::Some(indexes) => indexes.into_iter().for_each(|index| visits::cut(&mut routed[index])),
                 Circling::Refuse(reply) => {
-                    self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+                    let status = reply.status_or_class();
+                    self.track_refused_message(&envelope, &connector, &peer, &verdict, status, &reply);
                     return reply;
                 }
             }
@@ -330,6 +347,7 @@ impl Relay {
             connector: connector.name.to_string().into(),
             message_id: facts.message_id.map(String::into_boxed_str),
             prefix,
+            organization: OrganizationHeaders::of(facts.organization, verdict.internal),
             content: draft,
             copies: plan::plan(routed),
             settles: Vec::new(),
@@ -337,7 +355,7 @@ impl Relay {
         if let Acknowledge::DeliveredOrDurable { window } = config.spool.acknowledge {
             return self
                 .take_early(snapshot, message, window, |relay, message| {
-                    relay.track_received(message, &peer, size, &noted);
+                    relay.track_received(message, &peer, size, &verdict, &noted);
                 })
                 .await;
         }
@@ -345,7 +363,7 @@ impl Relay {
             Ok(receipt) => {
                 let reply = acknowledge::acknowledge(&receipt);
                 crash_point("accept.durable");
-                self.track_received(&receipt.message, &peer, size, &noted);
+                self.track_received(&receipt.message, &peer, size, &verdict, &noted);
                 self.schedule(snapshot, receipt.message);
                 reply
             }

@@ -16,7 +16,7 @@ use super::{Relay, Snapshot};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
-use crate::message::{Address, Body, Envelope, MessageId, Recipient, header};
+use crate::message::{Address, Body, Envelope, MessageId, OrganizationHeaders, Recipient, header};
 use crate::outcome::report::{End as ReportEnd, Kind, Report, Told};
 use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
@@ -250,6 +250,7 @@ impl Relay {
             connector: Box::default(),
             message_id: facts.message_id.map(String::into_boxed_str),
             prefix: own_received(&snapshot.config, id, &to, now),
+            organization: OrganizationHeaders::None,
             content: Draft::from_bytes(content),
             copies: plan::plan(routed),
             settles,

@@ -18,12 +18,14 @@ pub mod matrix;
 pub mod plan;
 pub mod resolve;
 pub mod space;
+pub mod trust;
 #[cfg(test)]
 pub(crate) mod world;
 
 pub use disagreement::{Disagreement, Disagreements};
 pub use plan::plan;
 pub use resolve::{Asking, Failed, Resolution, Rules};
+pub use trust::{Clause, Verdict};
 
 /// Where one recipient goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -155,6 +155,23 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
+    /// May somebody from the Internet, by whatever connector, send as this sender? A partner who must come one way does
+    /// not come as a stranger.
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_stranger(&self, sender: Option<&Address>) -> Result<(), Reply> {
+        let Some(domain) = sender.map(Address::domain) else { return Ok(()) };
+        let kept = |connector: &Arc<ReceiveConnector>| {
+            let mut listed = connector.sender_domains.iter();
+            connector.only_here && listed.any(|(name, below)| domain == name || (*below && domain.is_within(name)))
+        };
+        if self.config.receive_connectors.iter().any(kept) {
+            return Err(Reply::partner_comes_another_way(domain));
+        }
+        Ok(())
+    }
+
     /// The accepted domain that `domain` is of: the longest name, and itself before a pattern.
     pub fn accepted(&self, domain: &Domain) -> Option<&'a AcceptedDomain> {
         let of = |accepted: &&AcceptedDomain| {

@@ -7,7 +7,7 @@
 //! Not here: what ends a line (`framing`), what may follow what (`server`).
 //!
 //! Standards: RFC 5321 sections 4.1.1 and 4.1.2, 1870 (SIZE), 3030 (BDAT), 3461 (RET, ENVID, NOTIFY, ORCPT), 6152
-//! (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS).
+//! (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS). XOORG: interface section 9.
 
 use super::Reply;
 use crate::message::address::Malformed;
@@ -151,6 +151,8 @@ pub struct Manners {
     pub secure: bool,
     /// No blank is forgiven.
     pub strict: bool,
+    /// XOORG was offered.
+    pub xoorg: bool,
 }
 
 /// The arguments of MAIL.
@@ -170,6 +172,8 @@ pub struct Mail {
     pub envid: Option<Box<str>>,
     /// REQUIRETLS.
     pub requiretls: bool,
+    /// XOORG: the author's organization.
+    pub xoorg: Option<Domain>,
 }
 
 impl Mail {
@@ -207,6 +211,9 @@ impl Mail {
                         return Err(Reply::requiretls_needs_tls());
                     }
                 }
+                "XOORG" if manners.xoorg => parameter.once(&mut mail.xoorg, |value| {
+                    Domain::parse(value).ok().filter(|domain| domain.literal().is_none())
+                })?,
                 _ => return Err(Reply::unknown_parameter(parameter.name)),
             }
         }

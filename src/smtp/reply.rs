@@ -422,6 +422,11 @@ impl Reply {
         Self::new(554, Status(5, 4, 6), "too many hops")
     }
 
+    /// The header block does not end where we stop looking: it could hide what is to be cut. C116, S-123.
+    pub fn header_too_long(bytes: usize, fields: usize) -> Self {
+        Self::new(552, Status(5, 3, 4), format!("the header has more than {bytes} bytes or {fields} fields"))
+    }
+
     /// The message has been here before and would go the same way again; `words` tell why, one fact a line.
     pub fn second_visit(may_be_moving: bool, words: &str) -> Self {
         match may_be_moving {

@@ -36,6 +36,8 @@ pub struct Terms {
     pub max_errors: usize,
     /// Refuse clients that talk before the greeting or pipeline out of order.
     pub strict: bool,
+    /// XOORG is offered, in TLS: an internal connector.
+    pub xoorg: bool,
     /// RFC 5321 section 4.5.3.2: the wait for a command.
     pub command_timeout: Duration,
     /// The wait for the next piece of a message.
@@ -73,6 +75,8 @@ pub enum Question {
         envelope: Envelope,
         /// SIZE, if it was given.
         size: Option<u64>,
+        /// XOORG, if it was given: the author's organization.
+        xoorg: Option<Domain>,
     },
     /// May this recipient come? Answered `Go` or `Refuse`.
     Recipient(Recipient),
@@ -570,6 +574,7 @@ impl Session {
                 starttls: self.terms.offer_starttls && !self.secure,
                 max_message_size: self.size_limit(),
                 max_recipients: self.terms.max_recipients,
+                xoorg: self.terms.xoorg,
             };
             Reply::extended_hello(hostname, offer.keywords())
         } else {
@@ -604,9 +609,9 @@ impl Session {
     fn mail(&mut self, arguments: &[u8]) -> Move {
         match self.check_mail(arguments) {
             Ok(mail) => {
-                let Mail { sender, size, body, smtputf8, ret, envid, requiretls } = mail;
+                let Mail { sender, size, body, smtputf8, ret, envid, requiretls, xoorg } = mail;
                 let envelope = Envelope { sender, recipients: Vec::new(), ret, envid, body, smtputf8, requiretls };
-                let question = Question::Sender { envelope: envelope.clone(), size };
+                let question = Question::Sender { envelope: envelope.clone(), size, xoorg };
                 let transaction = Transaction { envelope, size, refused: false, index: HashSet::new() };
                 self.state = State::AskingSender(Box::new(transaction));
                 Move::Give(Step::Ask(question))
@@ -1012,7 +1017,12 @@ impl Session {
     }
 
     fn manners(&self) -> Manners {
-        Manners { extended: self.is_extended(), secure: self.secure, strict: self.terms.strict }
+        Manners {
+            extended: self.is_extended(),
+            secure: self.secure,
+            strict: self.terms.strict,
+            xoorg: self.secure && self.terms.xoorg,
+        }
     }
 }
 

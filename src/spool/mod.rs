@@ -29,7 +29,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::config::ConnectorName;
-use crate::message::{Body, Envelope, MessageId};
+use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
 use crate::route::{Hop, HopCopy};
 
 mod commit;
@@ -69,6 +69,8 @@ pub struct Message {
     pub message_id: Option<Box<str>>,
     /// Fields put in front of the content: our `Received:`.
     pub prefix: Bytes,
+    /// What becomes of the organization headers in the content.
+    pub organization: OrganizationHeaders,
     /// What came.
     pub content: Body,
     /// The plan: one copy per next hop.
@@ -90,6 +92,8 @@ pub struct NewMessage {
     pub message_id: Option<Box<str>>,
     /// See [`Message`].
     pub prefix: Bytes,
+    /// See [`Message`].
+    pub organization: OrganizationHeaders,
     /// The content.
     pub content: Draft,
     /// See [`Message`].
@@ -483,8 +487,18 @@ impl Spool {
     /// Why it was not put; nothing of it stays then.
     pub async fn put(&self, message: NewMessage) -> Result<Receipt, PutError> {
         let shared = &self.shared;
-        let NewMessage { id, accepted, mut envelope, connector, message_id, prefix, content, copies, settles } =
-            message;
+        let NewMessage {
+            id,
+            accepted,
+            mut envelope,
+            connector,
+            message_id,
+            prefix,
+            organization,
+            content,
+            copies,
+            settles,
+        } = message;
         if copies.len() > usize::from(u16::MAX)
             || copies.iter().any(|copy| copy.recipients.len() > usize::from(u16::MAX))
         {
@@ -509,7 +523,8 @@ impl Spool {
             }
         };
         let message =
-            Arc::new(Message { id, accepted, envelope, connector, message_id, prefix, content: body, copies });
+            Message { id, accepted, envelope, connector, message_id, prefix, organization, content: body, copies };
+        let message = Arc::new(message);
         let head = format::encode_message(&message, &settles, &[], content);
         let pieces = match (&message.content, content) {
             (Body::Memory(pieces), Content::Inline { .. }) => pieces.clone(),

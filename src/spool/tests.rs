@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use super::model::{CHANGES, Fault, Model, ModelDisk, Op};
 use super::*;
 use crate::config::ConnectorName;
-use crate::message::{Address, BodyType, Domain, Notify, OriginalRecipient, Recipient, Ret};
+use crate::message::{Address, BodyType, Domain, Notify, OrganizationHeaders, OriginalRecipient, Recipient, Ret};
 use crate::route::{CopyRecipient, Hop};
 
 const ROOT: &str = "/spool";
@@ -89,6 +89,7 @@ fn message(spool: &Spool, content: Draft, counts: &[usize]) -> NewMessage {
         connector: "internet".into(),
         message_id: Some(format!("<{id}@example.com>").into()),
         prefix: Bytes::from(format!("Received: {id}\r\n")),
+        organization: OrganizationHeaders::None,
         content,
         copies: copies(counts),
         settles: Vec::new(),
@@ -819,6 +820,7 @@ fn f020_a_spool_of_version_1_is_read_exactly() {
     assert_eq!(found.connector, expected.connector);
     assert_eq!(found.message_id, expected.message_id);
     assert_eq!(found.prefix, expected.prefix);
+    assert_eq!(found.organization, expected.organization);
     assert_eq!(found.copies, expected.copies);
     assert_eq!(read(&found.content), read(&expected.content));
     // The generation goes on from the newest segment, though its file is missing.
@@ -849,6 +851,8 @@ fn golden_message() -> Message {
         connector: "internet".into(),
         message_id: Some("<1@example.com>".into()),
         prefix: Bytes::from_static(b"Received: from here\r\n"),
+        // The first version did not look for them; what it left is looked at when it leaves.
+        organization: OrganizationHeaders::Cut,
         content: Body::from_bytes(&b"Subject: hi\r\n\r\nbody\r\n"[..]),
         copies,
     }

@@ -44,6 +44,7 @@ fn terms() -> Terms {
         max_recipients: 1000,
         max_errors: 1000,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }
