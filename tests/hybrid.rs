@@ -10,13 +10,14 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use causeway::demo::client::Client;
 use causeway::demo::hops::{self, Path, Place, Told};
 use causeway::demo::hybrid::{Plan, Posted};
-use causeway::demo::mail::{DAVID, ERIN, JULIE, MAIL, Mail, NOBODY, Scenario};
+use causeway::demo::mail::{DAVID, ERIN, JULIE, MAIL, Mail, Scenario};
 use causeway::demo::{self, Arrival, HybridWorld};
 use causeway::message::header;
 use causeway::smtp::Reply;
-use causeway::tls::Proof;
+use causeway::tls::{Authority, Demand, Names, Proof};
 use common::Scratch;
 use tokio::time::timeout;
 
@@ -164,6 +165,10 @@ fn look_at(arrival: &Arrival, mail: &Mail, posted: &Posted, what: &str) {
         (_, None) => assert!(arrival.tls.is_some(), "{what}: in the clear"),
     }
 
+    // The relay vouches for its organization to the mailboxes behind it, and to nobody else.
+    let vouched = arrival.xoorg.as_ref().map(|domain| domain.as_str());
+    assert_eq!(vouched, inside(at).then_some(demo::DOMAIN), "{what}: XOORG");
+
     // In front stand the relays' own fields, and nothing else; behind them everything as it was sent. What is from
     // inside and stays inside keeps the organization's fields; the others never had any right to them.
     let content = String::from_utf8(arrival.content.to_vec()).unwrap();
@@ -217,4 +222,199 @@ async fn scenario_3_mx_and_exit_on_premises() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scenario_4_mx_on_premises_exit_in_the_cloud() {
     every_mail_goes_its_way(4).await;
+}
+
+/// What cannot arrive: the directories of P and C, the mail, where it ends and how, and who says so to its sender.
+struct Lost {
+    what: &'static str,
+    scenario: u8,
+    /// Lines only the relay on-premises has, and only the one in the cloud.
+    recipients: [&'static str; 2],
+    /// Replaced in both configurations.
+    configuration: [&'static str; 2],
+    to: &'static [&'static str],
+    ends: &'static str,
+    report: &'static str,
+    says: &'static [&'static str],
+}
+
+const AUTHORITATIVE: &str = "name = \"contoso.com\"\n";
+const INTERNAL_RELAY: &str = "name = \"contoso.com\"\ntype = \"internal-relay\"\n";
+const HYBRID: &str = "[hybrid]\n";
+const NO_GRACE: &str = "[hybrid]\ndisagreement_grace = \"0s\"\n";
+/// Each side holds it to be on the other.
+const MOVED: [&str; 2] = ["zoe@contoso.com,cloud,\n", "zoe@contoso.com,on-premises,\n"];
+/// Each side forwards to the other: neither sees the circle in its own directory.
+const CIRCLE: [&str; 2] = [
+    "ping@contoso.com,cloud,\npong@contoso.com,forward,ping@contoso.com\n",
+    "ping@contoso.com,forward,pong@contoso.com\npong@contoso.com,on-premises,\n",
+];
+
+/// Interface section 5: rows "cloud, from on-premises, on-premises mailbox" and 3, and 6.
+const LOST: &[Lost] = &[
+    Lost {
+        what: "each side holds zoe to be on the other, MX here",
+        scenario: 3,
+        recipients: MOVED,
+        configuration: [HYBRID, NO_GRACE],
+        to: &["zoe@contoso.com"],
+        ends: "zoe: internet > P, then 5.4.6",
+        report: "erin: P > internet",
+        says: &["5.4.6", "zoe@contoso.com"],
+    },
+    Lost {
+        what: "each side holds zoe to be on the other, MX there",
+        scenario: 1,
+        recipients: MOVED,
+        configuration: [HYBRID, NO_GRACE],
+        to: &["zoe@contoso.com"],
+        ends: "zoe: internet > C > P, then 5.4.6",
+        report: "erin: P > C > internet",
+        says: &["5.4.6", "zoe@contoso.com"],
+    },
+    Lost {
+        what: "each side holds zoe to be on the other, everything on-premises first",
+        scenario: 2,
+        recipients: MOVED,
+        configuration: [HYBRID, NO_GRACE],
+        to: &["zoe@contoso.com"],
+        ends: "zoe: internet > C > P, then 5.4.6",
+        report: "erin: P > C > internet",
+        says: &["5.4.6", "zoe@contoso.com"],
+    },
+    Lost {
+        what: "known on neither side, MX here",
+        scenario: 4,
+        recipients: ["", ""],
+        configuration: [AUTHORITATIVE, INTERNAL_RELAY],
+        to: &["nobody@contoso.com"],
+        ends: "nobody: internet > P, then 5.1.1",
+        report: "erin: P > C > internet",
+        says: &["5.1.1", "nobody@contoso.com"],
+    },
+    Lost {
+        what: "known on neither side, MX there",
+        scenario: 1,
+        recipients: ["", ""],
+        configuration: [AUTHORITATIVE, INTERNAL_RELAY],
+        to: &["nobody@contoso.com"],
+        ends: "nobody: internet > C, then 5.1.1",
+        report: "erin: C > internet",
+        says: &["5.1.1", "nobody@contoso.com"],
+    },
+    Lost {
+        what: "known on neither side, everything on-premises first",
+        scenario: 2,
+        recipients: ["", ""],
+        configuration: [AUTHORITATIVE, INTERNAL_RELAY],
+        to: &["nobody@contoso.com"],
+        ends: "nobody: internet > C, then 5.1.1",
+        report: "erin: C > P > C > internet",
+        says: &["5.1.1", "nobody@contoso.com"],
+    },
+    Lost {
+        what: "a circle that neither side sees, MX here: cut where it comes the second time",
+        scenario: 3,
+        recipients: CIRCLE,
+        configuration: [HYBRID, NO_GRACE],
+        to: &["ping@contoso.com"],
+        ends: "ping: internet > P > C > P, then 5.4.6",
+        report: "erin: P > internet",
+        says: &["5.4.6", "pong@contoso.com", "causeway trace --message-id"],
+    },
+    Lost {
+        what: "a circle that neither side sees, MX there: by another door is no second time",
+        scenario: 1,
+        recipients: CIRCLE,
+        configuration: [HYBRID, NO_GRACE],
+        to: &["ping@contoso.com"],
+        ends: "pong: internet > C > P > C, then 5.4.6",
+        report: "erin: C > internet",
+        says: &["5.4.6", "ping@contoso.com", "causeway trace --message-id"],
+    },
+];
+
+/// Nothing goes round: the sender is told, once, by the side that knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_loop_ends_with_the_answer_of_the_interface() {
+    for lost in LOST {
+        let what = lost.what;
+        let recipients = |place| lost.recipients[usize::from(place == Place::C)].to_owned();
+        let [before, after] = lost.configuration;
+        let configuration = |_, text: String| {
+            assert!(text.contains(before), "{what}");
+            text.replace(before, after)
+        };
+        let mut test = Test::with(lost.scenario, &recipients, &configuration).await;
+        let posted = test.post(&Mail { name: "lost", from: Place::Internet, sender: ERIN, to: lost.to }).await;
+        let report = test.arrivals(1).await.into_values().next().unwrap().remove(0);
+        let story = test.told.story(&posted.message_id).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(shown(&story.paths), [lost.ends], "{what}\n{}", test.everything());
+        assert_eq!(report.envelope.sender, None, "{what}");
+        let text = String::from_utf8_lossy(&report.content).replace("\r\n ", " ");
+        assert_eq!(shown(&hops::from_received(&report).unwrap()), [lost.report], "{what}\n{text}");
+        for words in lost.says {
+            assert!(text.contains(words), "{what}: {words}\n{text}");
+        }
+        assert!(!text.to_ascii_lowercase().contains(ORGANIZATION[0]), "{what}: {text}");
+        test.world.stop().await;
+    }
+}
+
+/// `disagreement_grace`: the mailbox may be moving, so its mail waits, and arrives when the other side knows too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_for_a_mailbox_that_moves_waits_for_it() {
+    let recipients = |place| MOVED[usize::from(place == Place::C)].to_owned();
+    let soon = |_, text: String| text.replace("min_free_space", "retry = [\"1s\"]\nmin_free_space");
+    let mut test = Test::with(3, &recipients, &soon).await;
+    let mail = Mail { name: "moving", from: Place::Internet, sender: ERIN, to: &["zoe@contoso.com"] };
+    let posted = test.post(&mail).await;
+    let detail = test.event(Place::P, "DEFER", "zoe@contoso.mail.onmicrosoft.com", "4.4.6").await;
+    assert!(detail.contains("451 4.4.6"), "{detail}");
+    assert!(test.world.arrivals.try_recv().is_err());
+
+    // The cloud's directory follows.
+    let file = test.world.folder.join("C/recipients.csv");
+    let moved = std::fs::read_to_string(&file).unwrap().replace(MOVED[1], MOVED[0]);
+    std::fs::write(&file, moved).unwrap();
+    assert!(test.world.cloud.relay.reread());
+    test.arrivals(1).await;
+    let story = test.told.story(&posted.message_id).unwrap();
+    assert_eq!(shown(&story.paths), ["zoe: internet > P > C > cloud"]);
+    test.world.stop().await;
+}
+
+/// A peer at the door that both the Internet and the other relay use: only the right name on the right chain makes it
+/// the other relay. Whoever it is not may reach the organization, as anybody may, and nobody else through it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_its_certificate_makes_a_peer_the_other_premises() {
+    let mut test = Test::start(3).await;
+    let stranger = Authority::new("another authority");
+    let (roots, ours) = (test.world.authority.roots(), &test.world.authority);
+    let (right, wrong_name) = (ours.identity(&[demo::CLOUD]), ours.identity(&[demo::ON_PREMISES]));
+    let wrong_chain = stranger.identity(&[demo::CLOUD]);
+    let claims = |identity| {
+        let names = Names::new(vec![demo::RELAY.to_owned()]).unwrap();
+        Client::new(demo::CLOUD_HOST).with_tls(identity, demo::RELAY, Demand::Domain(roots.clone(), names))
+    };
+    let content = format!(
+        "From: <{DAVID}>\r\nMessage-ID: <claim@contoso.com>\r\nX-OriginatorOrg: contoso.com\r\n\
+         X-MS-Exchange-Organization-AuthAs: Internal\r\n\r\nhello\r\n"
+    );
+    for (who, identity, believed) in [
+        ("the cloud's relay", Some(&right), true),
+        ("its name, issued by another authority", Some(&wrong_chain), false),
+        ("another name of ours", Some(&wrong_name), false),
+        ("no certificate", None, false),
+    ] {
+        let sent = claims(identity).send(test.world.on_premises.door, DAVID, &[JULIE, ERIN], "", &content).await;
+        let sent = sent.unwrap();
+        let codes: Vec<u16> = sent.recipients.iter().map(|reply| reply.code).collect();
+        assert_eq!(codes, if believed { [250, 250] } else { [250, 550] }, "{who}: {sent:?}");
+        let arrivals = test.arrivals(if believed { 2 } else { 1 }).await;
+        let julies = arrivals.values().flatten().find(|arrival| arrival.place == "on-premises").unwrap();
+        let kept = String::from_utf8_lossy(&julies.content).contains("X-MS-Exchange-Organization-AuthAs");
+        assert_eq!(kept, believed, "{who}: organization headers");
+    }
+    test.world.stop().await;
 }

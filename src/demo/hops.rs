@@ -151,6 +151,8 @@ pub fn from_received(arrival: &Arrival) -> Result<Vec<Path>, String> {
     let mut last: Option<&str> = None;
     for field in &fields {
         match last {
+            // A relay's own report comes from the relay itself.
+            None if field.from == field.by => {}
             None => places.push(known(&field.from)?),
             Some(by) if by == field.from => {}
             Some(by) => return Err(format!("{} took it from {}, and not from {by} before it", field.by, field.from)),

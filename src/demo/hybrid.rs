@@ -339,8 +339,6 @@ struct Mirror {
     relay: &'static str,
     relay_proves: &'static str,
     relay_at: SocketAddr,
-    /// The routing domain belongs to the cloud: there it is an accepted domain, here the way to it.
-    accepted: &'static [&'static str],
 }
 
 impl Mirror {
@@ -358,7 +356,6 @@ impl Mirror {
             relay: CLOUD_HOST,
             relay_proves: CLOUD,
             relay_at: address(&other.common),
-            accepted: &[DOMAIN],
         }
     }
 
@@ -379,7 +376,6 @@ impl Mirror {
             relay: RELAY,
             relay_proves: RELAY,
             relay_at: address(&other.common),
-            accepted: &[DOMAIN, ROUTING_DOMAIN],
         }
     }
 }
@@ -391,8 +387,6 @@ fn address(listener: &StdListener) -> SocketAddr {
 impl Common {
     /// One relay's configuration.
     fn configuration(&self, side: &Mirror) -> String {
-        let accepted: String =
-            side.accepted.iter().map(|name| format!("[[accepted_domain]]\nname = \"{name}\"\n\n")).collect();
         format!(
             r#"hostname = "{hostname}"
 postmaster = "{JULIE}"
@@ -416,7 +410,10 @@ cloud = "to-cloud"
 routing_domain = "{ROUTING_DOMAIN}"
 {hybrid}
 
-{accepted}[[directory]]
+[[accepted_domain]]
+name = "{DOMAIN}"
+
+[[directory]]
 kind = "file"
 path = "recipients.csv"
 

@@ -61,7 +61,7 @@ fn introduce(world: &HybridWorld) {
         (Place::Cloud, "the mailboxes there", world.cloud.mailboxes.address),
     ];
     for (place, what, address) in doors {
-        println!("    {BOLD}{:<9}{BOLD:#} {what:<23} {address:<16} {}", place.word(), place.proves());
+        println!("    {BOLD}{:<9}{BOLD:#} {what:<22} {address:<16} {}", place.word(), place.proves());
     }
     println!();
     println!("    MX of {}       {} {DIM}({}){DIM:#}", demo::DOMAIN, scenario.mx, scenario.mx.host());
@@ -132,7 +132,7 @@ fn verdict(path: &Path, good: bool, arrival: Option<&Arrival>) {
         let sender = arrival.envelope.sender.as_ref().map_or(String::new(), ToString::to_string);
         format!("from <{sender}>{}", if has_organization(arrival) { ", internal" } else { "" })
     });
-    println!("    {style}{word}  {:<36}{style:#} {DIM}{}{DIM:#}", path.to_string(), ended.unwrap_or_default());
+    println!("    {style}{word}  {:<37}{style:#} {DIM}{}{DIM:#}", path.to_string(), ended.unwrap_or_default());
 }
 
 fn is_end_of(arrival: &Arrival, path: &Path) -> bool {
