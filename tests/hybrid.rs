@@ -13,12 +13,12 @@ use std::time::Duration;
 use causeway::demo::client::Client;
 use causeway::demo::hops::{self, Path, Place, Told};
 use causeway::demo::hybrid::{Plan, Posted};
-use causeway::demo::mail::{DAVID, ERIN, JULIE, MAIL, Mail, Scenario};
+use causeway::demo::mail::{DAVID, ERIN, JULIE, MAIL, Mail, SCENARIOS, Scenario};
 use causeway::demo::{self, Arrival, HybridWorld};
 use causeway::message::header;
 use causeway::smtp::Reply;
 use causeway::tls::{Authority, Demand, Names, Proof};
-use common::Scratch;
+use common::{Scratch, causeway, run, said};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -417,4 +417,38 @@ async fn only_its_certificate_makes_a_peer_the_other_premises() {
         assert_eq!(kept, believed, "{who}: organization headers");
     }
     test.world.stop().await;
+}
+
+/// What a person sees: every scenario's table holds, and a file or a pipe gets neither colours nor long lines.
+#[test]
+fn the_demo_shows_every_scenario() {
+    for scenario in &SCENARIOS {
+        let number = scenario.number.to_string();
+        let output = run(causeway().args(["demo", "--once", "--scenario", &number]), PATIENCE);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(0), "scenario {number}\n{text}");
+        for (mail, copies) in scenario.copies {
+            let (_, shown) = text.split_once(mail).unwrap_or_else(|| panic!("scenario {number}, {mail}\n{text}"));
+            for copy in *copies {
+                assert!(shown.contains(&format!("ok  {copy}")), "scenario {number}, {mail}: {copy}\n{text}");
+            }
+        }
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80 && !line.contains('\u{1b}'), "scenario {number}: {line:?}");
+        }
+    }
+    assert_eq!(run(causeway().args(["demo", "--once", "--scenario", "5"]), PATIENCE).status.code(), Some(2));
+}
+
+/// The configurations that everything above rests on are ones that `check` would let pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_finds_nothing_wrong_with_either_side() {
+    for scenario in &SCENARIOS {
+        let test = Test::start(scenario.number).await;
+        for premises in [&test.world.on_premises, &test.world.cloud] {
+            let output = run(causeway().arg("-c").arg(&premises.configuration).arg("check"), PATIENCE);
+            assert_eq!(output.status.code(), Some(0), "scenario {}\n{}", scenario.number, said(&output));
+        }
+        test.world.stop().await;
+    }
 }

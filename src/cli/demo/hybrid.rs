@@ -61,7 +61,7 @@ fn introduce(world: &HybridWorld) {
         (Place::Cloud, "the mailboxes there", world.cloud.mailboxes.address),
     ];
     for (place, what, address) in doors {
-        println!("    {BOLD}{:<9}{BOLD:#} {what:<22} {address:<16} {}", place.word(), place.proves());
+        println!("    {BOLD}{:<8}{BOLD:#} {what:<22} {address:<16} {}", place.word(), place.proves());
     }
     println!();
     println!("    MX of {}       {} {DIM}({}){DIM:#}", demo::DOMAIN, scenario.mx, scenario.mx.host());
@@ -299,4 +299,71 @@ fn invite(world: &HybridWorld) {
     println!("        {DIM}do the two configurations fit?{DIM:#}");
     println!("    {causeway} -c {p} explain --to david@contoso.com --from you@fabrikam.com");
     println!("        {DIM}the same without sending anything{DIM:#}\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::message::{Address, BodyType, Envelope, Recipient};
+
+    use super::*;
+
+    const FRONT: &str = "Received: from mx1.fabrikam.com ([127.0.0.1]) by mail.contoso.com id A; now\r\n";
+    const CONTENT: &str = "Subject: x\r\nX-MS-Exchange-Organization-SCL: 1\r\n\r\nhello\r\n";
+    const MAIL: Mail = Mail { name: "x", from: Place::Internet, sender: "erin@fabrikam.com", to: &[] };
+
+    fn arrival(place: &'static str, sender: Option<&str>, content: &str, proved: bool) -> Arrival {
+        let recipient = Recipient {
+            address: Address::parse("julie@contoso.com").unwrap(),
+            notify: crate::message::Notify::default(),
+            orcpt: None,
+        };
+        let protocol = "TLSv1.3".to_owned();
+        Arrival {
+            place,
+            hello: "mail.contoso.com".to_owned(),
+            envelope: Envelope {
+                sender: sender.map(|sender| Address::parse(sender).unwrap()),
+                recipients: vec![recipient],
+                ret: None,
+                envid: None,
+                body: BodyType::SevenBit,
+                smtputf8: false,
+                requiretls: false,
+            },
+            xoorg: None,
+            content: format!("{FRONT}{content}").into_bytes().into(),
+            tls: Some(protocol.clone()),
+            client: proved.then_some(Proof::Encrypted { protocol }),
+        }
+    }
+
+    /// The demo's word is worth something only if it would say no.
+    #[test]
+    fn every_fault_of_a_copy_is_seen() {
+        let posted = Posted {
+            message_id: "<1@x>".to_owned(),
+            content: CONTENT.to_owned(),
+            sent: demo::client::Sent { recipients: Vec::new(), message: None, proof: Proof::Plain },
+        };
+        let stripped = CONTENT.replace("X-MS-Exchange-Organization-SCL: 1\r\n", "");
+        let erin = Some("erin@fabrikam.com");
+        let way = ["julie: internet > P > onprem"];
+        let good = || arrival("on-premises", erin, &stripped, true);
+        let by_events = hops::from_received(&good()).unwrap();
+        let judge = |arrivals: &[Arrival], expected: &[&str]| judge(&MAIL, &posted, arrivals, &by_events, expected);
+        assert_eq!(judge(&[good()], &way), Vec::<String>::new());
+        for (arrivals, expected, fault) in [
+            (vec![good()], ["julie: internet > C > P > onprem"], "expected julie: internet > C > P > onprem"),
+            (vec![], way, "the Received fields say"),
+            (vec![good(), good()], way, "the Received fields say julie: internet > P > onprem; julie:"),
+            (vec![arrival("on-premises", None, &stripped, true)], way, "from <> instead of <erin@fabrikam.com>"),
+            (vec![arrival("on-premises", erin, &stripped, false)], way, "proved nothing"),
+            (vec![arrival("on-premises", erin, CONTENT, true)], way, "header fields were kept"),
+            (vec![arrival("on-premises", erin, "Subject: x\r\n\r\nhell\r\n", true)], way, "not as it was sent"),
+            (vec![arrival("cloud", erin, &stripped, true)], way, "the Received fields say"),
+        ] {
+            let faults = judge(&arrivals, &expected);
+            assert!(faults.iter().any(|one| one.contains(fault)), "{fault}: {faults:?}");
+        }
+    }
 }
