@@ -182,7 +182,7 @@ impl HybridWorld {
     /// What the socket said, an answer that ends the session, or a relay that did not prove who it is.
     pub async fn post(&self, mail: &Mail) -> io::Result<Posted> {
         let number = self.posted.fetch_add(1, Ordering::Relaxed);
-        let message_id = format!("<{number}.{}@{}>", mail.name.replace([' ', ','], "-"), mail.from.host());
+        let message_id = format!("<{number}.{}@{}>", mail.name.replace([' ', ',', '\''], "-"), mail.from.host());
         let content = content(mail, &message_id);
         let door = match mail.from {
             Place::OnPremises => self.on_premises.own_door,
@@ -380,6 +380,11 @@ impl Mirror {
     }
 }
 
+/// Mail to hybrid routing addresses never leaves for the Internet, whoever answers it.
+fn spaces(towards: &str) -> String {
+    if towards == "cloud" { format!("[\"{ROUTING_DOMAIN}\"]") } else { "[]".to_owned() }
+}
+
 fn address(listener: &StdListener) -> SocketAddr {
     listener.local_addr().expect("a listener that was bound has an address")
 }
@@ -453,6 +458,7 @@ max_connections_per_ip = 5000
 
 [[send_connector]]
 name = "to-{own}"                          # the mailboxes here
+address_spaces = {own_spaces}
 smart_hosts = ["{mailboxes}:{mailboxes_port}"]
 tls = "domain"
 tls_domain = ["{mailboxes}"]
@@ -463,6 +469,7 @@ internal = true
 
 [[send_connector]]
 name = "to-{other}"                        # the relay there
+address_spaces = {other_spaces}
 smart_hosts = ["{relay}:{relay_port}"]
 tls = "domain"
 tls_domain = ["{relay_proves}"]
@@ -481,6 +488,8 @@ port = {internet_port}
             dns = self.dns,
             own = side.own,
             other = side.other,
+            own_spaces = spaces(side.own),
+            other_spaces = spaces(side.other),
             hybrid = (side.hybrid)(self.scenario),
             door = side.door,
             own_door = side.own_door,

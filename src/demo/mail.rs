@@ -25,6 +25,7 @@ pub const MAIL: &[Mail] = &[
     mail("internet to david", Place::Internet, ERIN, &[DAVID]),
     mail("internet to both", Place::Internet, ERIN, &[JULIE, DAVID]),
     mail("julie to david", Place::OnPremises, JULIE, &[DAVID]),
+    mail("julie to david's other name", Place::OnPremises, JULIE, &[DAVID_THERE]),
     mail("david to julie", Place::Cloud, DAVID, &[JULIE]),
     mail("david to lisa", Place::Cloud, DAVID, &[LISA]),
     mail("julie to internet", Place::OnPremises, JULIE, &[ERIN]),
@@ -51,6 +52,8 @@ pub const ERIN: &str = "erin@fabrikam.com";
 pub const JULIE: &str = "julie@contoso.com";
 /// In the cloud.
 pub const DAVID: &str = "david@contoso.com";
+/// His hybrid routing address, as somebody may have kept it.
+pub const DAVID_THERE: &str = "david@contoso.mail.onmicrosoft.com";
 /// In the cloud too.
 pub const LISA: &str = "lisa@contoso.com";
 /// Forwarded to the Internet.
@@ -105,6 +108,7 @@ pub static SCENARIOS: [Scenario; 4] = [
             ("internet to david", &["david: internet > C > cloud"]),
             ("internet to both", &["david: internet > C > cloud", "julie: internet > C > P > onprem"]),
             ("julie to david", &["david: onprem > P > C > cloud"]),
+            ("julie to david's other name", &["david: onprem > P > C > cloud"]),
             ("david to julie", &["julie: cloud > C > P > onprem"]),
             ("david to lisa", &["lisa: cloud > C > cloud"]),
             ("julie to internet", &["erin: onprem > P > C > internet"]),
@@ -133,6 +137,7 @@ pub static SCENARIOS: [Scenario; 4] = [
             ("internet to david", &["david: internet > C > P > C > cloud"]),
             ("internet to both", &["david: internet > C > P > C > cloud", "julie: internet > C > P > onprem"]),
             ("julie to david", &["david: onprem > P > C > cloud"]),
+            ("julie to david's other name", &["david: onprem > P > C > cloud"]),
             ("david to julie", &["julie: cloud > C > P > onprem"]),
             ("david to lisa", &["lisa: cloud > C > cloud"]),
             ("julie to internet", &["erin: onprem > P > C > internet"]),
@@ -161,6 +166,7 @@ pub static SCENARIOS: [Scenario; 4] = [
             ("internet to david", &["david: internet > P > C > cloud"]),
             ("internet to both", &["david: internet > P > C > cloud", "julie: internet > P > onprem"]),
             ("julie to david", &["david: onprem > P > C > cloud"]),
+            ("julie to david's other name", &["david: onprem > P > C > cloud"]),
             ("david to julie", &["julie: cloud > C > P > onprem"]),
             ("david to lisa", &["lisa: cloud > C > cloud"]),
             ("julie to internet", &["erin: onprem > P > internet"]),
@@ -189,6 +195,7 @@ pub static SCENARIOS: [Scenario; 4] = [
             ("internet to david", &["david: internet > P > C > cloud"]),
             ("internet to both", &["david: internet > P > C > cloud", "julie: internet > P > onprem"]),
             ("julie to david", &["david: onprem > P > C > cloud"]),
+            ("julie to david's other name", &["david: onprem > P > C > cloud"]),
             ("david to julie", &["julie: cloud > C > P > onprem"]),
             ("david to lisa", &["lisa: cloud > C > cloud"]),
             ("julie to internet", &["erin: onprem > P > C > internet"]),
