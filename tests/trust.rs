@@ -455,6 +455,14 @@ async fn forged_headers_from_the_internet_reach_nobody() {
             assert!(!header.lines().any(|line| line.starts_with("x-ms-exchange")), "{row}: {header}");
         }
     }
+    // Too long for the log of the spool: from a file of its own.
+    let forged = "X-MS-Exchange-Organization-AuthAs: Internal\r\n";
+    let body = format!("\r\n{}", "a line of a large message\r\n".repeat(120_000));
+    let large = format!("{forged}{kept}{forged}{body}");
+    taken(&client.send("<erin@fabrikam.com>", &["julie@contoso.com"], large.as_bytes()).await, "3 MiB");
+    let arrival = test.arrival().await;
+    same(behind_trace(&arrival.content, "X-Kept:"), format!("{kept}{body}").as_bytes());
+    assert!(!String::from_utf8_lossy(&arrival.content[..1000]).contains("\r\nX-MS-"));
     // Longer than anybody can judge.
     let endless = format!("X-MS-Exchange-Organization-A: {}\r\n\r\n", "y".repeat(1 << 20));
     let many = format!("{}X-MS-Exchange-Organization-A: b\r\n\r\n", "A: b\r\n".repeat(10_000));

@@ -69,13 +69,15 @@ pub fn is_organization(field: &Field<'_>) -> bool {
 }
 
 /// The stretches of the header block in `head` that stay, in order and not empty, and where the block ends (in front of
-/// the empty line).
-fn kept(head: &[u8]) -> (Vec<Range<usize>>, usize) {
+/// the empty line). `None`: all of it stays.
+fn kept(head: &[u8]) -> Option<(Vec<Range<usize>>, usize)> {
     let mut kept: Vec<Range<usize>> = Vec::new();
-    let mut at = 0;
+    let (mut at, mut found) = (0, false);
     for field in header::all_fields(head) {
         let end = at + field.raw.len();
-        if !is_organization(&field) {
+        if is_organization(&field) {
+            found = true;
+        } else {
             match kept.last_mut() {
                 Some(last) if last.end == at => last.end = end,
                 _ => kept.push(at..end),
@@ -83,15 +85,12 @@ fn kept(head: &[u8]) -> (Vec<Range<usize>>, usize) {
         }
         at = end;
     }
-    (kept, at)
+    found.then_some((kept, at))
 }
 
 /// A message without organization headers. Borrowed if there are none.
 pub fn cut(message: &[u8]) -> Cow<'_, [u8]> {
-    let (mut kept, end) = kept(message);
-    if kept == [0..end] || end == 0 {
-        return Cow::Borrowed(message);
-    }
+    let Some((mut kept, end)) = kept(message) else { return Cow::Borrowed(message) };
     kept.push(end..message.len());
     Cow::Owned(kept.into_iter().flat_map(|range| &message[range]).copied().collect())
 }
@@ -104,10 +103,7 @@ pub fn cut(message: &[u8]) -> Cow<'_, [u8]> {
 /// What the file system says.
 pub fn cut_body(body: Body) -> io::Result<(Vec<Bytes>, Body)> {
     let head = head(&body)?;
-    let (kept, end) = kept(&head);
-    if kept == [0..end] || end == 0 {
-        return Ok((Vec::new(), body));
-    }
+    let Some((kept, end)) = kept(&head) else { return Ok((Vec::new(), body)) };
     match body {
         Body::Memory(pieces) => {
             let total = pieces.iter().map(Bytes::len).sum();
@@ -325,8 +321,7 @@ mod tests {
     /// By another way than the code's: lines of text, without regard to anything that is not in a name.
     fn naive(message: &[u8]) -> (Vec<u8>, bool) {
         let (mut left, mut found, mut cutting, mut inside) = (Vec::new(), false, false, true);
-        let mut lines = message.split_inclusive(|byte| *byte == b'\n').peekable();
-        while let Some(line) = lines.next() {
+        for line in message.split_inclusive(|byte| *byte == b'\n') {
             inside &= !matches!(line, b"\r\n" | b"\n");
             let continues = line.starts_with(b" ") || line.starts_with(b"\t");
             if inside && (!continues || left.is_empty() && !found) {
