@@ -30,6 +30,8 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Arrival {
     /// `on-premises`, `cloud` or `internet`.
     pub place: &'static str,
+    /// What the client called itself.
+    pub hello: String,
     /// MAIL FROM and RCPT TO, with their parameters.
     pub envelope: Envelope,
     /// What XOORG said.
@@ -185,7 +187,7 @@ impl Desk {
         certificate.judge(&self.host.roots, &names, Timestamp::now()).ok()
     }
 
-    async fn message(&mut self, envelope: Envelope) -> Reply {
+    async fn message(&mut self, envelope: Envelope, hello: String) -> Reply {
         let refused = self.host.behaviour.lock().unwrap_or_else(PoisonError::into_inner).message.clone();
         let content = self.content.split().freeze();
         if let Some(reply) = refused {
@@ -193,6 +195,7 @@ impl Desk {
         }
         let arrival = Arrival {
             place: self.host.place,
+            hello,
             envelope,
             xoorg: self.xoorg.take(),
             content,
@@ -221,7 +224,7 @@ impl Reception for Desk {
                     None => Answer::Go,
                 }
             }
-            Question::Message { envelope, .. } => Answer::Done(self.message(envelope).await),
+            Question::Message { envelope, hello, .. } => Answer::Done(self.message(envelope, hello).await),
         }
     }
 
