@@ -25,6 +25,7 @@ use crate::config::{self, Config, Problems};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::dns::Resolver;
+use crate::message::visit;
 use crate::outcome::tracking::Tracker;
 use crate::relay::{Relay, Snapshot};
 use crate::spool::{OpenError, Settings, Spool};
@@ -32,6 +33,7 @@ use crate::tls::Identity;
 
 mod log;
 mod privileges;
+mod visit_key;
 mod watch_files;
 
 pub use log::start as start_log;
@@ -233,10 +235,11 @@ impl Daemon {
         let config = Arc::new(config);
         let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();
         let directory = load_directory(&config, None);
-        let snapshot = snapshot(&config, directory, bound)?;
         let settings = Settings { path: config.spool.path.clone(), min_free_space: config.spool.min_free_space };
         let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
         let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
+        let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
+        let snapshot = snapshot(&config, directory, bound, Arc::new(visits))?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -396,7 +399,7 @@ impl Daemon {
                 .filter(|(listen, _)| listen_addresses(&config).contains(listen))
                 .map(|(_, open)| open.bound),
         );
-        let replaced = self.relay.replace(snapshot(&config, directory, bound)?);
+        let replaced = self.relay.replace(snapshot(&config, directory, bound, Arc::clone(&old.visits))?);
         tokio::spawn(async move { replaced.deliverer.close_idle().await });
         let wanted = listen_addresses(&config);
         self.closed.retain(|task| !task.is_finished());
@@ -449,10 +452,18 @@ fn refused(problems: &Problems) {
     error!("the new configuration is faulty; the old one stays");
 }
 
-fn snapshot(config: &Arc<Config>, directory: Arc<Directory>, bound: Vec<SocketAddr>) -> Result<Snapshot, Error> {
+fn snapshot(
+    config: &Arc<Config>,
+    directory: Arc<Directory>,
+    bound: Vec<SocketAddr>,
+    visits: Arc<visit::Key>,
+) -> Result<Snapshot, Error> {
     let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
-    let deliverer = Deliverer::new(Arc::clone(config), resolver, bound);
-    Ok(Snapshot { config: Arc::clone(config), directory, deliverer })
+    let mut deliverer = Deliverer::new(Arc::clone(config), resolver, bound);
+    if config.hybrid.is_some() {
+        deliverer = deliverer.marking(Arc::clone(&visits));
+    }
+    Ok(Snapshot { config: Arc::clone(config), directory, deliverer, visits })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.

@@ -150,6 +150,13 @@ fn behind_received(arrival: &Arrival) -> &str {
     let text = std::str::from_utf8(&arrival.content).unwrap();
     assert!(text.starts_with("Received: from client.fabrikam.com"), "{text}");
     assert!(text.contains(" by mail.contoso.com"), "{text}");
+    let rest = behind_field(text);
+    assert!(rest.starts_with("X-Causeway-Visit: "), "{text}");
+    behind_field(rest)
+}
+
+/// What follows the first field.
+fn behind_field(text: &str) -> &str {
     let mut rest = text;
     loop {
         rest = &rest[rest.find("\r\n").unwrap() + 2..];

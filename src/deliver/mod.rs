@@ -10,10 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
-use crate::message::Recipient;
+use crate::message::{Recipient, visit};
 use crate::outcome::Setback;
 use crate::route::Hop;
 use crate::smtp::Reply;
@@ -42,6 +43,8 @@ pub struct Deliverer<R = Resolver> {
     private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
     pool: Pool,
+    /// Marks what leaves; `None`: nothing is marked.
+    marks: Option<Arc<visit::Key>>,
 }
 
 /// What lives as long as a send connector.
@@ -109,7 +112,13 @@ impl<R: Resolve> Deliverer<R> {
             };
             (connector.name.clone(), lane)
         });
-        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver }
+        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver, marks: None }
+    }
+
+    /// The same, with every copy marked, so that it is known if it comes back.
+    #[must_use]
+    pub fn marking(self, key: Arc<visit::Key>) -> Self {
+        Self { marks: Some(key), ..self }
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open.
@@ -188,8 +197,8 @@ impl<R: Resolve> Deliverer<R> {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
             };
-            let visit = Visit { pool: &self.pool, target: &target, way, message, copy };
-            match visit.deliver(purpose, tried, &mut content, pending, results).await {
+            let call = Call { pool: &self.pool, target: &target, way, message, copy, marks: self.marks.as_deref() };
+            match call.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
                     hosts.was_out_of_reach();
@@ -237,15 +246,16 @@ fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback
 }
 
 /// One host, for some recipients.
-struct Visit<'a> {
+struct Call<'a> {
     pool: &'a Pool,
     target: &'a Target,
     way: Way<'a>,
     message: &'a Message,
     copy: &'a crate::route::HopCopy,
+    marks: Option<&'a visit::Key>,
 }
 
-impl Visit<'_> {
+impl Call<'_> {
     /// Settles whom it can; the others stay in `pending`.
     async fn deliver(
         &self,
@@ -271,7 +281,10 @@ impl Visit<'_> {
             };
             let content = match content {
                 Some(content) => &*content,
-                None => content.insert(Content::of(self.message).await.map_err(Failure::Setback)?),
+                None => {
+                    let mark = self.mark(pending);
+                    content.insert(Content::of(self.message, mark).await.map_err(Failure::Setback)?)
+                }
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
             let (settled, unheard) = drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
@@ -328,6 +341,19 @@ impl Visit<'_> {
             }
             tried = again;
         }
+    }
+
+    /// What stands in front of this copy, beside what stands in front of all.
+    fn mark(&self, pending: &[Pending]) -> Option<String> {
+        let key = self.marks?;
+        let recipients = pending.iter().filter_map(|pending| self.copy.recipients.get(usize::from(pending.index)));
+        let visits = recipients.take(visit::TOKEN_LIMIT).map(|recipient| visit::Visit {
+            by: &self.message.connector,
+            asked: &recipient.asked,
+            via: &self.copy.via.0,
+            to: &recipient.recipient.address,
+        });
+        Some(key.field(self.message.id, Timestamp::now(), visits))
     }
 
     fn mail<'m>(&'m self, tried: &[u16], content: &Content, chunking: bool) -> Mail<'m> {

@@ -22,7 +22,7 @@ use crate::config::{Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::message::received::Received;
-use crate::message::{BodyType, Envelope, Recipient, header};
+use crate::message::{BodyType, Envelope, Recipient, header, visit};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, plan};
@@ -35,9 +35,11 @@ pub mod schedule;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod visits;
 mod work;
 
 use schedule::{LaneId, Schedule};
+use visits::{Circling, Returning};
 use work::Item;
 
 /// A message with so many `Received:` fields is going round in circles. Interface section 5.6.
@@ -63,6 +65,8 @@ pub struct Snapshot {
     pub directory: Arc<Directory>,
     /// Delivery under that configuration.
     pub deliverer: Deliverer,
+    /// Knows again what was here before; the deliverer marks with the same.
+    pub visits: Arc<visit::Key>,
 }
 
 /// The relay. Cheap to clone.
@@ -279,6 +283,18 @@ impl Relay {
             return reply;
         }
         let accepted = Timestamp::now();
+        if let Some(hybrid) = config.hybrid.as_ref().filter(|_| !facts.visits.is_empty()) {
+            let (key, marks, by) = (&*snapshot.visits, &*facts.visits, &*connector.name.0);
+            let returning = Returning { key, marks, config, hybrid, by, message_id: facts.message_id.as_deref() };
+            match returning.judge(&routed, accepted) {
+                Circling::No => {}
+                Circling::Some(indexes) => indexes.into_iter().for_each(|index| visits::cut(&mut routed[index])),
+                Circling::Refuse(reply) => {
+                    self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+                    return reply;
+                }
+            }
+        }
         let id = self.0.spool.next_id();
         let only_recipient = match envelope.recipients.as_slice() {
             [only] => Some(&only.address),

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tracing::{error, warn};
 
 use super::schedule::{Feedback, LaneId};
-use super::{Relay, Snapshot};
+use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::Attempt;
 use crate::message::{MessageId, Recipient};
@@ -315,6 +315,11 @@ impl Relay {
         };
         if *via.0 == *NOWHERE {
             return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+        }
+        if *via.0 == *visits::CIRCLES {
+            let copy = &message.copies[usize::from(copy)];
+            let judge = |index: &u16| Some((*index, Err(visits::setback(snapshot, message, copy, *index)?)));
+            return Attempt { results: open.iter().filter_map(judge).collect() };
         }
         let setback = Setback::NoConnector { name: via.to_string(), state };
         Attempt { results: open.iter().map(|recipient| (*recipient, Err(setback.clone()))).collect() }

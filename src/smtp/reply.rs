@@ -422,9 +422,15 @@ impl Reply {
         Self::new(554, Status(5, 4, 6), "too many hops")
     }
 
-    /// The message has been here before, in the same state.
-    pub fn message_loops() -> Self {
-        Self::new(554, Status(5, 4, 6), "routing loop: this message has been here before")
+    /// The message has been here before and would go the same way again; `words` tell why, one fact a line.
+    pub fn second_visit(may_be_moving: bool, words: &str) -> Self {
+        match may_be_moving {
+            true => {
+                let first = "it has been here before; if the mailbox is moving, one side will soon know better";
+                Self::new(451, Status(4, 4, 6), format!("{first}\n{words}"))
+            }
+            false => Self::new(550, Status(5, 4, 6), format!("routing loop, cut at the second visit\n{words}")),
+        }
     }
 
     /// The disk has no room for it now.
