@@ -119,12 +119,7 @@ fn spf(plan: &Plan) -> String {
     let mechanism = |ip: &String| if ip.contains(':') { format!("ip6:{ip}") } else { format!("ip4:{ip}") };
     let mut mechanisms: Vec<_> = plan.egress_ips.iter().map(mechanism).collect();
     if mechanisms.is_empty() {
-        let host = plan.host_of(egress);
-        // An address has no A record to look up.
-        mechanisms.push(match host.parse::<std::net::IpAddr>() {
-            Ok(_) => mechanism(&host.to_owned()),
-            Err(_) => format!("a:{host}"),
-        });
+        mechanisms.push(format!("a:{}", plan.host_of(egress)));
     }
     format!("v=spf1 {} -all", mechanisms.join(" "))
 }
