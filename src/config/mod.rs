@@ -28,6 +28,7 @@ mod together;
 pub mod value;
 
 pub use problem::{Problem, Problems, Severity};
+pub use read::Places;
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 
 /// A configuration that makes sense.

@@ -13,6 +13,7 @@ use crate::config::{AddressSpace, ConnectorName, Origin, Side};
 use crate::message::{Address, Domain, Recipient};
 use crate::smtp::{Reply, Status};
 
+pub mod both;
 pub mod disagreement;
 pub mod matrix;
 pub mod plan;

@@ -140,6 +140,16 @@ impl Connector {
         demand: &Demand,
         deadline: Instant,
     ) -> Result<(Stream, Proof), Unmet> {
+        let (stream, seen) = self.look(stream, server_name, deadline).await?;
+        let proof = demand.judge(&seen, Timestamp::now())?;
+        Ok((stream, proof))
+    }
+
+    /// Shakes hands and judges nothing: for those who want to see what is there, and send no mail.
+    ///
+    /// # Errors
+    /// The handshake failed.
+    pub async fn look(&self, stream: TcpStream, server_name: &str, deadline: Instant) -> Result<(Stream, Seen), Unmet> {
         let handshake = |error: io::Error| Unmet::Handshake(error.to_string());
         let name = match name(server_name) {
             Some(name) => name,
@@ -155,8 +165,7 @@ impl Connector {
         let chain = session.peer_certificates().unwrap_or_default();
         let seen = Seen::new(chain, protocol(session))
             .ok_or_else(|| Unmet::Handshake("the server presented no certificate".to_owned()))?;
-        let proof = demand.judge(&seen, Timestamp::now())?;
-        Ok((Stream::Connected(Box::new(tls)), proof))
+        Ok((Stream::Connected(Box::new(tls)), seen))
     }
 }
 

@@ -23,7 +23,7 @@ use super::demand::{Demand, Proof, Seen, Unmet};
 use super::handshake::provider;
 use super::names::{self, Presented, printable};
 use super::store::{from_unix_time, unix_time};
-use super::{Names, Roots};
+use super::{Identity, Names, Roots};
 
 impl Demand {
     /// Judges what a server presented.
@@ -42,6 +42,43 @@ impl Demand {
                 named(seen, names, constraints)
             }
         }
+    }
+}
+
+impl Identity {
+    /// What a client would see of it in a handshake: for the question whether its demand would be met.
+    pub fn as_seen(&self) -> Seen {
+        Seen::new(&self.certified.cert, "TLS".to_owned()).expect("an identity has a certificate")
+    }
+
+    /// What a server that asks for a client certificate would see of it.
+    pub fn as_client(&self) -> ClientCertificate {
+        ClientCertificate::new(self.as_seen())
+    }
+}
+
+impl Seen {
+    /// Protocol version and cipher suite, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+    pub fn protocol(&self) -> &str {
+        &self.protocol
+    }
+
+    /// The names that the certificate claims, for people: it is not judged.
+    pub fn names(&self) -> Vec<String> {
+        let presented = Presented::read(self.leaf());
+        presented.map_or_else(Vec::new, |names| names.all().iter().map(|name| printable(name)).collect())
+    }
+
+    /// When the certificate's time is over; `None`: it cannot be read.
+    pub fn expiry(&self) -> Option<Timestamp> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(self.leaf()).ok()?;
+        Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+    }
+
+    /// Who issued the certificate; `None`: it cannot be read.
+    pub fn issuer(&self) -> Option<String> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(self.leaf()).ok()?;
+        Some(printable(&certificate.issuer().to_string()))
     }
 }
 
