@@ -30,6 +30,8 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Arrival {
     /// `on-premises`, `cloud` or `internet`.
     pub place: &'static str,
+    /// What the client called itself.
+    pub hello: String,
     /// MAIL FROM and RCPT TO, with their parameters.
     pub envelope: Envelope,
     /// The message, byte for byte.
@@ -178,14 +180,14 @@ impl Desk {
         certificate.judge(&self.host.roots, &names, Timestamp::now()).ok()
     }
 
-    async fn message(&mut self, envelope: Envelope) -> Reply {
+    async fn message(&mut self, envelope: Envelope, hello: String) -> Reply {
         let refused = self.host.behaviour.lock().unwrap_or_else(PoisonError::into_inner).message.clone();
         let content = self.content.split().freeze();
         if let Some(reply) = refused {
             return reply;
         }
         let arrival =
-            Arrival { place: self.host.place, envelope, content, tls: self.tls.clone(), client: self.client() };
+            Arrival { place: self.host.place, hello, envelope, content, tls: self.tls.clone(), client: self.client() };
         match self.host.arrived.send(arrival).await {
             Ok(()) => Reply::accepted(MessageId(0)),
             Err(_) => Reply::shutting_down(),
@@ -203,7 +205,7 @@ impl Reception for Desk {
                     None => Answer::Go,
                 }
             }
-            Question::Message { envelope, .. } => Answer::Done(self.message(envelope).await),
+            Question::Message { envelope, hello, .. } => Answer::Done(self.message(envelope, hello).await),
         }
     }
 
