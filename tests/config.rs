@@ -634,7 +634,6 @@ fn every_documented_key_is_known() {
         .map(|what| what.split(" = ").next().unwrap_or(what))
         .collect();
     let expected = [
-        "spool: acknowledge_window",
         "directory number 2: kind",
         "inbound_authentication: spf",
         "inbound_authentication: dkim",

@@ -391,7 +391,6 @@ fn what_is_not_built_is_refused_by_name() {
     }
     let good = config(sink.address, IN_THE_CLEAR);
     for (after, key) in [
-        ("path = \"spool\"", "acknowledge = \"delivered-or-durable\""),
         ("name = \"out\"", "srs = \"contoso.com\""),
         ("shutdown_grace = \"10s\"", "[inbound_authentication]\nspf = true"),
         ("shutdown_grace = \"10s\"", "[[milter]]\naddress = \"127.0.0.1:11332\""),

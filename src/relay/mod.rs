@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::config::{Config, ReceiveConnector};
+use crate::config::{Acknowledge, Config, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::message::received::Received;
@@ -27,9 +27,11 @@ use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, plan};
 use crate::smtp::Reply;
-use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
+use crate::spool::disk::crash_point;
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
 
 mod acknowledge;
+mod early;
 mod events;
 pub mod schedule;
 mod settle;
@@ -38,6 +40,7 @@ mod tests;
 mod visits;
 mod work;
 
+use early::Early;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -264,7 +267,7 @@ impl Relay {
     }
 
     /// Takes a whole message and says what the end of its data is answered with.
-    pub async fn take(&self, snapshot: &Snapshot, submission: Submission) -> Reply {
+    pub async fn take(&self, snapshot: &Arc<Snapshot>, submission: Submission) -> Reply {
         let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
         let head = draft.head();
         let facts = header::facts(&head);
@@ -319,6 +322,7 @@ impl Relay {
             envelope.body = BodyType::EightBit;
         }
         let noted = Self::note_routes(&mut routed);
+        crash_point("accept.routed");
         let message = NewMessage {
             id,
             accepted,
@@ -330,36 +334,63 @@ impl Relay {
             copies: plan::plan(routed),
             settles: Vec::new(),
         };
-        let put = match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
-            Ok(put) => put,
+        if let Acknowledge::DeliveredOrDurable { window } = config.spool.acknowledge {
+            return self
+                .take_early(snapshot, message, window, |relay, message| {
+                    relay.track_received(message, &peer, size, &noted);
+                })
+                .await;
+        }
+        match self.put(message).await {
+            Ok(receipt) => {
+                let reply = acknowledge::acknowledge(&receipt);
+                crash_point("accept.durable");
+                self.track_received(&receipt.message, &peer, size, &noted);
+                self.schedule(snapshot, receipt.message);
+                reply
+            }
+            Err(reply) => reply,
+        }
+    }
+
+    /// Puts a message of a client that waits.
+    async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
+        let id = message.id;
+        match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
+            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Err(error)) => {
+                warn!(%id, %error, "a message was not accepted");
+                Err(acknowledge::put_failed(&error))
+            }
             // Dropped before its end, the put takes the message back.
             Err(_) => {
                 warn!(%id, "a message was not on stable storage after {:?} and is taken back", self.0.put_limit);
-                return Reply::took_too_long();
+                Err(Reply::took_too_long())
             }
-        };
-        let reply = acknowledge::acknowledge(&put);
-        match put {
-            Ok(receipt) => {
-                self.track_received(&receipt.message, &peer, size, &noted);
-                self.schedule(snapshot, receipt.message);
-            }
-            Err(error) => warn!(%id, %error, "a message was not accepted"),
         }
-        reply
     }
 
     /// Every copy of a message that is safe goes to its lane.
     fn schedule(&self, snapshot: &Snapshot, message: Arc<Message>) {
         let stay = self.0.resident.load(Ordering::Relaxed) < RESIDENT_LIMIT;
         let resident = stay.then(|| work::Resident::new(self, &message));
+        self.schedule_with(snapshot, &message, resident, None);
+    }
+
+    fn schedule_with(
+        &self,
+        snapshot: &Snapshot,
+        message: &Arc<Message>,
+        resident: Option<Arc<work::Resident>>,
+        early: Option<&Arc<Early>>,
+    ) {
         let mut start: Vec<LaneId> = Vec::new();
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
             // What waits for a hop that is down must not take the memory from what can go at once.
-            let resident = resident.clone().filter(|_| queue.depth(lane).resting.is_none());
-            let item = Item::fresh(&message, index, resident);
+            let resident = resident.clone().filter(|_| early.is_some() || queue.depth(lane).resting.is_none());
+            let item = Item { early: early.cloned(), ..Item::fresh(message, index, resident) };
             if queue.ready(lane, item) {
                 start.push(lane);
             }
