@@ -370,13 +370,15 @@ fn next(guide: &mut Guide, plan: &Plan) {
     if plan.other == Other::Causeway {
         guide.line(&format!("  causeway -c {file} check --other-side FILE"));
     }
-    let (origin, from, to) = match plan.is_mx() {
-        true => ("internet", "erin@fabrikam.com".to_owned(), format!("julie@{0} --to david@{0}", plan.domain)),
-        false => (
-            plan.side.word(),
-            format!("julie@{}", plan.domain),
-            format!("david@{} --to erin@fabrikam.com", plan.domain),
-        ),
+    let domain = &plan.domain;
+    let (origin, from, to) = match (plan.is_mx(), plan.side) {
+        (true, _) => ("internet", "erin@fabrikam.com".to_owned(), format!("julie@{domain} --to david@{domain}")),
+        (false, Premises::OnPremises) => {
+            ("on-premises", format!("julie@{domain}"), format!("david@{domain} --to erin@fabrikam.com"))
+        }
+        (false, Premises::Cloud) => {
+            ("cloud", format!("david@{domain}"), format!("julie@{domain} --to erin@fabrikam.com"))
+        }
     };
     guide.line(&format!("  causeway -c {file} explain --origin {origin} --from {from} \\"));
     guide.line(&format!("      --to {to}"));
