@@ -397,8 +397,9 @@ fn what_is_printed_is_what_the_others_need() {
 #[test]
 fn the_printed_command_writes_the_other_side() {
     let place = Place::new();
-    let more = ["--listen", "127.0.0.1:2525"];
+    let more = ["--listen", "127.0.0.1:2525", "--directory", "lists/recipients.csv"];
     let output = place.write("4", "on-premises", "causeway", "here/causeway.toml", &more);
+    assert!(place.file("here/lists/recipients.csv").exists(), "{}", said(&output));
     let text = said(&output).replace("\\\n", " ");
     let command = text.lines().find(|line| line.trim().starts_with("causeway init ")).expect("the command");
     let command = command.replace("HOST", "mailboxes.contoso.com");

@@ -300,6 +300,9 @@ fn causeway(guide: &mut Guide, plan: &Plan) {
         format!("--hostname {} --other-host {own}", plan.other_name),
         "--mailbox-host HOST".to_owned(),
     ];
+    if port_of(&plan.other_host) != "25" {
+        parts.push(format!("--listen 0.0.0.0:{}", port_of(&plan.other_host)));
+    }
     if let Some(authority) = &plan.ca_file {
         parts.push(format!("--ca-file {authority}"));
     }
