@@ -195,6 +195,28 @@ fn standard_output_is_the_configuration_alone() {
     assert!(!place.file("recipients.csv").exists(), "nothing is written beside standard output");
 }
 
+/// Both sides of each scenario, as they were written: nothing is found that only both together show.
+#[test]
+fn the_two_sides_fit() {
+    let place = Place::new();
+    for scenario in ["1", "2", "3", "4"] {
+        let files = HOSTS.map(|(side, ..)| format!("{scenario}-{side}/causeway.toml"));
+        for ((side, ..), file) in HOSTS.iter().zip(&files) {
+            assert_eq!(place.write(scenario, side, "causeway", file, &[]).status.code(), Some(0));
+        }
+        for [own, other] in [[0, 1], [1, 0]] {
+            let other = place.file(&files[other]);
+            let output = place.check(&files[own], &["--other-side", &other.to_string_lossy()]);
+            let text = said(&output);
+            assert_eq!(output.status.code(), Some(0), "{text}");
+            assert!(
+                text.starts_with("the configuration is good: ") && text.ends_with("; the two sides fit\n"),
+                "{text}"
+            );
+        }
+    }
+}
+
 /// The table of the scenarios, asked of what was written. `""`: the connector alone is told.
 #[test]
 fn each_side_routes_as_its_scenario_says() {
@@ -265,7 +287,8 @@ fn each_side_routes_as_its_scenario_says() {
 fn what_is_printed_is_what_the_others_need() {
     let place = Place::new();
     const OUTLOOK: &str = "v=spf1 include:spf.protection.outlook.com -all";
-    let rows: &[(&str, &str, &str, &[&str], &[&str])] = &[
+    type Row<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], &'a [&'a str]);
+    let rows: &[Row<'_>] = &[
         (
             "1",
             "on-premises",
@@ -374,8 +397,9 @@ fn what_is_printed_is_what_the_others_need() {
 #[test]
 fn the_printed_command_writes_the_other_side() {
     let place = Place::new();
-    let more = ["--listen", "127.0.0.1:2525"];
+    let more = ["--listen", "127.0.0.1:2525", "--directory", "lists/recipients.csv"];
     let output = place.write("4", "on-premises", "causeway", "here/causeway.toml", &more);
+    assert!(place.file("here/lists/recipients.csv").exists(), "{}", said(&output));
     let text = said(&output).replace("\\\n", " ");
     let command = text.lines().find(|line| line.trim().starts_with("causeway init ")).expect("the command");
     let command = command.replace("HOST", "mailboxes.contoso.com");

@@ -145,7 +145,10 @@ pub fn run(args: Args) -> ExitCode {
 /// Writes the configuration, and the example of a directory if there is none; gives what is to be told of them.
 fn write(plan: &Plan, path: &Path, text: &str, force: bool) -> Result<Vec<String>, String> {
     let failed = |path: &Path, error: &io::Error| format!("{} cannot be written: {error}", path.display());
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    let directory = plan.resolve(&plan.directory);
+    for folder in
+        [path, &directory].into_iter().filter_map(Path::parent).filter(|folder| !folder.as_os_str().is_empty())
+    {
         fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
     }
     let file = if force { File::create(path) } else { create_new(path) };
@@ -155,7 +158,6 @@ fn write(plan: &Plan, path: &Path, text: &str, force: bool) -> Result<Vec<String
     })?;
     let mut notes = vec![format!("{} is written.", path.display())];
 
-    let directory = plan.resolve(&plan.directory);
     let example = configuration::recipients(plan);
     match create_new(&directory).and_then(|mut file| file.write_all(example.as_bytes())) {
         Ok(()) => notes.push(format!("{} holds examples: put your own recipients there.", directory.display())),

@@ -119,7 +119,7 @@ fn hybrid(page: &mut Page, plan: &Plan) {
     page.key("side", &quoted(plan.side.word()), "which premises this relay serves");
     page.key("on_premises", r#""to-on-premises""#, "send connector for mailboxes on-premises");
     page.key("cloud", r#""to-cloud""#, "send connector for mailboxes in the cloud");
-    let why = "the cloud knows its mailboxes as local-part@ this domain, too";
+    let why = "the cloud knows its mailboxes as local-part@ this domain";
     page.key("routing_domain", &quoted(&plan.routing_domain), why);
     let why = match plan.internet() {
         "direct" => "mail for the Internet: by the send connectors' address spaces",
@@ -134,7 +134,7 @@ fn hybrid(page: &mut Page, plan: &Plan) {
         };
         page.key("inbound_first_hop", &quoted(first), why);
     }
-    let why = "a mailbox that each side holds to be at the other may be moving: mail waits so long";
+    let why = "a mailbox that each side holds to be at the other may be moving: its mail waits this long, then fails";
     page.key("disagreement_grace", r#""1h""#, why);
     page.gap();
 }

@@ -119,12 +119,7 @@ fn spf(plan: &Plan) -> String {
     let mechanism = |ip: &String| if ip.contains(':') { format!("ip6:{ip}") } else { format!("ip4:{ip}") };
     let mut mechanisms: Vec<_> = plan.egress_ips.iter().map(mechanism).collect();
     if mechanisms.is_empty() {
-        let host = plan.host_of(egress);
-        // An address has no A record to look up.
-        mechanisms.push(match host.parse::<std::net::IpAddr>() {
-            Ok(_) => mechanism(&host.to_owned()),
-            Err(_) => format!("a:{host}"),
-        });
+        mechanisms.push(format!("a:{}", plan.host_of(egress)));
     }
     format!("v=spf1 {} -all", mechanisms.join(" "))
 }
@@ -305,6 +300,9 @@ fn causeway(guide: &mut Guide, plan: &Plan) {
         format!("--hostname {} --other-host {own}", plan.other_name),
         "--mailbox-host HOST".to_owned(),
     ];
+    if port_of(&plan.other_host) != "25" {
+        parts.push(format!("--listen 0.0.0.0:{}", port_of(&plan.other_host)));
+    }
     if let Some(authority) = &plan.ca_file {
         parts.push(format!("--ca-file {authority}"));
     }
@@ -375,13 +373,15 @@ fn next(guide: &mut Guide, plan: &Plan) {
     if plan.other == Other::Causeway {
         guide.line(&format!("  causeway -c {file} check --other-side FILE"));
     }
-    let (origin, from, to) = match plan.is_mx() {
-        true => ("internet", "erin@fabrikam.com".to_owned(), format!("julie@{0} --to david@{0}", plan.domain)),
-        false => (
-            plan.side.word(),
-            format!("julie@{}", plan.domain),
-            format!("david@{} --to erin@fabrikam.com", plan.domain),
-        ),
+    let domain = &plan.domain;
+    let (origin, from, to) = match (plan.is_mx(), plan.side) {
+        (true, _) => ("internet", "erin@fabrikam.com".to_owned(), format!("julie@{domain} --to david@{domain}")),
+        (false, Premises::OnPremises) => {
+            ("on-premises", format!("julie@{domain}"), format!("david@{domain} --to erin@fabrikam.com"))
+        }
+        (false, Premises::Cloud) => {
+            ("cloud", format!("david@{domain}"), format!("julie@{domain} --to erin@fabrikam.com"))
+        }
     };
     guide.line(&format!("  causeway -c {file} explain --origin {origin} --from {from} \\"));
     guide.line(&format!("      --to {to}"));

@@ -3,6 +3,7 @@
 //! The table of the four scenarios is here, and what follows from it for either side. Not here: where the answers come
 //! from (`answers`), what is written (`configuration`) and printed (`guide`).
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// One of the four ways in which mail of a hybrid organization can flow.
@@ -222,13 +223,21 @@ impl Plan {
         match (premises == self.side, self.other) {
             (true, _) => &self.hostname,
             (false, Other::ExchangeOnline) => "Exchange Online",
-            (false, _) => host_only(&self.other_host),
+            (false, _) => self.other_by_name(),
         }
     }
 
     /// The connectors and the MX know the other side by this host.
     pub(super) fn host_of(&self, premises: Premises) -> &str {
-        if premises == self.side { &self.hostname } else { host_only(&self.other_host) }
+        if premises == self.side { &self.hostname } else { self.other_by_name() }
+    }
+
+    /// An MX names a host, never an address. RFC 5321 section 5.1.
+    fn other_by_name(&self) -> &str {
+        match host_only(&self.other_host) {
+            address if address.parse::<IpAddr>().is_ok() => &self.other_name,
+            host => host,
+        }
     }
 
     /// Internet mail comes in here.
