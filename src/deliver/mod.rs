@@ -24,11 +24,13 @@ use crate::tls::{self, Proof};
 pub mod connect;
 pub mod drive;
 pub mod hosts;
+pub mod issuers;
 pub mod pool;
 
 use connect::{Failure, Way};
 use drive::{Connection, Content};
 use hosts::{Hosts, Ourselves, Target};
+pub use issuers::Issuers;
 use pool::{Lease, Pool, Purpose, Turns};
 
 /// How often a connection that was kept may turn out to be closed before a new one is opened instead.
@@ -42,6 +44,7 @@ pub struct Deliverer<R = Resolver> {
     private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
     pool: Pool,
+    issuers: Arc<Issuers>,
 }
 
 /// What lives as long as a send connector.
@@ -109,7 +112,14 @@ impl<R: Resolve> Deliverer<R> {
             };
             (connector.name.clone(), lane)
         });
-        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver }
+        let issuers = Arc::default();
+        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), issuers, resolver }
+    }
+
+    /// The same, with this memory of who issued its hosts' certificates: it outlives configurations.
+    #[must_use]
+    pub fn remembering(self, issuers: Arc<Issuers>) -> Self {
+        Self { issuers, ..self }
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open.
@@ -188,7 +198,7 @@ impl<R: Resolve> Deliverer<R> {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
             };
-            let visit = Visit { pool: &self.pool, target: &target, way, message, copy };
+            let visit = Visit { pool: &self.pool, issuers: &self.issuers, target: &target, way, message, copy };
             match visit.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
@@ -239,6 +249,7 @@ fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback
 /// One host, for some recipients.
 struct Visit<'a> {
     pool: &'a Pool,
+    issuers: &'a Arc<Issuers>,
     target: &'a Target,
     way: Way<'a>,
     message: &'a Message,
@@ -266,7 +277,9 @@ impl Visit<'_> {
                 Some(connection) => connection,
                 None => {
                     lease.make_room();
-                    connect::open(self.target, &self.way).await?
+                    let opened = connect::open(self.target, &self.way).await?;
+                    self.issuers.note(&connector.name, &opened.proof);
+                    opened
                 }
             };
             let content = match content {

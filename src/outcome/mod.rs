@@ -65,6 +65,10 @@ pub fn judge(result: Result<(), Setback>, history: History, settings: &Settings,
     }
     let lifetime = lifetime(settings, history.report);
     let Some(left) = lifetime.checked_sub(history.age).filter(|left| !left.is_zero()) else {
+        if setback.is_permanent() {
+            // Not confirmed, but there is no time left for that: what DNS said says more than that time is over.
+            return Outcome::Failed(setback);
+        }
         return Outcome::Failed(expired(setback, lifetime));
     };
     let mut wait = jittered(ladder(&settings.retry, history.attempts), fraction);
