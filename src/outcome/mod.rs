@@ -198,6 +198,15 @@ mod tests {
         }
     }
 
+    /// Where the lifetime leaves no time to look up a second time, the report says what DNS said, not that time is over.
+    #[test]
+    fn a_short_life_hides_no_answer_of_dns() {
+        let settings = Settings { message_lifetime: MINUTE / 2, ..settings() };
+        let judged = |age| judge(Err(no_domain()), history(age, 2), &settings, 0.5);
+        assert!(matches!(judged(MINUTE / 4), Outcome::Again { .. }));
+        assert_eq!(judged(MINUTE), Outcome::Failed(no_domain()));
+    }
+
     /// C195.
     #[test]
     fn c195_reports_live_a_day() {

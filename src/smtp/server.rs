@@ -654,16 +654,20 @@ impl Session {
             }
         };
         let utf8 = transaction.envelope.smtputf8;
-        let taken = transaction.envelope.recipients.len().saturating_add(transaction.repeated);
         match command::parse_recipient(arguments, self.manners(), utf8, &self.terms.hostname) {
             // Once is enough: RFC 5321 section 4.1.1.3 leaves it to us, and nobody wants a message twice.
-            // It counts all the same: the limit is one of RCPTs that are answered 250.
-            Ok(recipient) if taken < self.terms.max_recipients && transaction.has(&recipient.address) => {
+            Ok(recipient)
+                if transaction.repeated < self.terms.max_recipients && transaction.has(&recipient.address) =>
+            {
                 transaction.repeated += 1;
                 self.state = State::Addressing(transaction);
                 self.say(&Reply::recipient_ok());
             }
-            Ok(_) if taken >= self.terms.max_recipients => {
+            // New ones or the same again and again: there is an end to both.
+            Ok(recipient)
+                if transaction.envelope.recipients.len() >= self.terms.max_recipients
+                    || transaction.has(&recipient.address) =>
+            {
                 transaction.surplus += 1;
                 let endless = transaction.surplus > self.terms.max_recipients.saturating_mul(SURPLUS);
                 self.state = State::Addressing(transaction);

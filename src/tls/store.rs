@@ -604,8 +604,9 @@ mod tests {
                 vec![(false, "the chain in the file is not good: ")],
             ),
         ] {
-            let findings = identity.findings(Timestamp::now(), &[], || Some(root.roots()));
-            assert_eq!(findings, identity.findings(Timestamp::now(), &[root.roots()], || None), "{what}");
+            let now = Timestamp::now();
+            let findings = identity.findings(now, &[], || Some(root.roots()));
+            assert_eq!(findings, identity.findings(now, &[root.roots()], || None), "{what}");
             let fit = findings.len() == expected.len()
                 && findings
                     .iter()
