@@ -55,6 +55,14 @@ pub enum Error {
     /// The configuration is wrong.
     #[error("{0}")]
     Configuration(Problems),
+    /// The configuration is right, but not for the user that the daemon becomes.
+    #[error("as user \"{user}\", which the daemon becomes once its ports are bound:\n{problems}")]
+    NotForUser {
+        /// Who.
+        user: String,
+        /// What that user cannot do.
+        problems: Problems,
+    },
     /// A port cannot be bound.
     #[error("cannot listen on {address}: {error}{hint}")]
     Listen {
@@ -98,8 +106,9 @@ pub fn run(path: &Path) -> Result<(), Error> {
         Some(user) => {
             privileges::become_user(user).map_err(|why| Error::User { user: user.clone(), why })?;
             // Keys that only root could read would be missed at the first reload: better now.
-            let text = config::read(path).map_err(Error::Configuration)?;
-            let config = config::parse(&text, path).map_err(Error::Configuration)?;
+            let not_for_user = |problems| Error::NotForUser { user: user.clone(), problems };
+            let text = config::read(path).map_err(not_for_user)?;
+            let config = config::parse(&text, path).map_err(not_for_user)?;
             (text, config)
         }
         None => {
@@ -412,8 +421,8 @@ impl Daemon {
         let mut fresh = Vec::new();
         for address in listen_addresses(&config) {
             if !self.doors.contains_key(&address) {
-                let listener =
-                    TcpListener::from_std(bind(address)?).map_err(|error| Error::System("a listener", error))?;
+                let listener = bind(address).map_err(|error| as_user(error, &config))?;
+                let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
                 fresh.push((address, listener));
             }
         }
@@ -472,6 +481,19 @@ impl Daemon {
         self.recovery.abort();
         self.spool.clone().close().await;
         info!(waiting = self.relay.waiting(), "stopped");
+    }
+}
+
+/// At a reload root's rights are long gone.
+fn as_user(error: Error, config: &Config) -> Error {
+    match error {
+        Error::Listen { address, error, .. }
+            if error.kind() == io::ErrorKind::PermissionDenied && config.user.is_some() =>
+        {
+            let hint = "; ports below 1024 are bound at the start, before the daemon becomes its user: restart it";
+            Error::Listen { address, error, hint }
+        }
+        error => error,
     }
 }
 

@@ -228,8 +228,7 @@ fn s067_a_renewal_in_any_order_and_every_fault() {
     }
 
     let (chain, key) = numbered(&shown.authority, 4);
-    let (expired, expired_key) =
-        shown.authority.issue_as(&Template::new(&["number-5.contoso.com", RELAY]).expired());
+    let (expired, expired_key) = shown.authority.issue_as(&Template::new(&["number-5.contoso.com", RELAY]).expired());
     for (what, chain, key, word) in [
         ("half written", &chain[..chain.len() / 2], &key[..], "relay.crt"),
         ("half a key", &chain[..], &key[..key.len() / 2], "relay.key"),
@@ -425,7 +424,13 @@ impl Between {
                 let text = String::from_utf8_lossy(&line).into_owned();
                 let last = line.get(3) == Some(&b' ');
                 let passed = match act {
-                    Act::Strip if text.contains("STARTTLS") => if last { "250 HELP\r\n".to_owned() } else { String::new() },
+                    Act::Strip if text.contains("STARTTLS") => {
+                        if last {
+                            "250 HELP\r\n".to_owned()
+                        } else {
+                            String::new()
+                        }
+                    }
                     Act::Mangle => text.replace("STARTTLS", "XXXXXXXX"),
                     _ => text,
                 };
@@ -442,6 +447,11 @@ impl Between {
             if line.starts_with(b"STARTTLS") {
                 if let Act::Answer(answer) = act {
                     to_client.write_all(answer.as_bytes()).await?;
+                    if answer.starts_with('2') {
+                        // It goes on to the handshake, and meets no TLS.
+                        let _ = from_client.read(&mut [0; 1024]).await?;
+                        return to_client.write_all(b"500 oops\r\n").await;
+                    }
                     let mut rest = Vec::new();
                     let _ = from_client.read_to_end(&mut rest).await;
                     heard.lock().unwrap().extend_from_slice(&rest);
@@ -463,49 +473,55 @@ impl Between {
 /// waits with a 4.7.x that names host, demand and what was seen, and goes as soon as nobody stands between.
 #[test]
 fn s032_s033_f039_tls_taken_away_is_waited_out() {
+    let cases = [
+        (Act::Strip, "the server does not offer STARTTLS"),
+        (Act::Mangle, "the server does not offer STARTTLS"),
+        (Act::Answer("454 4.7.0 TLS not available\r\n"), "the server refused STARTTLS: 454 4.7.0"),
+        (Act::Answer("502 5.5.1 what?\r\n"), "the server refused STARTTLS: 502 5.5.1"),
+        (Act::Answer("220 2.0.0 go ahead\r\n"), "the TLS handshake failed"),
+    ];
+    // Each waits out its own retries.
+    std::thread::scope(|scope| {
+        for (act, seen) in cases {
+            scope.spawn(move || taken_away(act, seen));
+        }
+    });
+}
+
+fn taken_away(act: Act, seen: &str) {
     let scratch = Scratch::new();
     let authority = scratch.authority();
     let (chain, key) = numbered(&authority, 1);
     scratch.write("relay.crt", chain);
     scratch.write("relay.key", key);
-    for (act, seen) in [
-        (Act::Strip, "the server does not offer STARTTLS"),
-        (Act::Mangle, "the server does not offer STARTTLS"),
-        (Act::Answer("454 4.7.0 TLS not available\r\n"), "the server refused STARTTLS: 454 4.7.0"),
-        (Act::Answer("502 5.5.1 what?\r\n"), "the server refused STARTTLS: 502 5.5.1"),
-        (Act::Answer("220 2.0.0 go ahead\r\n250 oops\r\n"), "but "),
-    ] {
-        let sink = Sink::with(cloud(&authority));
-        let between = Between::start(sink.address, act);
-        let text = config(between.address) + "\n[tracking]\npath = \"events\"\n";
-        let _ = std::fs::remove_dir_all(scratch.file("events"));
-        let _ = std::fs::remove_dir_all(scratch.file("spool"));
-        let mut daemon = Daemon::spawn(scratch.path(), &text);
-        send(&daemon);
-        // The first attempt failed, and the next ones do not conclude from it that TLS is not to be had.
-        wait_until(&format!("{act:?}: three attempts"), PATIENCE, || between.visits.load(Ordering::Relaxed) >= 3);
-        daemon.wait_for_log("deferred: ");
-        let log = daemon.log_text();
-        let line = log.lines().find(|line| line.contains("deferred: ")).unwrap();
-        let address = format!("[{}]:{}", between.address.ip(), between.address.port());
-        let demand = format!("demanded TLS and a trusted certificate for {CLOUD}, but");
-        for part in [address.as_str(), demand.as_str(), seen] {
-            assert!(line.contains(part), "{act:?}: {part}: {line}");
-        }
-        assert_eq!(sink.count(), 0, "{act:?}");
-        *between.act.lock().unwrap() = Act::Honest;
-        let arrival = sink.wait_for(1).remove(0);
-        assert!(arrival.tls.is_some(), "{act:?}");
-        let heard = String::from_utf8_lossy(&between.heard.lock().unwrap()).to_ascii_uppercase();
-        for word in ["MAIL", "RCPT", "DATA", "JULIE", "HELLO\r\n"] {
-            assert!(!heard.contains(word), "{act:?}: in the clear: {heard}");
-        }
-        assert_eq!(daemon.terminate().code(), Some(0));
-        let events = events(&scratch.file("events"));
-        let deferred = events.iter().find(|event| event["event"] == "DEFER").unwrap_or_else(|| panic!("{events:?}"));
-        assert!(deferred["status"].as_str().unwrap().starts_with("4.7."), "{act:?}: {deferred}");
-        assert!(!events.iter().any(|event| event["event"] == "FAIL"), "{act:?}");
+    let sink = Sink::with(cloud(&authority));
+    let between = Between::start(sink.address, act);
+    let text = config(between.address) + "\n[tracking]\npath = \"events\"\n";
+    let mut daemon = Daemon::spawn(scratch.path(), &text);
+    send(&daemon);
+    // The first attempt failed, and the next ones do not conclude from it that TLS is not to be had.
+    wait_until(&format!("{act:?}: three attempts"), PATIENCE, || between.visits.load(Ordering::Relaxed) >= 3);
+    daemon.wait_for_log("deferred: ");
+    let log = daemon.log_text();
+    let line = log.lines().find(|line| line.contains("deferred: ")).unwrap();
+    let address = format!("[{}]:{}", between.address.ip(), between.address.port());
+    let demand = format!("demanded TLS and a trusted certificate for {CLOUD}, but");
+    for part in [address.as_str(), demand.as_str(), seen] {
+        assert!(line.contains(part), "{act:?}: {part}: {line}");
     }
+    assert_eq!(sink.count(), 0, "{act:?}");
+    *between.act.lock().unwrap() = Act::Honest;
+    let arrival = sink.wait_for(1).remove(0);
+    assert!(arrival.tls.is_some(), "{act:?}");
+    let heard = String::from_utf8_lossy(&between.heard.lock().unwrap()).to_ascii_uppercase();
+    for word in ["MAIL FROM", "RCPT TO", "DATA", "JULIE", "HELLO\r\n"] {
+        assert!(!heard.contains(word), "{act:?}: in the clear: {heard}");
+    }
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let events = events(&scratch.file("events"));
+    let deferred = events.iter().find(|event| event["event"] == "DEFER").unwrap_or_else(|| panic!("{events:?}"));
+    assert!(deferred["status"].as_str().unwrap().starts_with("4.7."), "{act:?}: {deferred}");
+    assert!(!events.iter().any(|event| event["event"] == "FAIL"), "{act:?}");
 }
 
 fn events(folder: &Path) -> Vec<serde_json::Value> {

@@ -376,9 +376,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         (
             "origin",
             "require_auth = true\norigin",
-            &[
-                r#"error:8:1: receive_connector "in": users_file: missing; require_auth needs the users who may log in"#,
-            ],
+            &[r#"error:8:1: receive_connector "in": users_file: missing; require_auth needs the users who may log in"#],
         ),
         ("origin = \"internet\"", "origin = \"client\"\nrequire_auth = true\nusers_file = \"password\"", &[]),
         // Send connectors.

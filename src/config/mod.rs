@@ -481,9 +481,8 @@ pub fn read(path: &Path) -> Result<String, Problems> {
 fn examine(text: &str, path: &Path, files: &mut Files) -> (Option<Config>, Problems) {
     let mut problems = Problems::default();
     let document = Document::new(path, text);
-    let config = document.parse(&mut problems).and_then(|root| {
-        config(document.root(&root), path, files, &mut problems)
-    });
+    let config =
+        document.parse(&mut problems).and_then(|root| config(document.root(&root), path, files, &mut problems));
     problems.sort();
     let errors = problems.errors().next().is_some();
     (config.ok().filter(|_| !errors), problems)

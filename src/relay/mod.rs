@@ -167,7 +167,11 @@ impl Relay {
         let start = {
             let mut queue = self.queue();
             queue.set_retry(next.config.spool.retry.clone());
-            if self.0.stopping.load(Ordering::Acquire) { Vec::new() } else { queue.wake_changed(Instant::now(), is_changed) }
+            if self.0.stopping.load(Ordering::Acquire) {
+                Vec::new()
+            } else {
+                queue.wake_changed(Instant::now(), is_changed)
+            }
         };
         for lane in start {
             self.work(lane);

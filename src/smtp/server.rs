@@ -615,7 +615,8 @@ impl Session {
                 let Mail { sender, size, body, smtputf8, ret, envid, requiretls } = mail;
                 let envelope = Envelope { sender, recipients: Vec::new(), ret, envid, body, smtputf8, requiretls };
                 let question = Question::Sender { envelope: envelope.clone(), size };
-                let transaction = Transaction { envelope, size, refused: false, repeated: 0, surplus: 0, index: HashSet::new() };
+                let transaction =
+                    Transaction { envelope, size, refused: false, repeated: 0, surplus: 0, index: HashSet::new() };
                 self.state = State::AskingSender(Box::new(transaction));
                 Move::Give(Step::Ask(question))
             }

@@ -1256,7 +1256,7 @@ mod on_a_real_disk {
             let options = Options { segment_size: Some(512 << 10), ..Options::default() };
             let (spool, recovery) = Spool::open_on(Arc::new(Local), settings, options).unwrap();
             recovery.run();
-            let refused = put(&spool, 1, 1000, &[20_000]).await;
+            let refused = put(&spool, 1, 1000, &[60_000]).await;
             assert!(matches!(refused, Err(PutError::TooLong(_))), "{refused:?}");
             put(&spool, 1, 1000, &[100]).await.unwrap();
             spool.close().await;

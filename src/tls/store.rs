@@ -172,8 +172,10 @@ impl Identity {
     /// When the certificate's time is over, and that of each issuer that is sent along.
     pub fn expiries(&self) -> Vec<Expiry> {
         let file = self.certificate.display();
-        let own =
-            Expiry { what: format!("the certificate for {} in {file}", self.leaf.names.list()), at: self.leaf.not_after };
+        let own = Expiry {
+            what: format!("the certificate for {} in {file}", self.leaf.names.list()),
+            at: self.leaf.not_after,
+        };
         let issuers = self.issuers().map(|issuer| Expiry {
             what: format!("the certificate of the issuer {} in {file}", issuer.names.short()),
             at: issuer.not_after,
@@ -329,7 +331,8 @@ impl Roots {
         let find = |root: &Root| {
             let (name, until) = (root.facts.names.short(), root.facts.not_after);
             if now > until {
-                let text = format!("the trusted certificate {name} was valid until {until}; nothing chains to it any more");
+                let text =
+                    format!("the trusted certificate {name} was valid until {until}; nothing chains to it any more");
                 Some(Finding { error: none_left, text })
             } else if until.duration_since(now) < SOON {
                 let text = format!("the trusted certificate {name} ends in {}, at {until}", left(until, now));
@@ -577,7 +580,8 @@ mod tests {
         let template = || Template::new(&["mail.contoso.com"]);
         let ends_in = |days: i32| Template { not_after: Timestamp::now() + DAY * days, ..template() };
         let (self_signed, key) = Authority::self_signed(&template());
-        let blocks = |pem: &str| pem.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect::<Vec<_>>();
+        let blocks =
+            |pem: &str| pem.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect::<Vec<_>>();
         let (chain, low_key) = middle.intermediate("Low").issue(&["mail.contoso.com"]);
         let halved = blocks(&chain)[..2].concat();
         let (chain, middle_key) = middle.issue(&["mail.contoso.com"]);
@@ -622,7 +626,8 @@ mod tests {
     /// S-067: trust anchors end too, and then nobody proves anything by them.
     #[test]
     fn s067_findings_about_roots() {
-        let (old, new) = (Authority::with_powers("Old", &Powers { expired: true, ..Powers::default() }), Authority::new("New"));
+        let (old, new) =
+            (Authority::with_powers("Old", &Powers { expired: true, ..Powers::default() }), Authority::new("New"));
         let now = Timestamp::now();
         let (one, both) = (old.pem(), old.pem() + &new.pem());
         let folder = folder(&[("old.pem", &one), ("both.pem", &both), ("new.pem", &new.pem())]);
