@@ -51,7 +51,9 @@ impl Place {
 
     fn certify(&self, name: &str, template: &Template) {
         let (certificate, key) = self.authority.issue_as(template);
-        self.write(&format!("{name}.crt"), &certificate);
+        // With its root: it is one that this host does not know otherwise.
+        let root = fs::read_to_string(self.path("ca.pem")).expect("the test's own file");
+        self.write(&format!("{name}.crt"), &(certificate + &root));
         self.secret(&format!("{name}.key"), &key, 0o600);
     }
 

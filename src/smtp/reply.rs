@@ -283,7 +283,7 @@ impl Reply {
 
     /// Its envelope alone is longer than the spool can keep.
     pub fn envelope_too_long() -> Self {
-        Self::new(552, Status(5, 3, 4), "the envelope is too long; send to fewer recipients at a time".to_owned())
+        Self::new(552, Status(5, 3, 4), "the envelope is too long; send to fewer recipients at a time")
     }
 
     /// `max_errors` is reached.

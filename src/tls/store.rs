@@ -259,7 +259,7 @@ impl Identity {
             )),
             None => warning(format!(
                 "no root that is known here ends the chain: the file holds the issuer {}, and not the certificate of \
-                 its issuer ({issuer})",
+                 its issuer ({issuer}); add that, also if it is a root of your own",
                 top.names.short()
             )),
             // The names lead there; do the signatures? What is out of time was said already.
