@@ -25,7 +25,9 @@ use crate::accept::{self, ConnectionLimits, Door};
 use crate::config::{self, Config, Problems};
 use crate::deliver::{Deliverer, Issuers};
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::dns::Resolver;
+use crate::message::visit;
 use crate::outcome::tracking::Tracker;
 use crate::relay::{Relay, Snapshot};
 use crate::spool::{OpenError, Settings, Spool};
@@ -34,6 +36,7 @@ use crate::tls::{Identity, Roots};
 mod certificates;
 mod log;
 mod privileges;
+mod visit_key;
 mod watch_files;
 
 use certificates::Certificates;
@@ -257,7 +260,9 @@ impl Daemon {
         let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
         // The folder is there now, and ours.
         let issuers = Arc::new(Issuers::load(config.spool.path.join("issuers")));
-        let snapshot = snapshot(&config, directory, bound, &issuers)?;
+        let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
+        let users = load_users(&config, &UserFiles::default());
+        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -435,7 +440,9 @@ impl Daemon {
                 .filter(|(listen, _)| listen_addresses(&config).contains(listen))
                 .map(|(_, open)| open.bound),
         );
-        let next = snapshot(&config, directory, bound, &self.issuers)?;
+        let users = load_users(&config, &old.users);
+        let visits = Arc::clone(&old.visits);
+        let next = snapshot(&config, directory, users, bound, visits, &self.issuers)?;
         let wanted = listen_addresses(&config);
         // The doors first, and each opens for both configurations: a connection in between finds its certificate.
         for (_, open) in self.doors.iter().filter(|(address, _)| wanted.contains(address)) {
@@ -516,12 +523,17 @@ fn refused(problems: &Problems) {
 fn snapshot(
     config: &Arc<Config>,
     directory: Arc<Directory>,
+    users: Arc<UserFiles>,
     bound: Vec<SocketAddr>,
+    visits: Arc<visit::Key>,
     issuers: &Arc<Issuers>,
 ) -> Result<Snapshot, Error> {
     let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
-    let deliverer = Deliverer::new(Arc::clone(config), resolver, bound).remembering(Arc::clone(issuers));
-    Ok(Snapshot { config: Arc::clone(config), directory, deliverer })
+    let mut deliverer = Deliverer::new(Arc::clone(config), resolver, bound).remembering(Arc::clone(issuers));
+    if config.hybrid.is_some() {
+        deliverer = deliverer.marking(Arc::clone(&visits));
+    }
+    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer, visits })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
@@ -543,11 +555,28 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
     Arc::new(directory)
 }
 
+/// Reads the users files that changed. One that cannot be read does not stop the relay: AUTH is 454 then.
+fn load_users(config: &Config, old: &UserFiles) -> Arc<UserFiles> {
+    let paths = config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref());
+    let (users, reports) = old.reload(paths);
+    for report in &reports {
+        for line in report.to_string().lines() {
+            if report.is_faulty() {
+                warn!("{line}");
+            } else {
+                info!("{line}");
+            }
+        }
+    }
+    Arc::new(users)
+}
+
 /// The files that a configuration names and that are read again when they change.
 fn files(config: &Config) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = config.identities().flat_map(Identity::files).collect();
     files.extend(config.roots().filter_map(Roots::file).map(Path::to_owned));
     files.extend(config.directories.iter().map(|source| source.path.clone()));
+    files.extend(config.receive_connectors.iter().filter_map(|connector| connector.users_file.clone()));
     files.sort_unstable();
     files.dedup();
     files

@@ -381,6 +381,13 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             &[r#"error:8:1: receive_connector "in": users_file: missing; require_auth needs the users who may log in"#],
         ),
         ("origin = \"internet\"", "origin = \"client\"\nrequire_auth = true\nusers_file = \"password\"", &[]),
+        (
+            "origin = \"internet\"",
+            "origin = \"internet\"\nusers_file = \"recipients.csv\"",
+            &[
+                r#"warning:13:1: receive_connector "in": users_file: every user of this host can read the hashes and try passwords at leisure; chmod o= takes that away"#,
+            ],
+        ),
         // Send connectors.
         (
             "tls = \"opportunistic\"",
@@ -481,6 +488,65 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         let found = place.findings(&GOOD.replacen("tls = \"opportunistic\"", &to, 1));
         assert_eq!(found, [format!("error:20:1: send_connector \"out\": password_file: {why}")], "{file}");
     }
+}
+
+/// Connectors that share an address: networks, tls_domain and proxy_protocol of each, and the networks that are contested,
+/// because a certificate decides there and the header would have to be known before.
+#[test]
+fn connectors_that_one_client_may_belong_to_agree_about_the_proxy_protocol() {
+    const PROXY: &str = "proxy_protocol = true\n";
+    const NAMED: &str = "tls_domain = [\"mail.partner.example\"]\nclient_ca_file = \"ca.pem\"\n";
+    const ALL: &str = "0.0.0.0/0";
+    const TEN: &str = "10.0.0.0/8";
+    const ONE: &str = "10.0.0.5/32";
+    let place = Place::new();
+    for (first, second, contested) in [
+        // The network alone decides: a proxy beside everybody.
+        ((ALL, ""), (ONE, PROXY), None),
+        ((ONE, PROXY), (ALL, ""), None),
+        ((TEN, PROXY), (ONE, ""), None),
+        ((ONE, PROXY), ("10.0.0.6/32", NAMED), None),
+        // They agree.
+        ((TEN, PROXY), (TEN, &format!("{PROXY}{NAMED}")), None),
+        // The proven one is the narrower or as wide: before its certificate the connection is the other's.
+        ((TEN, PROXY), (TEN, NAMED), Some(TEN)),
+        ((TEN, ""), (ONE, &format!("{PROXY}{NAMED}")), Some(ONE)),
+        ((ONE, &format!("{PROXY}{NAMED}")), (ALL, ""), Some(ALL)),
+        // The proven one is wider: where they meet, the other has every client.
+        ((ONE, PROXY), (ALL, NAMED), None),
+        // Two proven ones.
+        ((TEN, &format!("{PROXY}{NAMED}")), (ONE, &NAMED.replace("partner", "other")), Some(ONE)),
+        ((ONE, &format!("{PROXY}{NAMED}")), ("10.0.0.6/32", NAMED), None),
+    ] {
+        let connector = |name: &str, (network, more): (&str, &str)| {
+            format!(
+                "[[receive_connector]]\nname = \"{name}\"\nlisten = [\"0.0.0.0:25\"]\nremote_ips = [\"{network}\"]\n\
+                 origin = \"partner\"\ncertificate = \"mail.crt\"\nkey = \"mail.key\"\n{more}"
+            )
+        };
+        let (before, after) = (GOOD.find("[[receive").unwrap(), GOOD.find("[[send").unwrap());
+        let connectors = connector("a", first) + &connector("b", second);
+        let text = format!("{}{connectors}{}", &GOOD[..before], &GOOD[after..]);
+        let found: Vec<String> = place.findings(&text).into_iter().filter(|line| line.starts_with("error")).collect();
+        match (contested, &found[..]) {
+            (None, []) => {}
+            (Some(network), [only]) => {
+                let value = second.1.contains("proxy_protocol");
+                let expected = format!(
+                    r#"receive_connector "b": proxy_protocol: {value} differs from receive_connector "a" on 0.0.0.0:25: a client of {network} may belong to either"#
+                );
+                assert!(only.contains(&expected), "{first:?} {second:?}: {only}");
+            }
+            (_, found) => panic!("{first:?} {second:?}: {found:?}"),
+        }
+    }
+    // Not the same address: each has its own way.
+    let text = GOOD.replace(
+        "[[send_connector]]",
+        "[[receive_connector]]\nname = \"b\"\nlisten = [\"0.0.0.0:26\"]\nremote_ips = [\"10.0.0.0/8\"]\norigin = \"partner\"\n\
+         certificate = \"mail.crt\"\nkey = \"mail.key\"\nproxy_protocol = true\n[[send_connector]]",
+    );
+    assert_eq!(place.findings(&text), Vec::<String>::new());
 }
 
 #[test]
@@ -636,7 +702,6 @@ fn every_documented_key_is_known() {
         .map(|what| what.split(" = ").next().unwrap_or(what))
         .collect();
     let expected = [
-        "spool: acknowledge_window",
         "directory number 2: kind",
         "inbound_authentication: spf",
         "inbound_authentication: dkim",

@@ -136,6 +136,8 @@ impl Dialogue {
             match name {
                 "strict" => self.terms.strict = true,
                 "require_tls" => self.terms.require_tls = true,
+                "offer_auth" => self.terms.offer_auth = true,
+                "require_auth" => self.terms.require_auth = true,
                 "no_starttls" => self.terms.offer_starttls = false,
                 "secure" => self.secure = true,
                 "no_limit" => self.terms.max_message_size = None,
@@ -153,6 +155,8 @@ fn terms() -> Terms {
         hostname: Domain::parse("mail.contoso.com").unwrap(),
         offer_starttls: true,
         require_tls: false,
+        offer_auth: false,
+        require_auth: false,
         max_message_size: Some(36 << 20),
         max_recipients: 1000,
         max_errors: 100,
@@ -306,6 +310,12 @@ impl Player {
     /// The oracle. The README says what it knows.
     fn answer(&mut self, question: Question) -> Answer {
         match question {
+            Question::Login(credentials) => match (&*credentials.username, &*credentials.password) {
+                ("tim", "tanstaaftanstaaf") => Answer::Go,
+                ("later", _) => Answer::Refuse(Reply::login_unavailable()),
+                ("guesser", _) => Answer::Refuse(Reply::login_locked()),
+                _ => Answer::Refuse(Reply::login_refused()),
+            },
             Question::Sender { envelope, size } => match envelope.sender {
                 Some(sender) if sender.domain().as_str() == "blocked.example" => {
                     Answer::Refuse(Reply::sender_domain_not_allowed(sender.domain()))

@@ -55,6 +55,8 @@ impl Receiver {
             hostname: Domain::parse("mail.contoso.com").unwrap(),
             offer_starttls: false,
             require_tls: false,
+            offer_auth: false,
+            require_auth: false,
             max_message_size: Some(1 << 20),
             max_recipients: 5,
             max_errors: 10,
@@ -101,6 +103,7 @@ impl Receiver {
 
     fn judge(&mut self, question: Question) -> Answer {
         match question {
+            Question::Login(_) => panic!("AUTH was not offered"),
             Question::Sender { .. } => Answer::Go,
             Question::Recipient(recipient) if recipient.address.local().starts_with("nobody") => {
                 Answer::Refuse(Reply::unknown_recipient(&recipient.address))

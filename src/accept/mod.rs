@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,17 +16,20 @@ use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 mod attribute;
 mod drive;
 mod limits;
+mod logins;
+mod proxy;
 mod reception;
 
 pub use attribute::{Attribution, attribute};
 pub use drive::{Reception, drive};
 
 use limits::Limits;
+use logins::Logins;
 use reception::{HANDSHAKE_TIMEOUT, RelayReception};
 
 use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
@@ -131,19 +134,31 @@ pub async fn listen(
     }
 }
 
-/// How many connections stand open, over all listeners and configurations.
+/// What clients may ask of us at one time, over all listeners and configurations: connections, and logins.
 #[derive(Debug, Clone, Default)]
-pub struct ConnectionLimits(Limits);
+pub struct ConnectionLimits {
+    connections: Limits,
+    logins: Logins,
+}
 
 impl ConnectionLimits {
     /// How many connections are open.
     pub fn open(&self) -> usize {
-        self.0.open()
+        self.connections.open()
     }
 }
 
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    /// The other end of the connection, a proxy perhaps: it chooses the connector.
+    peer: IpAddr,
+    /// The client itself, for everything else.
+    client: IpAddr,
+}
+
 async fn serve(
-    socket: TcpStream,
+    mut socket: TcpStream,
     peer: SocketAddr,
     (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
@@ -155,10 +170,31 @@ async fn serve(
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, Timestamp::now()) else {
         return turn_away(socket, &Reply::peer_not_allowed()).await;
     };
-    let mut slot = match limits.0.enter(&provisional.connector, peer.ip()) {
+    let mut from = Addresses { peer: peer.ip().to_canonical(), client: peer.ip().to_canonical() };
+    let entered = if provisional.connector.proxy_protocol {
+        limits.connections.enter_behind_proxy(&provisional.connector)
+    } else {
+        limits.connections.enter(&provisional.connector, from.client)
+    };
+    let mut slot = match entered {
         Ok(slot) => slot,
         Err(reply) => return turn_away(socket, &reply).await,
     };
+    if provisional.connector.proxy_protocol {
+        match proxy::receive(&mut socket).await {
+            Ok(Some(proxy::Client::Proxy)) => {}
+            Ok(Some(proxy::Client::Behind(client))) => from.client = client,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                // Without a word to the peer; the operator may have forgotten to tell the proxy.
+                info!(%peer, connector = %provisional.connector.name, %error, "closed");
+                return Ok(());
+            }
+        }
+        if let Err(reply) = slot.come_from(&provisional.connector, from.client) {
+            return turn_away(socket, &reply).await;
+        }
+    }
     let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
         let acceptor = door.acceptor(&provisional.connector)?;
         let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
@@ -172,7 +208,8 @@ async fn serve(
     };
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, Instant::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, (tls, client), slot);
+    let mut reception =
+        RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), (slot, limits.logins));
     drive(stream, session, &mut reception, stopping).await
 }
 
@@ -183,6 +220,8 @@ fn terms(config: &Config, attribution: &Attribution, secure: bool) -> Terms {
         hostname: config.hostname.clone(),
         offer_starttls: !secure && connector.identity.is_some() && connector.tls != ReceiveTls::Off,
         require_tls: attribution.require_tls,
+        offer_auth: connector.users_file.is_some(),
+        require_auth: connector.require_auth,
         max_message_size: connector.max_message_size,
         max_recipients: connector.max_recipients,
         max_errors: connector.max_errors,

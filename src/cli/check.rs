@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::{self, Config, Problem, Problems, Severity};
-use crate::directory;
+use crate::directory::{self, users};
 
 /// Faulty lines of one recipient file that are shown one by one; `causeway directory check` is for all of them.
 const SHOWN_FAULTS: usize = 20;
@@ -69,6 +69,7 @@ fn examine(path: &Path, now: Timestamp) -> (Problems, String) {
     let mut recipients = 0;
     if let Some(config) = &config {
         recipients = directories(config, &mut problems);
+        logins(config, &mut problems);
     }
     // Stable: the order of the file stays.
     problems.0.sort_by_key(|problem| problem.severity);
@@ -107,6 +108,32 @@ fn directories(config: &Config, problems: &mut Problems) -> usize {
         }
     }
     recipients
+}
+
+/// Reads each users file as the daemon will.
+fn logins(config: &Config, problems: &mut Problems) {
+    let mut files: Vec<&Path> =
+        config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref()).collect();
+    files.sort_unstable();
+    files.dedup();
+    for file in files {
+        let mut find = |severity, line: Option<u64>, text: String| {
+            let place = line.and_then(|line| Some((usize::try_from(line).ok()?, 1)));
+            problems.0.push(Problem { severity, file: file.to_owned(), place, text });
+        };
+        match users::load(file) {
+            Ok(loaded) => {
+                for fault in loaded.faults.iter().take(SHOWN_FAULTS) {
+                    find(Severity::Warning, Some(fault.line), format!("{}; the line is skipped", fault.text));
+                }
+                let more = loaded.faults.len().saturating_sub(SHOWN_FAULTS) + loaded.unlisted;
+                if more > 0 {
+                    find(Severity::Warning, None, format!("{more} more lines are faulty and skipped"));
+                }
+            }
+            Err(error) => find(Severity::Error, None, error.to_string()),
+        }
+    }
 }
 
 fn summary(config: Option<&Config>, recipients: usize, problems: &Problems) -> String {
@@ -250,6 +277,61 @@ tls = "opportunistic"
         let first = &problems.0[0];
         assert_eq!((&first.file, first.place), (&recipients, Some((4, 1))), "{first}");
         assert!(problems.0.iter().any(|problem| problem.text == "10 more lines are faulty and skipped"), "{problems}");
+    }
+
+    #[test]
+    fn faulty_users_are_told_with_file_and_line() {
+        let folder = TempDir::new().expect("a folder for the test");
+        let (path, users) = (folder.path().join("causeway.toml"), folder.path().join("users"));
+        fs::write(folder.path().join("recipients.csv"), RECIPIENTS).expect("the test's own file");
+        let authority = crate::tls::Authority::new("Test CA");
+        let (certificate, key) = authority.issue(&["mail.contoso.com"]);
+        for (name, content, mode) in [("mail.crt", certificate, 0o644), ("mail.key", key, 0o600)] {
+            let file = folder.path().join(name);
+            fs::write(&file, content).expect("the test's own file");
+            fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("the test's own file");
+        }
+        let login = "users_file = \"users\"\ncertificate = \"mail.crt\"\nkey = \"mail.key\"";
+        fs::write(&path, GOOD.replace("tls = \"off\"", login)).expect("the test's own file");
+        let hash = users::hash("secret").expect("a hash");
+        for (content, mode, status_expected, expected) in [
+            (format!("tim:{hash}\n"), 0o640, 0, &[][..]),
+            (format!("# submission\ntim:secret\nanna:{hash}\n"), 0o600, 0, &["warning users:2 tim: expected a hash"]),
+            (
+                format!("tim:{hash}\n"),
+                0o644,
+                0,
+                &["warning causeway.toml:12 receive_connector \"in\": users_file: every user"],
+            ),
+            (
+                "tim:secret\n".to_owned(),
+                0o600,
+                1,
+                &["error users nothing in it is usable; line 1: tim: expected a hash"],
+            ),
+        ] {
+            fs::write(&users, &content).expect("the test's own file");
+            fs::set_permissions(&users, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("the test's own file");
+            let (problems, _) = examine(&path, Timestamp::now());
+            assert_eq!(status(&problems), status_expected, "{problems}");
+            assert!(!problems.to_string().contains("tim:secret"), "{problems}");
+            let found: Vec<String> = problems
+                .0
+                .iter()
+                .filter(|problem| !problem.text.contains("chain"))
+                .map(|problem| {
+                    let file = problem.file.file_name().expect("a file").display();
+                    let line = problem.place.map_or(String::new(), |(line, _)| format!(":{line}"));
+                    format!("{} {file}{line} {}", problem.severity, problem.text)
+                })
+                .collect();
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.starts_with(expected), "{found}");
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 pub mod check;
 pub mod demo;
 pub mod explain;
+mod hash_password;
 mod health;
 mod run;
 
@@ -62,9 +63,8 @@ enum Command {
     /// One recipient as the relay sees it (not in this version)
     #[command(hide = true)]
     Directory(Unbuilt),
-    /// The line for `users_file` (not in this version)
-    #[command(hide = true)]
-    HashPassword(Unbuilt),
+    /// Read a password, and print the line for `users_file`
+    HashPassword(hash_password::Args),
     /// Health and queue depth (not in this version)
     #[command(hide = true)]
     Status(Unbuilt),
@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
         Command::Queue(_) => unbuilt("queue"),
         Command::Trace(_) => unbuilt("trace"),
         Command::Directory(_) => unbuilt("directory"),
-        Command::HashPassword(_) => unbuilt("hash-password"),
+        Command::HashPassword(args) => hash_password::run(&args),
         Command::Status(_) => unbuilt("status"),
         Command::Top(_) => unbuilt("top"),
     }

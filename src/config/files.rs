@@ -216,6 +216,6 @@ pub(super) fn secret(table: &Table<'_>, key: &str, file: &Path, problems: &mut P
     Ok(secret.to_owned())
 }
 
-fn is_world_readable(file: &Path) -> bool {
+pub(super) fn is_world_readable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }

@@ -68,6 +68,8 @@ pub struct Config {
 pub struct Spool {
     /// The folder.
     pub path: PathBuf,
+    /// When a 250 may be said.
+    pub acknowledge: Acknowledge,
     /// Undelivered that long after it was accepted, a message is returned.
     pub message_lifetime: Duration,
     /// Undelivered that long, its sender is told once; `None`: never.
@@ -76,6 +78,18 @@ pub struct Spool {
     pub retry: Vec<Duration>,
     /// Bytes; below it new mail gets 452 4.3.1.
     pub min_free_space: u64,
+}
+
+/// `[spool] acknowledge`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// After the message is on stable storage.
+    Durable,
+    /// As soon as every copy was accepted by its next hop, or that.
+    DeliveredOrDurable {
+        /// So long next hops are tried before the disk is used.
+        window: Duration,
+    },
 }
 
 /// `[dns]`
@@ -617,15 +631,23 @@ fn user(table: &mut Table<'_>, problems: &mut Problems) -> Read<Option<String>> 
     table.text_or_empty("user", exists, problems)
 }
 
+/// RFC 5321 section 4.5.3.2.6 gives the whole answer ten minutes; who sets this means milliseconds.
+const LONGEST_WINDOW: Duration = Duration::from_mins(1);
+
 fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
     let path = folder(&mut table, "path", problems);
     let acknowledge = table.choice("acknowledge", &[("durable", true), ("delivered-or-durable", false)], problems);
-    if acknowledge == Ok(Some(false)) {
-        table.refuse("acknowledge", r#""durable" is"#, problems);
+    let window = table.text("acknowledge_window", value::duration, problems);
+    if let Ok(Some(window)) = window
+        && window > LONGEST_WINDOW
+    {
+        let text = "is too long for a client that waits for its 250; at most \"1m\"";
+        table.complain("acknowledge_window", text, problems);
     }
-    if matches!(table.text("acknowledge_window", value::duration, problems), Ok(Some(window)) if !window.is_zero()) {
-        table.refuse("acknowledge_window", "leave it out", problems);
-    }
+    let acknowledge = acknowledge.and_then(|durable| {
+        let window = window?.unwrap_or(Duration::from_millis(200));
+        Ok(if durable.unwrap_or(true) { Acknowledge::Durable } else { Acknowledge::DeliveredOrDurable { window } })
+    });
     let message_lifetime = table.text("message_lifetime", value::some_time, problems);
     let delay_warning = table.text("delay_warning", value::duration, problems);
     let retry = table.texts("retry", value::some_time, problems);
@@ -653,6 +675,7 @@ fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
     let minutes = |waits: [u64; 5]| waits.map(Duration::from_mins).to_vec();
     Ok(Spool {
         path: path?,
+        acknowledge: acknowledge?,
         message_lifetime: message_lifetime?,
         delay_warning: Some(delay_warning?).filter(|warning| !warning.is_zero()),
         retry: retry?.unwrap_or_else(|| minutes([1, 5, 10, 20, 30])),

@@ -102,15 +102,20 @@ enum SendError {
 }
 
 impl Content {
-    /// Looks at the message, and fetches it from disk if it is small.
+    /// Looks at the message, and fetches it from disk if it is small. `mark`: a field that stands in front of this
+    /// copy only.
     ///
     /// # Errors
     /// [`Setback::Spool`].
-    pub async fn of(message: &Message) -> Result<Self, Setback> {
+    pub async fn of(message: &Message, mark: Option<String>) -> Result<Self, Setback> {
         let smtputf8 = message.envelope.smtputf8;
         let declared = message.envelope.body;
         let look = {
-            let (prefix, body) = (message.prefix.clone(), message.content.clone());
+            let prefix = match mark {
+                Some(mark) => [&message.prefix, mark.as_bytes()].concat().into(),
+                None => message.prefix.clone(),
+            };
+            let body = message.content.clone();
             move || Self::look(prefix, body, smtputf8, declared)
         };
         let looked = match &message.content {

@@ -10,10 +10,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
-use crate::message::Recipient;
+use crate::message::{Recipient, visit};
 use crate::outcome::Setback;
 use crate::route::Hop;
 use crate::smtp::Reply;
@@ -45,6 +46,8 @@ pub struct Deliverer<R = Resolver> {
     lanes: HashMap<ConnectorName, Lane>,
     pool: Pool,
     issuers: Arc<Issuers>,
+    /// Marks what leaves; `None`: nothing is marked.
+    marks: Option<Arc<visit::Key>>,
 }
 
 /// What lives as long as a send connector.
@@ -112,14 +115,20 @@ impl<R: Resolve> Deliverer<R> {
             };
             (connector.name.clone(), lane)
         });
-        let issuers = Arc::default();
-        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), issuers, resolver }
+        let (pool, issuers) = (Pool::default(), Arc::default());
+        Self { lanes: lanes.collect(), ourselves, private_targets, pool, issuers, resolver, marks: None }
     }
 
     /// The same, with this memory of who issued its hosts' certificates: it outlives configurations.
     #[must_use]
     pub fn remembering(self, issuers: Arc<Issuers>) -> Self {
         Self { issuers, ..self }
+    }
+
+    /// The same, with every copy marked, so that it is known if it comes back.
+    #[must_use]
+    pub fn marking(self, key: Arc<visit::Key>) -> Self {
+        Self { marks: Some(key), ..self }
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open.
@@ -198,8 +207,9 @@ impl<R: Resolve> Deliverer<R> {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
             };
-            let visit = Visit { pool: &self.pool, issuers: &self.issuers, target: &target, way, message, copy };
-            match visit.deliver(purpose, tried, &mut content, pending, results).await {
+            let (pool, issuers, marks) = (&self.pool, &self.issuers, self.marks.as_deref());
+            let call = Call { pool, issuers, target: &target, way, message, copy, marks };
+            match call.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
                     hosts.was_out_of_reach();
@@ -247,16 +257,17 @@ fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback
 }
 
 /// One host, for some recipients.
-struct Visit<'a> {
+struct Call<'a> {
     pool: &'a Pool,
     issuers: &'a Arc<Issuers>,
     target: &'a Target,
     way: Way<'a>,
     message: &'a Message,
     copy: &'a crate::route::HopCopy,
+    marks: Option<&'a visit::Key>,
 }
 
-impl Visit<'_> {
+impl Call<'_> {
     /// Settles whom it can; the others stay in `pending`.
     async fn deliver(
         &self,
@@ -284,7 +295,10 @@ impl Visit<'_> {
             };
             let content = match content {
                 Some(content) => &*content,
-                None => content.insert(Content::of(self.message).await.map_err(Failure::Setback)?),
+                None => {
+                    let mark = self.mark(pending);
+                    content.insert(Content::of(self.message, mark).await.map_err(Failure::Setback)?)
+                }
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
             let (settled, unheard) = drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
@@ -341,6 +355,19 @@ impl Visit<'_> {
             }
             tried = again;
         }
+    }
+
+    /// What stands in front of this copy, beside what stands in front of all.
+    fn mark(&self, pending: &[Pending]) -> Option<String> {
+        let key = self.marks?;
+        let recipients = pending.iter().filter_map(|pending| self.copy.recipients.get(usize::from(pending.index)));
+        let visits = recipients.take(visit::TOKEN_LIMIT).map(|recipient| visit::Visit {
+            by: &self.message.connector,
+            asked: &recipient.asked,
+            via: &self.copy.via.0,
+            to: &recipient.recipient.address,
+        });
+        Some(key.field(self.message.id, Timestamp::now(), visits))
     }
 
     fn mail<'m>(&'m self, tried: &[u16], content: &Content, chunking: bool) -> Mail<'m> {

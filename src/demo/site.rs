@@ -152,6 +152,8 @@ impl Host {
             hostname: self.name.clone(),
             offer_starttls: !secure && !no_tls,
             require_tls: false,
+            offer_auth: false,
+            require_auth: false,
             max_message_size: Some(MESSAGE_LIMIT),
             max_recipients: 1000,
             max_errors: 100,
@@ -196,6 +198,8 @@ impl Desk {
 impl Reception for Desk {
     async fn answer(&mut self, question: Question) -> Answer {
         match question {
+            // AUTH is not offered here.
+            Question::Login(_) => Answer::Refuse(Reply::login_unavailable()),
             Question::Sender { .. } => Answer::Go,
             Question::Recipient(_) => {
                 match self.host.behaviour.lock().unwrap_or_else(PoisonError::into_inner).recipient.clone() {

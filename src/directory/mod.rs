@@ -16,6 +16,7 @@ use crate::message::{Address, Domain};
 
 pub mod file;
 pub mod table;
+pub mod users;
 
 pub use file::{Fault, Fingerprint, LoadError};
 pub use table::Table;

@@ -12,6 +12,8 @@ use mail_parser::HeaderValue;
 use mail_parser::parsers::MessageStream;
 use memchr::memchr;
 
+use super::visit;
+
 /// The longest header block we look at, in bytes. What comes after is not searched.
 pub const HEADER_LIMIT: usize = 1 << 20;
 
@@ -30,6 +32,8 @@ pub struct Facts {
     pub received: usize,
     /// True if a byte of the header block is above 127.
     pub eight_bit: bool,
+    /// The marks of visits, by whichever relay; at most [`visit::MARK_LIMIT`].
+    pub visits: Vec<visit::Mark>,
 }
 
 /// One field as it stands in the message: all its lines, with their line ends.
@@ -58,6 +62,9 @@ pub fn facts(head: &[u8]) -> Facts {
             b'r' if field.is("Received") => facts.received += 1,
             b'm' if facts.message_id.is_none() && field.is("Message-ID") => {
                 facts.message_id = message_id(field.value());
+            }
+            b'x' if facts.visits.len() < visit::MARK_LIMIT && field.is(visit::FIELD) => {
+                facts.visits.extend(visit::Mark::parse(field.value()));
             }
             _ => {}
         }

@@ -7,6 +7,7 @@ pub mod body;
 pub mod envelope;
 pub mod header;
 pub mod received;
+pub mod visit;
 
 pub use address::{Address, Domain};
 pub use body::Body;

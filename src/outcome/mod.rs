@@ -142,6 +142,7 @@ mod tests {
 
     fn settings() -> Settings {
         Settings {
+            acknowledge: crate::config::Acknowledge::Durable,
             path: "/spool".into(),
             message_lifetime: 2 * DAY,
             delay_warning: Some(240 * MINUTE),

@@ -127,6 +127,14 @@ pub enum Setback {
         /// Its status.
         status: Status,
     },
+    /// It has been here before, and would be sent the same way again.
+    #[error("{address} goes in circles: {why}")]
+    Circles {
+        /// The recipient, as the sender named it.
+        address: String,
+        /// What both sides believe, and where to look.
+        why: String,
+    },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
     Spool {
@@ -170,6 +178,7 @@ impl Setback {
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
             Self::Unroutable { status, .. } => *status,
+            Self::Circles { .. } => Status(5, 4, 6),
             Self::Spool { .. } => Status(4, 3, 0),
             Self::Expired { .. } => Status(4, 4, 7),
         }
@@ -205,6 +214,7 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
+            | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -232,6 +242,7 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::Unroutable { .. }
+            | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -257,6 +268,7 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
+            | Self::Circles { .. }
             | Self::Spool { .. } => return None,
         };
         let name = host.split(' ').next().unwrap_or_default();
@@ -285,6 +297,7 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
+            | Self::Circles { .. }
             | Self::Spool { .. } => format!("X-Causeway; {self}"),
         }
     }
@@ -309,6 +322,7 @@ impl Setback {
             }
             Self::NoConnector { .. } => "the send connector that this message was routed to",
             Self::Unroutable { .. } => "a way to every member of the group",
+            Self::Circles { .. } => "that the premises agree about where the mailbox is",
             Self::Spool { .. } => "to read the message from the spool",
             Self::Expired { last, .. } => last.expected(),
         }
@@ -359,6 +373,10 @@ impl Setback {
             Self::Unroutable { .. } => {
                 "The other members of the group have the message. An administrator should mend or remove this member's \
                  entry in the directory."
+            }
+            Self::Circles { .. } => {
+                "The two sides each hold the mailbox to be at the other. An administrator should correct its entry in the \
+                 directory of the side that is wrong, and then send the message again."
             }
             Self::Ourselves { .. } => {
                 "An administrator should check the MX records of this domain, and whether it is missing among the \

@@ -50,7 +50,13 @@ impl Relay {
             Some(tls) => Some(tls),
             None => None,
         };
+        let user = peer.user.as_ref().map(|user| format!("authenticated as {user}"));
+        let detail: Option<&dyn fmt::Display> = match &user {
+            Some(user) => Some(user),
+            None => None,
+        };
         self.0.tracker.write(&Event {
+            detail,
             to: &asked,
             size: Some(size),
             connector: Some(&message.connector),

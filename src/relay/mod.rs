@@ -18,26 +18,32 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::config::{Config, ConnectorName, ReceiveConnector};
+use crate::config::{Acknowledge, Config, ConnectorName, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::message::received::Received;
-use crate::message::{BodyType, Envelope, Recipient, header};
+use crate::message::{BodyType, Envelope, Recipient, header, visit};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Routed, plan};
 use crate::smtp::Reply;
-use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
+use crate::spool::disk::crash_point;
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
 
 mod acknowledge;
+mod early;
 mod events;
 pub mod schedule;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod visits;
 mod work;
 
+use early::Early;
 use schedule::{LaneId, Schedule};
+use visits::{Circling, Returning};
 use work::Item;
 
 /// A message with so many `Received:` fields is going round in circles. Interface section 5.6.
@@ -64,8 +70,12 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The directory.
     pub directory: Arc<Directory>,
+    /// Who may log in.
+    pub users: Arc<UserFiles>,
     /// Delivery under that configuration.
     pub deliverer: Deliverer,
+    /// Knows again what was here before; the deliverer marks with the same.
+    pub visits: Arc<visit::Key>,
 }
 
 /// The relay. Cheap to clone.
@@ -114,6 +124,8 @@ pub struct Peer {
     pub extended: bool,
     /// Protocol version and cipher, where the session was in TLS.
     pub tls: Option<String>,
+    /// Who logged in.
+    pub user: Option<Box<str>>,
 }
 
 /// A message at the end of its data.
@@ -266,7 +278,7 @@ impl Relay {
     }
 
     /// Takes a whole message and says what the end of its data is answered with.
-    pub async fn take(&self, snapshot: &Snapshot, submission: Submission) -> Reply {
+    pub async fn take(&self, snapshot: &Arc<Snapshot>, submission: Submission) -> Reply {
         let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
         let head = draft.head();
         let facts = header::facts(&head);
@@ -285,6 +297,18 @@ impl Relay {
             return reply;
         }
         let accepted = Timestamp::now();
+        if let Some(hybrid) = config.hybrid.as_ref().filter(|_| !facts.visits.is_empty()) {
+            let (key, marks, by) = (&*snapshot.visits, &*facts.visits, &*connector.name.0);
+            let returning = Returning { key, marks, config, hybrid, by, message_id: facts.message_id.as_deref() };
+            match returning.judge(&routed, accepted) {
+                Circling::No => {}
+                Circling::Some(indexes) => indexes.into_iter().for_each(|index| visits::cut(&mut routed[index])),
+                Circling::Refuse(reply) => {
+                    self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+                    return reply;
+                }
+            }
+        }
         let id = self.0.spool.next_id();
         let only_recipient = match envelope.recipients.as_slice() {
             [only] => Some(&only.address),
@@ -296,7 +320,7 @@ impl Relay {
             by: &config.hostname,
             extended: peer.extended,
             tls: peer.tls.as_deref(),
-            authenticated: false,
+            authenticated: peer.user.is_some(),
             utf8: envelope.smtputf8,
             id,
             only_recipient,
@@ -309,6 +333,7 @@ impl Relay {
             envelope.body = BodyType::EightBit;
         }
         let noted = Self::note_routes(&mut routed);
+        crash_point("accept.routed");
         let message = NewMessage {
             id,
             accepted,
@@ -320,36 +345,63 @@ impl Relay {
             copies: plan::plan(routed),
             settles: Vec::new(),
         };
-        let put = match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
-            Ok(put) => put,
+        if let Acknowledge::DeliveredOrDurable { window } = config.spool.acknowledge {
+            return self
+                .take_early(snapshot, message, window, |relay, message| {
+                    relay.track_received(message, &peer, size, &noted);
+                })
+                .await;
+        }
+        match self.put(message).await {
+            Ok(receipt) => {
+                let reply = acknowledge::acknowledge(&receipt);
+                crash_point("accept.durable");
+                self.track_received(&receipt.message, &peer, size, &noted);
+                self.schedule(snapshot, receipt.message);
+                reply
+            }
+            Err(reply) => reply,
+        }
+    }
+
+    /// Puts a message of a client that waits.
+    async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
+        let id = message.id;
+        match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
+            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Err(error)) => {
+                warn!(%id, %error, "a message was not accepted");
+                Err(acknowledge::put_failed(&error))
+            }
             // Dropped before its end, the put takes the message back.
             Err(_) => {
                 warn!(%id, "a message was not on stable storage after {:?} and is taken back", self.0.put_limit);
-                return Reply::took_too_long();
+                Err(Reply::took_too_long())
             }
-        };
-        let reply = acknowledge::acknowledge(&put);
-        match put {
-            Ok(receipt) => {
-                self.track_received(&receipt.message, &peer, size, &noted);
-                self.schedule(snapshot, receipt.message);
-            }
-            Err(error) => warn!(%id, %error, "a message was not accepted"),
         }
-        reply
     }
 
     /// Every copy of a message that is safe goes to its lane.
     fn schedule(&self, snapshot: &Snapshot, message: Arc<Message>) {
         let stay = self.0.resident.load(Ordering::Relaxed) < RESIDENT_LIMIT;
         let resident = stay.then(|| work::Resident::new(self, &message));
+        self.schedule_with(snapshot, &message, resident, None);
+    }
+
+    fn schedule_with(
+        &self,
+        snapshot: &Snapshot,
+        message: &Arc<Message>,
+        resident: Option<Arc<work::Resident>>,
+        early: Option<&Arc<Early>>,
+    ) {
         let mut start: Vec<LaneId> = Vec::new();
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
             // What waits for a hop that is down must not take the memory from what can go at once.
-            let resident = resident.clone().filter(|_| queue.depth(lane).resting.is_none());
-            let item = Item::fresh(&message, index, resident);
+            let resident = resident.clone().filter(|_| early.is_some() || queue.depth(lane).resting.is_none());
+            let item = Item { early: early.cloned(), ..Item::fresh(message, index, resident) };
             if queue.ready(lane, item) {
                 start.push(lane);
             }

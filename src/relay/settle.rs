@@ -22,6 +22,7 @@ use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
+use crate::spool::disk::crash_point;
 use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement};
 
 /// The name under which reports travel where a receive connector is asked for.
@@ -65,7 +66,7 @@ impl Relay {
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
-        let item = Item { attempts, warned, resident: None, ..tried.item };
+        let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
     }
 
@@ -132,6 +133,18 @@ impl Relay {
         for (index, _) in done {
             self.0.spool.settle(settlement(&tried.item, *index, End::Delivered));
         }
+        crash_point("settle.noted");
+        self.tell_done(snapshot, tried, done, now).await;
+    }
+
+    /// What [`Relay::settle_done`] says of deliveries whose record is made, or not needed.
+    pub(super) async fn tell_done(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        done: &[(u16, Delivered)],
+        now: Timestamp,
+    ) {
         self.track_sent(tried, done);
         let copy = tried.copy();
         if let Some((_, delivered)) = done.first() {
@@ -306,7 +319,7 @@ async fn compose(
     report.write()
 }
 
-fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
+pub(super) fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
     Settlement { id: item.id, copy: item.copy, recipient, end }
 }
 

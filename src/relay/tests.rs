@@ -11,7 +11,7 @@ use super::*;
 use crate::config;
 use crate::deliver::{Attempt, Delivered};
 use crate::dns::Resolver;
-use crate::message::{Address, BodyType, Notify};
+use crate::message::{Address, BodyType, Notify, visit};
 use crate::outcome::Setback;
 use crate::smtp::Status;
 use crate::spool::model::{Fault, Model, ModelDisk, Op};
@@ -65,7 +65,9 @@ fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
     let (directory, _) = Directory::load(&config.directories);
     let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
-    Snapshot { config, directory: Arc::new(directory), deliverer }
+    let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
+    let deliverer = deliverer.marking(Arc::clone(&visits));
+    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
 }
 
 impl Fixture {
@@ -107,7 +109,7 @@ impl Fixture {
         }
         let mut draft = self.relay.draft();
         draft.push(content.to_owned().into()).await.unwrap();
-        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None };
+        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None, user: None };
         self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer }).await
     }
 
@@ -321,10 +323,9 @@ async fn f057_a_connector_that_is_back_is_tried_at_once() {
 }
 
 /// What is longer than any record is refused for good.
-#[tokio::test]
-async fn an_envelope_that_never_fits_is_refused_for_good() {
-    let put = Err(crate::spool::PutError::TooLong("20000000 bytes".into()));
-    let reply = acknowledge::acknowledge(&put);
+#[test]
+fn an_envelope_that_never_fits_is_refused_for_good() {
+    let reply = acknowledge::put_failed(&crate::spool::PutError::TooLong("20000000 bytes".into()));
     assert_eq!((reply.code, reply.status), (552, Some(Status(5, 3, 4))));
 }
 
@@ -486,4 +487,43 @@ async fn what_waits_for_a_hop_that_rests_is_not_kept_in_memory() {
         let _ = fixture.relay.queue().feedback(lane, Instant::now(), schedule::Feedback::Down, 0.5);
     }
     assert_eq!(fixture.relay.0.resident.load(Ordering::Relaxed), 0);
+}
+
+/// S-112, interface section 5.6: of two recipients the one that goes in circles is cut, and reported to the sender; the
+/// other gets its copy.
+#[tokio::test]
+async fn one_that_goes_in_circles_takes_nothing_from_the_other() {
+    let fixture = Fixture::still();
+    let hybrid = "[hybrid]\non_premises = \"to-contoso\"\ncloud = \"to-internet\"\nrouting_domain = \"r.example\"\n\
+                  disagreement_grace = \"0s\"\n[spool]";
+    fixture.relay.replace(snapshot(&|text| text.replace("[spool]", hybrid)));
+    let [one, two] = [THREE[0], THREE[1]].map(|to| Address::parse(to).unwrap());
+    let visit = visit::Visit { by: "internet", asked: &one, via: "to-contoso", to: &one };
+    let mark = fixture.relay.snapshot().visits.field(crate::message::MessageId(9), Timestamp::now(), [visit]);
+    let content = format!("{mark}Message-ID: <a@b>\r\n\r\nx\r\n");
+    // Alone it is refused at the end of its data.
+    let reply = fixture.send("erin@fabrikam.com", &[THREE[0]], &content).await;
+    assert_eq!((reply.code, reply.status), (550, Some(Status(5, 4, 6))), "{reply}");
+    assert_eq!((fixture.relay.waiting(), fixture.count("FAIL", "goes in circles")), (0, 0));
+    assert_eq!(fixture.count("FAIL", "cut at the second visit"), 1, "{:?}", fixture.events);
+
+    assert_eq!(fixture.send("erin@fabrikam.com", &[THREE[0], THREE[1]], &content).await.code, 250);
+    let queue = fixture.relay.queue().sweep(|_| false);
+    assert_eq!(queue.len(), 2, "a copy for each");
+    for (lane, item) in queue {
+        let loaded = fixture.relay.0.spool.load(item.id).unwrap();
+        let copy = &loaded.message.copies[usize::from(item.copy)];
+        assert_eq!(copy.recipients.len(), 1);
+        if copy.recipients[0].asked == two {
+            assert_eq!(&*copy.via.0, "to-contoso");
+            continue;
+        }
+        let snapshot = fixture.relay.snapshot();
+        let attempt = fixture.relay.deliver(&snapshot, &loaded.message, item.copy, &[0]).await;
+        let tried = Tried { message: &loaded.message, item, lane };
+        fixture.relay.settle(&snapshot, tried, attempt, Timestamp::now()).await;
+    }
+    assert_eq!(fixture.count("FAIL", "one@contoso.com goes in circles"), 1, "{:?}", fixture.events);
+    assert_eq!(fixture.count("DSN", "erin@fabrikam.com"), 1);
+    assert_eq!(fixture.count("FAIL", "5.4.6"), 2);
 }

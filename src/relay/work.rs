@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{error, warn};
 
+use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
-use super::{Relay, Snapshot};
+use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::Attempt;
 use crate::message::{MessageId, Recipient};
@@ -18,6 +19,7 @@ use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
+use crate::spool::disk::crash_point;
 use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
@@ -45,6 +47,8 @@ pub(super) struct Item {
     pub(super) absent_since: Option<Instant>,
     /// The message itself while it is fresh; else it is read from the spool when its time comes.
     pub(super) resident: Option<Arc<Resident>>,
+    /// Set while its client may still wait for it, and it may not be on disk.
+    pub(super) early: Option<Arc<Early>>,
 }
 
 /// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
@@ -84,6 +88,7 @@ impl Item {
             accepted: message.accepted,
             absent_since: None,
             resident,
+            early: None,
         }
     }
 
@@ -96,6 +101,7 @@ impl Item {
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
+            early: None,
         }
     }
 }
@@ -191,7 +197,7 @@ impl Relay {
         }
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.0.stopping.load(Ordering::Acquire)
     }
 
@@ -233,8 +239,12 @@ impl Relay {
     /// `None`: the hop was not tried, so nothing is known of it.
     async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
         let snapshot = self.snapshot();
+        let early = item.early.take();
+        if early.as_ref().is_some_and(|early| early.is_over()) {
+            return None;
+        }
         let (message, open) = self.fetch(lane, &mut item).await?;
-        let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
+        let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
         if let Some((_, Some(why))) = &feedback {
             // For those who wait behind it, and may never be tried themselves.
@@ -242,6 +252,11 @@ impl Relay {
             self.queue().remember(lane, why);
         }
         let feedback = feedback.map(|(feedback, _)| feedback);
+        crash_point("deliver.answered");
+        if let Some(early) = early {
+            let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
+            (item, attempt) = (brought.item, brought.attempt);
+        }
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
         feedback
     }
@@ -270,6 +285,9 @@ impl Relay {
         let snapshot = self.snapshot();
         let settings = &snapshot.config.spool;
         let overdue = self.queue().sweep(|item| {
+            if item.early.as_ref().is_some_and(|early| !early.is_kept()) {
+                return true;
+            }
             let age = age(item.accepted, wall);
             let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
             // An attempt that falls on the very end has its chance. Who sent it is not known here; a report's life is
@@ -325,6 +343,11 @@ impl Relay {
         };
         if *via.0 == *NOWHERE {
             return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+        }
+        if *via.0 == *visits::CIRCLES {
+            let copy = &message.copies[usize::from(copy)];
+            let judge = |index: &u16| Some((*index, Err(visits::setback(snapshot, message, copy, *index)?)));
+            return Attempt { results: open.iter().filter_map(judge).collect() };
         }
         let setback = Setback::NoConnector { name: via.to_string(), state };
         Attempt { results: open.iter().map(|recipient| (*recipient, Err(setback.clone()))).collect() }

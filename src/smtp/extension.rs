@@ -18,6 +18,8 @@ pub struct Offer {
     pub secure: bool,
     /// STARTTLS would be obeyed.
     pub starttls: bool,
+    /// AUTH would be.
+    pub auth: bool,
     /// The largest message taken, in octets.
     pub max_message_size: Option<u64>,
     /// The most recipients taken in one transaction.
@@ -38,6 +40,7 @@ const OFFERS: &[Row] = &[
     ("CHUNKING", always),
     ("DSN", always),
     ("STARTTLS", |offer| offer.starttls.then_some(Cow::Borrowed(""))),
+    ("AUTH", |offer| offer.auth.then_some(Cow::Borrowed("PLAIN LOGIN"))),
     // RFC 8689 section 2: only in a session that is in TLS.
     ("REQUIRETLS", |offer| offer.secure.then_some(Cow::Borrowed(""))),
     ("LIMITS", |offer| Some(format!("RCPTMAX={}", offer.max_recipients).into())),
@@ -193,12 +196,16 @@ mod tests {
     /// C015, C016: what we offer is what we would understand.
     #[test]
     fn our_offer_is_understood_by_ourselves() {
-        for (secure, starttls) in [(false, true), (false, false), (true, false)] {
-            let offer = Offer { secure, starttls, max_message_size: Some(77), max_recipients: 5 };
+        for (secure, starttls, auth) in
+            [(false, true, false), (false, false, false), (true, false, false), (true, false, true)]
+        {
+            let offer = Offer { secure, starttls, auth, max_message_size: Some(77), max_recipients: 5 };
             let domain = crate::message::Domain::parse("a.example").unwrap();
             let offered = Offered::parse(&Reply::extended_hello(&domain, offer.keywords()));
             assert!(offered.pipelining && offered.chunking && offered.dsn && offered.smtputf8 && offered.enhanced);
             assert_eq!((offered.starttls, offered.requiretls), (starttls, secure));
+            let mechanisms: Vec<&str> = offered.auth.iter().map(|mechanism| &**mechanism).collect();
+            assert_eq!(mechanisms, if auth { &["PLAIN", "LOGIN"][..] } else { &[] });
             assert_eq!((offered.size, offered.rcpt_max), (Some(Some(77)), Some(5)));
         }
     }

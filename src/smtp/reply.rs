@@ -154,6 +154,16 @@ impl Reply {
         Self::new(250, Status(2, 1, 5), "recipient ok")
     }
 
+    /// The answer to AUTH that asks for more; `text` is base64, and may be empty. RFC 4954 section 4.
+    pub fn challenge(text: &str) -> Self {
+        Self::bare(334, text)
+    }
+
+    /// The password is right.
+    pub fn logged_in() -> Self {
+        Self::new(235, Status(2, 7, 0), "authentication successful")
+    }
+
     /// The answer to DATA.
     pub fn start_mail_input() -> Self {
         Self::bare(354, "start mail input; end with <CRLF>.<CRLF>")
@@ -182,7 +192,7 @@ impl Reply {
         Self::new(500, Status(5, 5, 2), format!("line longer than {limit} octets"))
     }
 
-    /// A verb that exists and is off here: EXPN, ETRN, TURN.
+    /// A verb that exists and is off here: EXPN, ETRN, TURN, AUTH where nobody may log in.
     pub fn command_disabled() -> Self {
         Self::new(502, Status(5, 5, 1), "command not implemented")
     }
@@ -237,6 +247,46 @@ impl Reply {
         Self::new(530, Status(5, 7, 0), "must issue a STARTTLS command first")
     }
 
+    /// This listener's connector wants a login first. RFC 4954 section 6.
+    pub fn login_required() -> Self {
+        Self::new(530, Status(5, 7, 0), "authentication required")
+    }
+
+    /// A password would travel in the clear. RFC 4954 section 6.
+    pub fn login_needs_tls() -> Self {
+        Self::new(538, Status(5, 7, 11), "encryption required; issue STARTTLS first")
+    }
+
+    /// AUTH with a mechanism that was not offered. RFC 4954 section 4.
+    pub fn unknown_mechanism() -> Self {
+        Self::new(504, Status(5, 5, 4), "mechanism not offered")
+    }
+
+    /// The client answered `*`. RFC 4954 section 4.
+    pub fn login_cancelled() -> Self {
+        Self::new(501, Status(5, 7, 0), "authentication cancelled")
+    }
+
+    /// A line of a login beyond its limit. RFC 4954 section 6.
+    pub fn login_line_too_long() -> Self {
+        Self::new(500, Status(5, 5, 6), "authentication exchange line is too long")
+    }
+
+    /// Name and password do not belong together; which of them is wrong, nobody learns.
+    pub fn login_refused() -> Self {
+        Self::new(535, Status(5, 7, 8), "authentication credentials invalid")
+    }
+
+    /// Whether the password is right cannot be said now.
+    pub fn login_unavailable() -> Self {
+        Self::new(454, Status(4, 7, 0), "temporary authentication failure")
+    }
+
+    /// So many logins from this address failed that none is looked at for a while.
+    pub fn login_locked() -> Self {
+        Self::new(454, Status(4, 7, 0), "too many failed logins from your address; try again later")
+    }
+
     /// REQUIRETLS in a session without TLS. RFC 8689 section 3.
     pub fn requiretls_needs_tls() -> Self {
         Self::new(530, Status(5, 7, 10), "REQUIRETLS needs a session in TLS")
@@ -289,6 +339,16 @@ impl Reply {
     /// `max_errors` is reached.
     pub fn too_many_errors() -> Self {
         Self::new(421, Status(4, 7, 0), "too many errors")
+    }
+
+    /// Login after login failed in this session.
+    pub fn too_many_failed_logins() -> Self {
+        Self::new(421, Status(4, 7, 0), "too many failed logins")
+    }
+
+    /// The user has been taken out of the users file meanwhile.
+    pub fn login_withdrawn() -> Self {
+        Self::new(421, Status(4, 7, 0), "your login is no longer valid")
     }
 
     /// Command after command, and no mail.
@@ -399,9 +459,15 @@ impl Reply {
         Self::new(554, Status(5, 4, 6), "too many hops")
     }
 
-    /// The message has been here before, in the same state.
-    pub fn message_loops() -> Self {
-        Self::new(554, Status(5, 4, 6), "routing loop: this message has been here before")
+    /// The message has been here before and would go the same way again; `words` tell why, one fact a line.
+    pub fn second_visit(may_be_moving: bool, words: &str) -> Self {
+        match may_be_moving {
+            true => {
+                let first = "it has been here before; if the mailbox is moving, one side will soon know better";
+                Self::new(451, Status(4, 4, 6), format!("{first}\n{words}"))
+            }
+            false => Self::new(550, Status(5, 4, 6), format!("routing loop, cut at the second visit\n{words}")),
+        }
     }
 
     /// The disk has no room for it now.

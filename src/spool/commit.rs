@@ -97,6 +97,8 @@ pub struct Put {
     pub entry: Entry,
     /// What becomes durable with it.
     pub settles: Vec<Settlement>,
+    /// See [`super::is_mail`].
+    pub is_mail: bool,
     /// Who waits for it.
     pub done: oneshot::Sender<Result<Sealed, PutError>>,
 }
@@ -240,6 +242,8 @@ struct Waiter {
     id: MessageId,
     entry: Entry,
     settles: Vec<Settlement>,
+    /// It settles nothing but parts of itself: its client may still take it back.
+    is_mail: bool,
     done: oneshot::Sender<Result<Sealed, PutError>>,
 }
 
@@ -267,7 +271,7 @@ impl Record {
     /// settle what they report.
     fn makes_room(&self) -> bool {
         match &self.what {
-            What::Put(waiter) => !waiter.settles.is_empty(),
+            What::Put(waiter) => !waiter.is_mail,
             _ => true,
         }
     }
@@ -431,7 +435,13 @@ impl Committer {
                 body: Some(put.body),
                 length: put.length,
                 crc: put.crc,
-                what: What::Put(Waiter { id: put.id, entry: put.entry, settles: put.settles, done: put.done }),
+                what: What::Put(Waiter {
+                    id: put.id,
+                    entry: put.entry,
+                    is_mail: put.is_mail,
+                    settles: put.settles,
+                    done: put.done,
+                }),
             });
         }
         records
@@ -601,7 +611,7 @@ impl Committer {
                 What::Put(waiter) => {
                     gone.extend(index.insert(waiter.id, waiter.entry, place));
                     gone.extend(waiter.settles.iter().filter_map(|one| index.settle(one)));
-                    told.push((waiter.id, waiter.settles.is_empty(), waiter.done));
+                    told.push((waiter.id, waiter.is_mail, waiter.done));
                 }
             }
         }

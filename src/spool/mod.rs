@@ -95,7 +95,8 @@ pub struct NewMessage {
     /// See [`Message`].
     pub copies: Vec<HopCopy>,
     /// What this message settles by existing: a failure report and the failure it reports become durable in one
-    /// record, so a crash can neither lose the report nor write it twice.
+    /// record, so a crash can neither lose the report nor write it twice. Recipients of its own stand here too, where
+    /// they were delivered before it was put.
     pub settles: Vec<Settlement>,
 }
 
@@ -534,7 +535,8 @@ impl Spool {
 
         let (done, sealed) = oneshot::channel();
         // From here on the record may reach the disk, whether or not somebody still waits for it.
-        let mut undecided = Undecided { shared, id, own, is_mail: settles.is_empty(), decided: false };
+        let is_mail = is_mail(id, &settles);
+        let mut undecided = Undecided { shared, id, own, is_mail, decided: false };
         shared.queue_put(Put {
             id,
             head,
@@ -543,6 +545,7 @@ impl Spool {
             crc: crc.value(),
             entry: Entry::new(&message.copies, content),
             settles,
+            is_mail,
             done,
         });
         let sealed = sealed.await.unwrap_or_else(|_| Err(PutError::Fault("the spool was closed".into())));
@@ -596,6 +599,12 @@ impl Spool {
         let threads = self.threads.clone();
         let _ = tokio::task::spawn_blocking(move || threads.end()).await;
     }
+}
+
+/// Does it settle nothing, or only recipients of its own? Then its client may still take it back. What settles others
+/// is a report, and the failure it reports is settled whoever waits.
+fn is_mail(id: MessageId, settles: &[Settlement]) -> bool {
+    settles.iter().all(|settlement| settlement.id == id)
 }
 
 /// A put whose outcome its caller has not read. Dropped in that state, it takes the message back; not a report, which

@@ -200,6 +200,10 @@ impl World {
             if self.rng.u8(0..6) == 0 {
                 message.settles.extend(self.some_open());
             }
+            // One of its own was delivered before it was put.
+            if counts.iter().sum::<usize>() > 1 && self.rng.u8(0..6) == 0 {
+                message.settles.push(settled(message.id, 0, 0));
+            }
             let known = Known {
                 content: bytes,
                 copies: counts.iter().map(|count| vec![Doneness::Open; *count]).collect(),
@@ -207,10 +211,10 @@ impl World {
                 standing: Standing::Unknown,
             };
             let (id, settles) = (message.id, message.settles.clone());
+            self.known.insert(id, known);
             for settlement in &settles {
                 self.settlement(settlement, Doneness::Maybe);
             }
-            self.known.insert(id, known);
             let spool = self.spool.clone();
             // Some callers leave at once, some a little later.
             let leaves = self.rng.u8(0..12) == 0;

@@ -40,6 +40,8 @@ fn terms() -> Terms {
         hostname: Domain::parse("mail.contoso.com").unwrap(),
         offer_starttls: true,
         require_tls: false,
+        offer_auth: false,
+        require_auth: false,
         max_message_size: Some(100_000),
         max_recipients: 1000,
         max_errors: 1000,
@@ -51,9 +53,13 @@ fn terms() -> Terms {
 
 impl Driver {
     fn new(terms: Terms) -> Self {
+        Self::start(terms, false)
+    }
+
+    fn start(terms: Terms, secure: bool) -> Self {
         let now = Instant::now();
         let mut driver = Self {
-            session: Session::new(terms, false, now),
+            session: Session::new(terms, secure, now),
             now,
             until: None,
             body: Vec::new(),
@@ -107,6 +113,11 @@ impl Driver {
 
     fn answer(&mut self, question: Question) -> Answer {
         match question {
+            Question::Login(Credentials { ref username, ref password }) => match (&**username, &**password) {
+                ("tim", "tanstaaftanstaaf") => Answer::Go,
+                ("later", _) => Answer::Refuse(Reply::login_unavailable()),
+                _ => Answer::Refuse(Reply::login_refused()),
+            },
             Question::Sender { envelope, .. } => {
                 match envelope.sender.is_some_and(|sender| sender.domain().as_str() == "blocked.example") {
                     true => Answer::Refuse(Reply::relay_denied()),
@@ -193,7 +204,7 @@ fn check_replies(said: &str) {
         let enhanced = word.starts_with(&format!("{}.", &code[..1])) && word.split('.').count() == 3;
         let greeting = index == 0 && code == "220";
         let hello = code == "250" && !enhanced;
-        if greeting || code == "354" {
+        if greeting || code == "354" || code == "334" {
             assert!(!enhanced, "{line}");
         } else if !hello {
             assert!(enhanced, "{line}");
@@ -1127,6 +1138,13 @@ fn phrase() -> impl Strategy<Value = Vec<u8>> {
         "\r",
         "\n",
         "hopping\r\n",
+        "AUTH PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm\r\n",
+        "AUTH PLAIN AHRpbQB0\r\n",
+        "AUTH PLAIN\r\n",
+        "AUTH LOGIN\r\n",
+        "dGlt\r\n",
+        "AHRpbQB0YW5zdGFhZnRhbnN0YWFm\r\n",
+        "*\r\n",
     ]);
     let whole = prop::collection::vec(prop::sample::select(vec!["a", ".", "..", "\r\n", "\r\n.", "é"]), 0..40)
         .prop_map(|parts| format!("{TRANSACTION}DATA\r\n{}\r\n.\r\n", parts.concat()).into_bytes());
@@ -1144,7 +1162,8 @@ fn phrase() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn transcript(terms: Terms, stream: &[u8], cuts: &[usize]) -> Outcome {
-    let mut driver = Driver::new(terms);
+    let secure = terms.offer_auth;
+    let mut driver = Driver::start(terms, secure);
     let mut rest = stream;
     for cut in cuts.iter().copied().cycle() {
         if rest.is_empty() || driver.outcome.closed {
@@ -1167,9 +1186,10 @@ proptest! {
         cuts in prop::collection::vec(1_usize..60, 1..20),
         limit in prop::sample::select(vec![None, Some(20), Some(100_000)]),
         max_errors in 2_usize..20,
+        (offer_auth, require_auth) in any::<(bool, bool)>(),
     ) {
         let stream = phrases.concat();
-        let terms = Terms { max_message_size: limit, max_errors, offer_starttls: false, ..terms() };
+        let terms = Terms { max_message_size: limit, max_errors, offer_starttls: false, offer_auth, require_auth, ..terms() };
         let whole = transcript(terms.clone(), &stream, &[usize::MAX]);
         prop_assert_eq!(&transcript(terms.clone(), &stream, &[1]), &whole);
         prop_assert_eq!(&transcript(terms, &stream, &cuts), &whole);
