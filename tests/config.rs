@@ -51,7 +51,9 @@ impl Place {
 
     fn certify(&self, name: &str, template: &Template) {
         let (certificate, key) = self.authority.issue_as(template);
-        self.write(&format!("{name}.crt"), &certificate);
+        // With its root: it is one that this host does not know otherwise.
+        let root = fs::read_to_string(self.path("ca.pem")).expect("the test's own file");
+        self.write(&format!("{name}.crt"), &(certificate + &root));
         self.secret(&format!("{name}.key"), &key, 0o600);
     }
 
@@ -563,6 +565,15 @@ fn certificates_are_judged_by_the_date_given() {
             }
         }
         assert_eq!(config.is_some(), expected != Some("error"), "after {days} days");
+    }
+    // Trust anchors end too, and are told where they are named.
+    let anchored = GOOD.replacen("tls = \"opportunistic\"", "tls = \"certificate\"\nca_file = \"ca.pem\"", 1);
+    let path_of_anchored = place.write("anchored.toml", &anchored);
+    for (days, expected) in [(3600, None), (3640, Some(" ends in ")), (3660, Some(" was valid until "))] {
+        let (_, problems) = config::check(&path_of_anchored, now + SignedDuration::from_hours(24 * days));
+        let said = problems.0.iter().find(|problem| problem.text.contains("ca_file: the trusted certificate Root of"));
+        assert_eq!(said.is_some(), expected.is_some(), "after {days} days: {problems}");
+        assert!(said.is_none_or(|said| said.text.contains(expected.unwrap_or_default())), "{said:?}");
     }
     // A daemon starts with the certificate that it has: mail in the clear or from those who do not look goes on.
     place.certify("mail", &Template::new(&["mail.contoso.com"]).expired());

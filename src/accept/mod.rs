@@ -33,7 +33,7 @@ use logins::Logins;
 use reception::{HANDSHAKE_TIMEOUT, RelayReception};
 
 use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
-use crate::relay::Relay;
+use crate::relay::{Relay, Snapshot};
 use crate::smtp::Reply;
 use crate::smtp::server::{Session, Terms};
 use crate::tls::{Acceptor, Stream};
@@ -47,6 +47,8 @@ pub struct Door {
     /// The address as the configuration names it.
     pub listen: SocketAddr,
     acceptors: HashMap<ConnectorName, Acceptor>,
+    /// Those of the configuration before.
+    before: HashMap<ConnectorName, Acceptor>,
 }
 
 impl Door {
@@ -60,18 +62,26 @@ impl Door {
                 Some((connector.name.clone(), Acceptor::new(identity, ask)))
             })
             .collect();
-        Self { listen, acceptors }
+        Self { listen, acceptors, before: HashMap::new() }
+    }
+
+    /// The same as successor of `last`: it also opens for what only that knew, as long as connections may still be
+    /// judged by the configuration before.
+    pub fn after(last: &Self, config: &Config) -> Self {
+        Self { before: last.acceptors.clone(), ..Self::new(last.listen, config) }
     }
 
     fn acceptor(&self, connector: &ReceiveConnector) -> io::Result<&Acceptor> {
         self.acceptors
             .get(&connector.name)
+            .or_else(|| self.before.get(&connector.name))
             .ok_or_else(|| io::Error::other(format!("receive connector {} has no certificate", connector.name)))
     }
 }
 
 /// Accepts connections until `stopping`, then waits for the sessions under way, until `abandon`: those that are left then
-/// are cut off, and gone when this returns. `door` gives the door of the configuration that stands now.
+/// are cut off, and gone when this returns. `door` gives the door of the configuration that stands now; on a change it
+/// gives the next one before the relay has the next configuration.
 pub async fn listen(
     listener: TcpListener,
     mut door: watch::Receiver<Arc<Door>>,
@@ -93,10 +103,13 @@ pub async fn listen(
         };
         match accepted {
             Ok((socket, peer)) => {
+                // In this order: a door opens for its own configuration and the one before, so whichever snapshot it
+                // was, the door has its acceptors.
+                let snapshot = relay.snapshot();
                 let door = Arc::clone(&door.borrow_and_update());
                 let (relay, limits, stopping) = (relay.clone(), limits.clone(), stopping.clone());
                 sessions.spawn(async move {
-                    if let Err(error) = serve(socket, peer, door, relay, limits, stopping).await {
+                    if let Err(error) = serve(socket, peer, (door, snapshot), relay, limits, stopping).await {
                         debug!(%peer, %error, "connection ended");
                     }
                 });
@@ -147,13 +160,12 @@ struct Addresses {
 async fn serve(
     mut socket: TcpStream,
     peer: SocketAddr,
-    door: Arc<Door>,
+    (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
     limits: ConnectionLimits,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let snapshot = relay.snapshot();
     let connectors = &snapshot.config.receive_connectors;
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, Timestamp::now()) else {
         return turn_away(socket, &Reply::peer_not_allowed()).await;

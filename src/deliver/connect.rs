@@ -89,7 +89,13 @@ pub async fn open(target: &Target, way: &Way<'_>) -> Result<Connection, Failure>
             tracing::info!(host = describe(target), %unmet, "TLS failed and is not demanded: going on in the clear");
             open_with(target, way, demand, StartTls::Never).await.map_err(|error| error.at(target))
         }
-        result => result.map_err(|error| error.at(target)),
+        result => result.map_err(|error| match error.at(target) {
+            // Who reads it knows neither connector nor demand: host, demand and what was seen stand together.
+            Failure::Setback(Setback::Unproven { host, unmet }) => {
+                Failure::Setback(Setback::Unproven { host, unmet: demand.unmet(unmet) })
+            }
+            failure => failure,
+        }),
     }
 }
 

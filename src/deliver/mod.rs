@@ -25,11 +25,13 @@ use crate::tls::{self, Proof};
 pub mod connect;
 pub mod drive;
 pub mod hosts;
+pub mod issuers;
 pub mod pool;
 
 use connect::{Failure, Way};
 use drive::{Connection, Content};
 use hosts::{Hosts, Ourselves, Target};
+pub use issuers::Issuers;
 use pool::{Lease, Pool, Purpose, Turns};
 
 /// How often a connection that was kept may turn out to be closed before a new one is opened instead.
@@ -45,6 +47,7 @@ pub struct Deliverer<R = Resolver> {
     /// What XOORG says of our mail on internal connectors.
     organization: Option<Domain>,
     pool: Pool,
+    issuers: Arc<Issuers>,
     /// Marks what leaves; `None`: nothing is marked.
     marks: Option<Arc<visit::Key>>,
 }
@@ -124,9 +127,16 @@ impl<R: Resolve> Deliverer<R> {
             private_targets,
             organization: None,
             pool: Pool::default(),
+            issuers: Arc::default(),
             resolver,
             marks: None,
         }
+    }
+
+    /// The same, with this memory of who issued its hosts' certificates: it outlives configurations.
+    #[must_use]
+    pub fn remembering(self, issuers: Arc<Issuers>) -> Self {
+        Self { issuers, ..self }
     }
 
     /// The same, with every copy marked, so that it is known if it comes back.
@@ -213,6 +223,7 @@ impl<R: Resolve> Deliverer<R> {
             };
             let call = Call {
                 pool: &self.pool,
+                issuers: &self.issuers,
                 target: &target,
                 way,
                 message,
@@ -270,6 +281,7 @@ fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback
 /// One host, for some recipients.
 struct Call<'a> {
     pool: &'a Pool,
+    issuers: &'a Arc<Issuers>,
     target: &'a Target,
     way: Way<'a>,
     message: &'a Message,
@@ -300,7 +312,9 @@ impl Call<'_> {
                 Some(connection) => connection,
                 None => {
                     lease.make_room();
-                    connect::open(self.target, &self.way).await?
+                    let opened = connect::open(self.target, &self.way).await?;
+                    self.issuers.note(&connector.name, &opened.proof);
+                    opened
                 }
             };
             let content = match content {

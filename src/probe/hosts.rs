@@ -272,15 +272,20 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
 
 /// The demand is not met: no mail, and what would help.
 fn unproven(unmet: &Unmet, seen: &mut HostSeen) {
-    seen.cure = match unmet {
+    seen.cure = cure(unmet);
+    seen.flows = Err(unmet.to_string());
+}
+
+fn cure(unmet: &Unmet) -> &'static str {
+    match unmet {
+        Unmet::Demanded { seen, .. } => cure(seen),
         Unmet::NotOffered | Unmet::Refused(_) => {
             "let it offer STARTTLS; if it always did, something on the way takes it out (some firewalls do)"
         }
         Unmet::Handshake(_) => "look into its log: it may not know TLS 1.2, or want a client certificate",
         Unmet::Chain { .. } => "renew its certificate, or name the root of its issuer in ca_file",
         Unmet::Name { .. } => "if it is the right host, write one of its names into tls_domain",
-    };
-    seen.flows = Err(unmet.to_string());
+    }
 }
 
 async fn shake(

@@ -21,11 +21,12 @@ pub(super) fn delivered(id: MessageId, all: AllDelivered) -> Reply {
     Reply::accepted(id)
 }
 
-/// 452: the client keeps the message and offers it again.
+/// 452: the client keeps the message and offers it again. What never will fit is 552, so that its sender is told.
 pub(super) fn put_failed(error: &PutError) -> Reply {
     match error {
         PutError::Full(_) => Reply::insufficient_storage(),
         PutError::Fault(_) => Reply::spool_fault(),
+        PutError::TooLong(_) => Reply::envelope_too_long(),
     }
 }
 

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::config::{Acknowledge, Config, ReceiveConnector};
+use crate::config::{Acknowledge, Config, ConnectorName, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::directory::users::UserFiles;
@@ -60,6 +60,9 @@ pub const ROUTED_LIMIT: usize = 20_000;
 
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
+
+/// Recovered copies that are put into the queue while it is held once.
+const RESUME_AT_ONCE: usize = 1000;
 
 /// What a message is judged by: replaced whole on reload.
 #[derive(Debug)]
@@ -177,8 +180,24 @@ impl Relay {
 
     /// From now on messages are judged by this. Messages under way keep what they began with.
     pub fn replace(&self, snapshot: Snapshot) -> Arc<Snapshot> {
-        self.queue().set_retry(snapshot.config.spool.retry.clone());
-        self.0.snapshot.swap(Arc::new(snapshot))
+        let next = Arc::new(snapshot);
+        let last = self.0.snapshot.swap(Arc::clone(&next));
+        // What waits for a connector that came back, or was mended, need not wait for the end of a rest.
+        let is_changed = |via: &ConnectorName| next.config.send_connector(via) != last.config.send_connector(via);
+        let start = {
+            let mut queue = self.queue();
+            queue.set_retry(next.config.spool.retry.clone());
+            if self.0.stopping.load(Ordering::Acquire) {
+                Vec::new()
+            } else {
+                queue.wake_changed(Instant::now(), is_changed)
+            }
+        };
+        for lane in start {
+            self.work(lane);
+        }
+        self.0.wake.notify_one();
+        last
     }
 
     /// How many messages wait for delivery.
@@ -196,15 +215,18 @@ impl Relay {
         }
         let snapshot = self.snapshot();
         let (now, wall) = (Instant::now(), Timestamp::now());
-        let mut queue = self.queue();
-        for waiting in recovered.waiting {
-            let max = work::max_connections(&snapshot.config, &waiting.via);
-            let lane = queue.lane(&waiting.via, &waiting.hop, max);
-            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
-            queue.later(at, lane, Item::recovered(&waiting));
+        // New mail comes meanwhile, and waits for the queue no longer than a batch takes.
+        for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
+            let mut queue = self.queue();
+            for waiting in batch {
+                let max = work::max_connections(&snapshot.config, &waiting.via);
+                let lane = queue.lane(&waiting.via, &waiting.hop, max);
+                let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
+                queue.later(at, lane, Item::recovered(waiting));
+            }
+            drop(queue);
+            self.0.wake.notify_one();
         }
-        drop(queue);
-        self.0.wake.notify_one();
     }
 
     /// May this sender send by this connector, and a message of this declared size?

@@ -23,7 +23,7 @@ use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
 use crate::spool::disk::crash_point;
-use crate::spool::{Deferral, Draft, End, Message, NewMessage, Settlement};
+use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement};
 
 /// The name under which reports travel where a receive connector is asked for.
 const OWN_CONNECTOR: &str = "reports";
@@ -253,7 +253,7 @@ impl Relay {
             organization: OrganizationHeaders::None,
             content: Draft::from_bytes(content),
             copies: plan::plan(routed),
-            settles,
+            settles: settles.clone(),
         };
         match self.0.spool.put(new).await {
             Ok(receipt) => {
@@ -266,6 +266,13 @@ impl Relay {
                 self.track_report(message, id, what);
                 self.track_plan(&receipt.message, &noted);
                 self.schedule(snapshot, receipt.message);
+                true
+            }
+            Err(error @ PutError::TooLong(_)) => {
+                // It never could be written; trying for ever would help nobody.
+                warn!(id = %message.id, %error, "a report is dropped");
+                self.track_dropped(message, &[&to.address], &format_args!("the report to the sender: {error}"));
+                settle_alone(self);
                 true
             }
             Err(error) => {

@@ -286,6 +286,66 @@ async fn what_is_late_is_said_once_and_postpones_nothing() {
     }
 }
 
+/// F-034: what was never tried, because its hop was down all the time, is returned with what the hop's last answer was.
+#[tokio::test]
+async fn f034_the_end_of_a_long_rest_says_what_the_lane_met() {
+    for (known, expected) in [(false, "no attempt was possible in this time"), (true, "connection refused by mx")] {
+        let fixture = Fixture::still();
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        if known {
+            let why = Setback::Unreachable { host: "mx".into(), why: "connection refused by mx".into() };
+            let lane = fixture.lane();
+            fixture.relay.queue().remember(lane, why);
+        }
+        for hours in [5, 49] {
+            let wall = Timestamp::now() + jiff::SignedDuration::try_from(hours * HOUR).unwrap();
+            fixture.relay.look_through(wall).await;
+        }
+        let failed = |event: &&String| event.contains("\"FAIL\"") && event.contains("one@contoso.com");
+        let events = fixture.events.lock().unwrap().clone();
+        let event = events.iter().find(failed).unwrap_or_else(|| panic!("{events:?}"));
+        assert!(event.contains(expected), "{event}");
+        // The warning of before is too old by now; the report of the failure waits.
+        let out = fixture.relay.queue().sweep(|_| false);
+        assert_eq!(out.len(), 1);
+        let (lane, item) = &out[0];
+        let report = fixture.relay.0.spool.load(item.id).unwrap().message;
+        let crate::message::Body::Memory(pieces) = &report.content else { panic!("not in memory") };
+        let text = String::from_utf8_lossy(&pieces.concat()).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(expected), "{text}");
+        fixture.relay.queue().let_go(*lane);
+    }
+}
+
+/// F-057: when the connector is back, what waits for it goes at once.
+#[tokio::test]
+async fn f057_a_connector_that_is_back_is_tried_at_once() {
+    let fixture = Fixture::still();
+    let last = snapshot(&|text| text.replace("name = \"to-contoso\"", "name = \"renamed\""));
+    fixture.relay.replace(last);
+    let send = fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await;
+    assert_eq!(send.code, 250);
+    let name = config::ConnectorName("renamed".into());
+    let lane = fixture.relay.queue().find(&name, &crate::route::Hop::SmartHosts).unwrap();
+    let _ = fixture.relay.queue().feedback(lane, Instant::now(), schedule::Feedback::Down, 0.5);
+    let rests = || fixture.relay.queue().depth(lane).resting.is_some();
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    fixture.relay.replace(snapshot(&|text| {
+        text.replace("name = \"to-contoso\"", "name = \"renamed\"").replace("\"to-internet\"", "\"other\"")
+    }));
+    assert!(rests(), "that was another's change");
+    fixture.relay.replace(snapshot(&|text| text));
+    assert!(!rests());
+    fixture.relay.begin_stop();
+}
+
+/// What is longer than any record is refused for good.
+#[test]
+fn an_envelope_that_never_fits_is_refused_for_good() {
+    let reply = acknowledge::put_failed(&crate::spool::PutError::TooLong("20000000 bytes".into()));
+    assert_eq!((reply.code, reply.status), (552, Some(Status(5, 3, 4))));
+}
+
 #[tokio::test]
 async fn the_end_of_data_is_answered_by_what_became_of_it() {
     let hops = "Received: from a by b\r\n".repeat(HOP_LIMIT);

@@ -189,11 +189,7 @@ tls = "off"
 
     fn routed(asked: &str, via: &str, to: &str) -> Routed {
         let (asked, to) = (Address::parse(asked).unwrap(), Address::parse(to).unwrap());
-        let reason = Reason::Found {
-            source: "recipients.csv".into(),
-            kind: "cloud mailbox".into(),
-            untagged: false,
-        };
+        let reason = Reason::Found { source: "recipients.csv".into(), kind: "cloud mailbox".into(), untagged: false };
         Routed {
             asked,
             recipient: Recipient { address: to.clone(), notify: Notify::Unsaid, orcpt: None },

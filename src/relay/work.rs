@@ -246,13 +246,19 @@ impl Relay {
         let (message, open) = self.fetch(lane, &mut item).await?;
         let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
+        if let Some((_, Some(why))) = &feedback {
+            // For those who wait behind it, and may never be tried themselves.
+            let why = Setback::clone(why);
+            self.queue().remember(lane, why);
+        }
+        let feedback = feedback.map(|(feedback, _)| feedback);
         crash_point("deliver.answered");
         if let Some(early) = early {
-            let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return Some(feedback) };
+            let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
             (item, attempt) = (brought.item, brought.attempt);
         }
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
-        Some(feedback)
+        feedback
     }
 
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
@@ -300,8 +306,12 @@ impl Relay {
         let settings = &snapshot.config.spool;
         let age = age(tried.item.accepted, wall);
         let copy = tried.copy();
-        let why = "no attempt was possible in this time".to_owned();
-        let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
+        // It was not tried itself. What the others in its lane met says most: F-034.
+        let last = self.queue().last_setback(tried.lane).cloned();
+        let setback = last.unwrap_or_else(|| {
+            let why = "no attempt was possible in this time".to_owned();
+            Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why }
+        });
         if is_expired(settings, age, tried.message.envelope.sender.is_none()) {
             let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
             return self.settle(snapshot, tried, attempt, wall).await;
@@ -417,19 +427,70 @@ impl Drop for Worker<'_> {
     }
 }
 
-/// What an attempt says of its next hop.
-fn feedback(attempt: &Attempt) -> Feedback {
-    let mut setbacks = attempt.results.iter().filter_map(|(_, result)| result.as_ref().err()).peekable();
-    if setbacks.peek().is_none() {
-        return Feedback::Ok;
+/// What an attempt says of its next hop, and what was met there if it was nothing good; `None`: the hop was not asked.
+fn feedback(attempt: &Attempt) -> Option<(Feedback, Option<&Setback>)> {
+    // What fails on our own side is neither the hop's fault nor a sign of its life.
+    let mut told =
+        attempt.results.iter().map(|(_, result)| result.as_ref().err()).filter(|setback| !is_ours(*setback)).peekable();
+    let first = *told.peek()?;
+    if told.clone().all(|setback| setback.is_some_and(Setback::concerns_hop)) {
+        return Some((Feedback::Down, first));
     }
-    if attempt.results.iter().all(|(_, result)| result.as_ref().is_err_and(Setback::concerns_hop)) {
-        return Feedback::Down;
+    match told.flatten().find(|setback| setback.throttles()) {
+        Some(setback) => Some((Feedback::Throttled, Some(setback))),
+        None => Some((Feedback::Ok, None)),
     }
-    if setbacks.any(Setback::throttles) { Feedback::Throttled } else { Feedback::Ok }
+}
+
+/// It happened before any host was asked.
+fn is_ours(setback: Option<&Setback>) -> bool {
+    matches!(setback, Some(Setback::Spool { .. } | Setback::RequireTls { .. }))
 }
 
 /// How old a message is. A clock that was set back makes it new, not older than time.
 pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(accepted)).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::Delivered;
+    use crate::smtp::Reply;
+    use crate::tls::Proof;
+
+    /// One row, one attempt: what became of its recipients, and what that says of the hop.
+    #[test]
+    fn what_an_attempt_says_of_its_hop() {
+        let ours = || Err(Setback::Spool { why: "no such file".into() });
+        let requiretls = || Err(Setback::RequireTls { why: "no way".into() });
+        let down = || Err(Setback::Unreachable { host: "mx".into(), why: "connection refused".into() });
+        let busy = || {
+            let reply = Reply { code: 450, status: Some(Status(4, 7, 1)), text: "slow down".into() };
+            Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
+        };
+        let done = || {
+            let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
+            Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false })
+        };
+        for (number, (results, expected)) in [
+            (vec![done()], Some((Feedback::Ok, false))),
+            (vec![down()], Some((Feedback::Down, true))),
+            (vec![down(), done()], Some((Feedback::Ok, false))),
+            (vec![busy(), done()], Some((Feedback::Throttled, true))),
+            (vec![ours()], None),
+            (vec![requiretls(), requiretls()], None),
+            (vec![ours(), done()], Some((Feedback::Ok, false))),
+            (vec![ours(), down()], Some((Feedback::Down, true))),
+            (vec![], None),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let results = results.into_iter().map(|result| (0, result)).collect();
+            let attempt = Attempt { results };
+            let seen = feedback(&attempt).map(|(feedback, why)| (feedback, why.is_some()));
+            assert_eq!(seen, expected, "row {number}");
+        }
+    }
 }

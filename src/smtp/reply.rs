@@ -331,6 +331,11 @@ impl Reply {
         Self::new(552, Status(5, 3, 4), format!("message exceeds {limit} octets"))
     }
 
+    /// Its envelope alone is longer than the spool can keep.
+    pub fn envelope_too_long() -> Self {
+        Self::new(552, Status(5, 3, 4), "the envelope is too long; send to fewer recipients at a time")
+    }
+
     /// `max_errors` is reached.
     pub fn too_many_errors() -> Self {
         Self::new(421, Status(4, 7, 0), "too many errors")

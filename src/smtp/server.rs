@@ -149,6 +149,10 @@ const COMMAND_READ: usize = 4 * 1024;
 /// What the driver reserves at most.
 const CONTENT_READ: usize = 64 * 1024;
 
+/// A client may have pipelined a long list before it hears the first 452: it gets so many times `max_recipients` of
+/// them in one transaction, and is not a client any more if it goes on.
+const SURPLUS: usize = 10;
+
 /// Up to so many recipients, looking through all of them is the fastest way to find one given twice.
 const FEW_RECIPIENTS: usize = 32;
 
@@ -234,6 +238,10 @@ struct Transaction {
     size: Option<u64>,
     /// Some RCPT was refused.
     refused: bool,
+    /// RCPTs that named a recipient again.
+    repeated: usize,
+    /// RCPTs beyond `max_recipients`.
+    surplus: usize,
     /// The recipients again, once they are many.
     index: HashSet<Address>,
 }
@@ -723,7 +731,8 @@ impl Session {
                 let Mail { sender, size, body, smtputf8, ret, envid, requiretls, xoorg } = mail;
                 let envelope = Envelope { sender, recipients: Vec::new(), ret, envid, body, smtputf8, requiretls };
                 let question = Question::Sender { envelope: envelope.clone(), size, xoorg };
-                let transaction = Transaction { envelope, size, refused: false, index: HashSet::new() };
+                let transaction =
+                    Transaction { envelope, size, refused: false, repeated: 0, surplus: 0, index: HashSet::new() };
                 self.state = State::AskingSender(Box::new(transaction));
                 Move::Give(Step::Ask(question))
             }
@@ -767,13 +776,26 @@ impl Session {
         let utf8 = transaction.envelope.smtputf8;
         match command::parse_recipient(arguments, self.manners(), utf8, &self.terms.hostname) {
             // Once is enough: RFC 5321 section 4.1.1.3 leaves it to us, and nobody wants a message twice.
-            Ok(recipient) if transaction.has(&recipient.address) => {
+            Ok(recipient)
+                if transaction.repeated < self.terms.max_recipients && transaction.has(&recipient.address) =>
+            {
+                transaction.repeated += 1;
                 self.state = State::Addressing(transaction);
                 self.say(&Reply::recipient_ok());
             }
-            Ok(_) if transaction.envelope.recipients.len() >= self.terms.max_recipients => {
+            // New ones or the same again and again: there is an end to both.
+            Ok(recipient)
+                if transaction.envelope.recipients.len() >= self.terms.max_recipients
+                    || transaction.has(&recipient.address) =>
+            {
+                transaction.surplus += 1;
+                let endless = transaction.surplus > self.terms.max_recipients.saturating_mul(SURPLUS);
                 self.state = State::Addressing(transaction);
-                self.say(&Reply::too_many_recipients(self.terms.max_recipients));
+                if endless {
+                    self.close(Reply::too_many_errors());
+                } else {
+                    self.say(&Reply::too_many_recipients(self.terms.max_recipients));
+                }
             }
             Ok(recipient) => {
                 self.state = State::AskingRecipient(transaction, recipient.clone());

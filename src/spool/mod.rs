@@ -52,7 +52,7 @@ use draft::Finished;
 use format::{Checksum, Content, RECORD_HEAD};
 use index::{Entry, Index, Place};
 pub use recover::{CorruptRecord, Recovered, Recovery};
-use shelf::{Folders, Room, Shelf};
+use shelf::{Folders, Places, Room, Shelf};
 
 /// A message as the spool keeps it. Shared, never changed; what was settled since stands in the index.
 #[derive(Debug)]
@@ -164,6 +164,9 @@ pub enum PutError {
     /// Writing or syncing failed.
     #[error("the spool cannot be written: {0}")]
     Fault(String),
+    /// Its envelope is longer than any record can be: it never will be put. 552 5.3.4.
+    #[error("the envelope is too long for the spool: {0}")]
+    TooLong(String),
 }
 
 /// What of a copy still waits, as recovery finds it.
@@ -305,6 +308,8 @@ const SMALL_CONTENT: u64 = 64 << 10;
 pub(crate) struct Shared {
     disk: Arc<dyn Disk>,
     folders: Folders,
+    /// Which folders those are.
+    places: Places,
     options: Options,
     shelf: Shelf,
     room: Room,
@@ -419,6 +424,8 @@ impl Spool {
         let first = shelf.fill(1).and_then(|()| shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()));
         let first = first.map_err(io_error(&folders.log))?;
 
+        let places = Places::now(&*disk, &folders).map_err(io_error(&folders.root))?;
+
         let mut index = Index::default();
         for old in &found.segments {
             index.segments.insert(old.number, old.segment());
@@ -426,6 +433,7 @@ impl Spool {
         let shared = Arc::new(Shared {
             disk,
             folders,
+            places,
             shelf,
             room: Room::new(settings.min_free_space),
             generation,
@@ -502,7 +510,7 @@ impl Spool {
         if copies.len() > usize::from(u16::MAX)
             || copies.iter().any(|copy| copy.recipients.len() > usize::from(u16::MAX))
         {
-            return Err(PutError::Fault("more recipients than the spool can count".into()));
+            return Err(PutError::TooLong("more recipients than it can count".into()));
         }
         envelope.recipients.clear();
         let finished = content.finish(shared).await;
@@ -536,7 +544,8 @@ impl Spool {
         pieces.iter().for_each(|piece| crc.update(piece));
         let length = (head.len() - RECORD_HEAD) as u64 + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if length + RECORD_HEAD as u64 > commit::longest_record(shared.shelf.segment_size) {
-            return Err(PutError::Fault(format!("an envelope of {length} bytes is too long for the spool")));
+            let most = commit::longest_record(shared.shelf.segment_size);
+            return Err(PutError::TooLong(format!("{length} bytes, at most {most} are possible")));
         }
 
         let (done, sealed) = oneshot::channel();

@@ -500,7 +500,7 @@ mod tests {
                 Ok((_, Proof::Named { .. })) => "Named",
                 Err(Unmet::Chain { .. }) => "Chain",
                 Err(Unmet::Name { .. }) => "Name",
-                Err(Unmet::NotOffered | Unmet::Refused(_) | Unmet::Handshake(_)) => "no TLS",
+                Err(Unmet::NotOffered | Unmet::Refused(_) | Unmet::Handshake(_) | Unmet::Demanded { .. }) => "no TLS",
             };
             assert_eq!(seen, expected, "{what}: {result:?}");
         }

@@ -159,6 +159,32 @@ fn chain(seen: &Seen, roots: &Roots, holder: Holder, now: Timestamp) -> Result<C
     .map_err(refuse)
 }
 
+/// Why a chain of our own does not lead to these roots, whoever is shown it; `None`: it does, or it is a matter of
+/// time only.
+pub(super) fn why_not(chain: &[CertificateDer<'static>], roots: &Roots, now: Timestamp) -> Option<String> {
+    let seen = Seen { chain: chain.into(), protocol: String::new() };
+    let anchors = roots.anchors_at(now);
+    let leaf = match EndEntityCert::try_from(&chain[0]) {
+        Ok(leaf) => leaf,
+        Err(error) => return Some(explain(&error, &seen, roots, now)),
+    };
+    let algorithms = provider().signature_verification_algorithms.all;
+    let verify = |usage| {
+        leaf.verify_for_usage(algorithms, &anchors, seen.intermediates(), unix_time(now), usage, None, None).map(|_| ())
+    };
+    match verify(KeyUsage::server_auth()) {
+        Err(webpki::Error::RequiredEkuNotFoundContext(_)) => verify(KeyUsage::client_auth()),
+        other => other,
+    }
+    .err()
+    .filter(|error| {
+        !matches!(error, webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
+            // Its root ended: of that the roots tell.
+            && !anchors.is_empty()
+    })
+    .map(|error| explain(&error, &seen, roots, now))
+}
+
 fn constraints(path: &VerifiedPath<'_>) -> Constraints {
     let limits = |der: &[u8]| {
         // What cannot be read might limit.
@@ -173,6 +199,8 @@ fn constraints(path: &VerifiedPath<'_>) -> Constraints {
 
 /// A chain that was found good carries one of the names.
 fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, Unmet> {
+    let issuer = x509_parser::parse_x509_certificate(seen.leaf())
+        .map_or_else(|_| String::new(), |(_, leaf)| printable(&leaf.issuer().to_string()));
     let presented = Presented::read(seen.leaf()).ok_or_else(|| Unmet::Chain {
         certificate: names::short(seen.leaf()),
         why: "its names cannot be read".to_owned(),
@@ -181,7 +209,7 @@ fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, 
     // domain alone, a CN could say anything.
     let names_count = presented.dns.is_some() || constraints == Constraints::None;
     if names_count && let Some(name) = names.found_in(&presented) {
-        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name });
+        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name, issuer });
     }
     Err(Unmet::Name { demanded: names.to_string(), seen: presented.list() })
 }

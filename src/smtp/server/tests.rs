@@ -542,6 +542,32 @@ fn recipients_beyond_the_limit_are_for_the_next_transaction() {
     assert_eq!(driver.envelopes[0].recipients.len(), 100);
 }
 
+/// The same recipient again and again, or new ones after every 452: a client is served so long and no longer.
+#[test]
+fn endless_recipients_end_the_session() {
+    for (what, expected) in [("the same", (100, 1000)), ("new ones", (0, 1000))] {
+        let mut driver = Driver::new(Terms { max_recipients: 100, ..terms() });
+        driver.send(b"EHLO one\r\nMAIL FROM:<a@b.c>\r\n");
+        for number in 0..100 {
+            assert_eq!(codes(&driver.ask(format!("RCPT TO:<u{number}@contoso.com>\r\n"))), "250");
+        }
+        let (mut taken, mut refused) = (0, 0);
+        for number in 100.. {
+            let number = if what == "the same" { 0 } else { number };
+            match codes(&driver.ask(format!("RCPT TO:<u{number}@contoso.com>\r\n"))).as_str() {
+                "250" => taken += 1,
+                "452" => refused += 1,
+                other => {
+                    assert_eq!(other, "421", "{what}");
+                    break;
+                }
+            }
+        }
+        assert_eq!((taken, refused), expected, "{what}");
+        assert!(driver.outcome.closed, "{what}");
+    }
+}
+
 /// C066.
 #[test]
 fn too_many_errors_end_the_session() {
