@@ -238,8 +238,10 @@ fn each_planted_mistake_gives_its_own_finding() {
             "a client certificate of another authority",
             1,
             |pair| {
-                let stranger = Authority::new("Stranger").intermediate("Another issuer");
-                pair.scratch.issue(&stranger, "stranger", &["mail.contoso.com"]);
+                let root = Authority::new("Stranger");
+                let (chain, key) = root.intermediate("Another issuer").issue(&["mail.contoso.com"]);
+                pair.scratch.write("stranger.crt", chain + &root.pem());
+                pair.scratch.write("stranger.key", key);
                 pair.change(
                     ON_PREMISES,
                     "smart_hosts = [\"cloud.contoso.com\"]",
@@ -437,7 +439,9 @@ fn each_planted_mistake_gives_its_own_finding() {
             "a login that nobody has",
             1,
             |pair| {
-                pair.scratch.write("users", "");
+                let hash = causeway::directory::users::hash("secret").unwrap();
+                let file = pair.scratch.write("users", format!("tim:{hash}\n"));
+                std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
                 pair.change(
                     CLOUD,
                     "name = \"from-on-premises\"",

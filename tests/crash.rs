@@ -126,7 +126,7 @@ impl Run {
         let end = Instant::now() + Duration::from_secs(240);
         while daemon.is_running() {
             if load.is_none() && daemon.has_logged("causeway is up") {
-                load = Some(Load::on(&run, daemon.address()));
+                load = Some(Load::on(run, daemon.address()));
             }
             assert!(Instant::now() < end, "{point} was never reached; seed {}\n{}", run.seed, daemon.log_text());
             std::thread::sleep(Duration::from_millis(1));
