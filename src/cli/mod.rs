@@ -13,6 +13,7 @@ pub mod demo;
 pub mod explain;
 mod health;
 mod run;
+pub mod trace;
 
 /// The command line or the configuration is wrong.
 pub const WRONG: u8 = 2;
@@ -56,9 +57,8 @@ enum Command {
     /// The queue of the running daemon (not in this version)
     #[command(hide = true)]
     Queue(Unbuilt),
-    /// Message tracking (not in this version)
-    #[command(hide = true)]
-    Trace(Unbuilt),
+    /// Every event of matching messages, as a timeline
+    Trace(trace::Args),
     /// One recipient as the relay sees it (not in this version)
     #[command(hide = true)]
     Directory(Unbuilt),
@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
         Command::Health(args) => health::run(&args),
         Command::Init(_) => unbuilt("init"),
         Command::Queue(_) => unbuilt("queue"),
-        Command::Trace(_) => unbuilt("trace"),
+        Command::Trace(args) => trace::run(&cli.config, &args),
         Command::Directory(_) => unbuilt("directory"),
         Command::HashPassword(_) => unbuilt("hash-password"),
         Command::Status(_) => unbuilt("status"),
