@@ -763,3 +763,230 @@ impl Story {
         self.events.iter().map(|told| &told.record)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::super::shelf::{self, Stop};
+    use super::*;
+    use crate::message::Address;
+    use crate::outcome::tracking::{Event, EventKind};
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    /// One line; fields that are empty are left out.
+    fn line(time: Timestamp, kind: EventKind, id: u64, message_id: &str, from: &str, to: &str, detail: &str) -> String {
+        let from = Address::parse(from).ok();
+        let to: Vec<Address> = to.split_whitespace().map(|to| Address::parse(to).unwrap()).collect();
+        let event = Event {
+            id: (id > 0).then_some(MessageId(id)),
+            message_id: Some(message_id).filter(|id| !id.is_empty()),
+            from: from.as_ref(),
+            to: &to.iter().collect::<Vec<_>>(),
+            detail: if detail.is_empty() { None } else { Some(&detail) },
+            ..Event::new(time, kind, MessageId(id))
+        };
+        event.to_json() + "\n"
+    }
+
+    /// Thousands of messages of two events each, a second apart; message `n` is from `n % 50`, to `n % 70`.
+    fn ordinary(start: Timestamp, ids: std::ops::Range<u64>) -> String {
+        ids.fold(String::new(), |mut text, id| {
+            let time = start + SignedDuration::from_secs((id % 80_000) as i64);
+            for kind in [EventKind::Receive, EventKind::Send] {
+                let (from, to) = (format!("sender{}@fabrikam.com", id % 50), format!("Reader{}@contoso.com", id % 70));
+                text += &line(time, kind, id, &format!("<{id}@fabrikam.com>"), &from, &to, &"x".repeat(200));
+            }
+            text
+        })
+    }
+
+    fn query() -> Query {
+        Query { limit: 100, ..Query::default() }
+    }
+
+    /// Each story as `message-id: EVENT EVENT`, its reports in brackets.
+    fn said(traced: &Traced) -> Vec<String> {
+        fn whole(story: &Story) -> String {
+            let mut text = format!("{}:", story.message_id().unwrap_or("-"));
+            for told in &story.events {
+                let _ = write!(text, " {}@{}", told.record.event, told.relay);
+            }
+            for report in &story.reports {
+                let _ = write!(text, " [{}]", whole(report));
+            }
+            text
+        }
+        assert_eq!(traced.remarks, [] as [&str; 0]);
+        traced.stories.iter().map(whole).collect()
+    }
+
+    /// Three days: plain, and then finished. The answers are the same.
+    #[test]
+    fn a_finished_day_answers_as_the_plain_one_did() {
+        let folder = tempfile::tempdir().unwrap();
+        for (day, ids) in [("2026-11-18", 1..4001), ("2026-11-19", 4001..8001), ("2026-11-20", 8001..12_001)] {
+            let text = ordinary(at(&format!("{day}T00:00:00Z")), ids);
+            std::fs::write(folder.path().join(format!("tracking-{day}.jsonl")), text).unwrap();
+        }
+        let queries = [
+            Query { id: Some(MessageId(5000)), ..query() },
+            Query { message_id: Some("6000@fabrikam.com".into()), ..query() },
+            Query { message_id: Some("<6001@fabrikam.com>".into()), ..query() },
+            Query { from: Some("SENDER7@fabrikam.com".into()), to: Some("reader17@CONTOSO.com".into()), ..query() },
+            Query { from: Some("sender7@fabrikam.com".into()), limit: 5, ..query() },
+            Query { since: Some(at("2026-11-19T02:00:00Z")), until: Some(at("2026-11-19T02:00:10Z")), ..query() },
+            Query { to: Some("reader3@contoso.com".into()), since: Some(at("2026-11-20T03:00:00Z")), ..query() },
+            Query { to: Some("reader3@contoso.com".into()), until: Some(at("2026-11-18T00:20:00Z")), ..query() },
+            Query { from: Some("nobody@fabrikam.com".into()), ..query() },
+            Query { from: Some("sender1@fabrikam.com".into()), to: Some("reader2@fabrikam.com".into()), ..query() },
+        ];
+        let answers = || -> Vec<(Vec<String>, usize)> {
+            let relay = [Relay::open("here", folder.path()).unwrap()];
+            queries.iter().map(|query| trace(&relay, query)).map(|traced| (said(&traced), traced.more)).collect()
+        };
+        let plain = answers();
+        let counts: Vec<_> = plain.iter().map(|(stories, more)| (stories.len(), *more)).collect();
+        // 12000 / 350 messages have both 7 and 17 as their remainders.
+        let both = (1..12_001).filter(|id| id % 50 == 7 && id % 70 == 17).count();
+        let late = (8001..12_001_u64).filter(|id| id % 70 == 3 && id % 80_000 >= 10_800).count();
+        let early = (1..1201).filter(|id| id % 70 == 3).count();
+        assert_eq!(
+            counts,
+            [(1, 0), (1, 0), (1, 0), (both, 0), (5, 235), (11, 0), (late, 0), (early, 0), (0, 0), (0, 0)]
+        );
+        assert_eq!(plain[1].0, ["<6000@fabrikam.com>: RECEIVE@0 SEND@0"]);
+        assert_eq!(plain[4].0[4], "<11957@fabrikam.com>: RECEIVE@0 SEND@0", "the latest are shown");
+
+        shelf::finish(folder.path(), &names(folder.path()).unwrap()[..2], &Stop::default());
+        let forms: Vec<_> = names(folder.path()).unwrap().into_iter().map(|name| name.form).collect();
+        assert_eq!(forms, [Form::Compressed, Form::Compressed, Form::Plain]);
+        assert_eq!(answers(), plain, "from the index");
+
+        for day in ["18", "19"] {
+            std::fs::remove_file(folder.path().join(format!("tracking-2026-11-{day}.idx"))).unwrap();
+        }
+        let relay = [Relay::open("here", folder.path()).unwrap()];
+        let traced = trace(&relay, &queries[0]);
+        assert_eq!(traced.remarks.len(), 2, "{:?}", traced.remarks);
+        assert_eq!(said(&Traced { remarks: Vec::new(), ..traced }), plain[0].0, "without an index, slowly");
+    }
+
+    /// Both premises, a report that goes back over both, and a message that has nothing to do with it.
+    #[test]
+    fn a_message_is_followed_over_both_premises_with_its_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let time = |second: i64| at("2026-11-20T10:00:00Z") + SignedDuration::from_secs(second);
+        let (id, report) = ("<m@fabrikam.com>", "<r@mail.contoso.com>");
+        let (erin, david, routed) = ("erin@fabrikam.com", "david@contoso.com", "david@contoso.mail.onmicrosoft.com");
+        use EventKind::{Dsn, Fail, Receive, Resolve, Send};
+        let here = write(
+            "here.jsonl",
+            [
+                line(time(0), Receive, 1, id, erin, david, ""),
+                line(time(0), Resolve, 1, id, erin, routed, ""),
+                line(time(1), Receive, 9, "<other@fabrikam.com>", erin, "anna@contoso.com", ""),
+                line(time(2), Send, 1, id, erin, routed, ""),
+                line(time(9), Send, 3, report, "", erin, ""),
+                line(time(8), Receive, 3, report, "", erin, ""),
+                line(time(9), Receive, 0, "", "x@example.net", "y@example.net", "unable to relay"),
+            ]
+            .concat(),
+        );
+        let there = write(
+            "there.jsonl",
+            [
+                // The same number is another message on another relay.
+                line(time(0), Receive, 1, "<else@example.net>", "x@example.net", "y@contoso.com", ""),
+                line(time(3), Receive, 7, id, erin, routed, ""),
+                line(time(5), Fail, 7, id, erin, routed, "no such mailbox"),
+                line(time(6), Dsn, 7, id, erin, erin, "failure report 000000000008 to the sender"),
+                line(time(6), Resolve, 8, report, "", erin, ""),
+                line(time(7), Send, 8, report, "", erin, ""),
+            ]
+            .concat(),
+        );
+        let relays = [Relay::open("here", &here).unwrap(), Relay::open("there", &there).unwrap()];
+        let whole = "<m@fabrikam.com>: RECEIVE@0 RESOLVE@0 SEND@0 RECEIVE@1 FAIL@1 DSN@1 \
+                     [<r@mail.contoso.com>: RESOLVE@1 SEND@1 RECEIVE@0 SEND@0]";
+        for (query, what) in [
+            (Query { message_id: Some(id.into()), ..query() }, "its Message-ID"),
+            (Query { to: Some(david.into()), ..query() }, "its recipient as it came"),
+            (Query { to: Some(routed.into()), ..query() }, "its recipient as it went on"),
+            (Query { id: Some(MessageId(7)), ..query() }, "its number there"),
+            (Query { id: Some(MessageId(8)), ..query() }, "the number of its report"),
+            (Query { to: Some(erin.into()), ..query() }, "who got its report"),
+            (Query { from: Some(erin.into()), since: Some(time(5)), ..query() }, "a late event"),
+        ] {
+            assert_eq!(said(&trace(&relays, &query)), [whole], "{what}");
+        }
+        let refused =
+            trace(&relays, &Query { from: Some("x@example.net".into()), to: Some("y@example.net".into()), ..query() });
+        assert_eq!(said(&refused), ["-: RECEIVE@0"]);
+        let reports = trace(&relays[..1], &Query { from: Some("<>".into()), ..query() });
+        assert_eq!(said(&reports), ["<r@mail.contoso.com>: RECEIVE@0 SEND@0"]);
+        let by_number = said(&trace(&relays, &Query { id: Some(MessageId(1)), ..query() }));
+        assert_eq!(by_number.len(), 2, "the number is anyone's on two relays: {by_number:?}");
+    }
+
+    #[test]
+    fn of_very_many_the_latest_are_kept_and_all_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tracking-2026-11-20.jsonl");
+        std::fs::write(&file, ordinary(at("2026-11-20T00:00:00Z"), 1..20_001)).unwrap();
+        let relay = [Relay::open("here", folder.path()).unwrap()];
+        let traced = trace(&relay, &Query { since: Some(at("2026-11-20T00:00:00Z")), limit: 3, ..query() });
+        assert_eq!(traced.more, 19_997);
+        assert_eq!(
+            said(&traced),
+            (19_998..20_001).map(|id| format!("<{id}@fabrikam.com>: RECEIVE@0 SEND@0")).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_file_cut_into_pieces_has_each_line_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let long = "y".repeat(4000);
+        let text: String =
+            (1..6000).map(|id| line(at("2026-11-20T00:00:00Z"), EventKind::Send, id, "", "", "", &long)).collect();
+        std::fs::write(&path, text.trim_end()).unwrap();
+        assert!(text.len() as u64 > 5 * PIECE);
+        let relays = [Relay::open("here", &path).unwrap()];
+        let filter = Filter::new(&query());
+        let wanted = Wanted::Matching(&filter);
+        let mut remarks = BTreeSet::new();
+        let seen = Mutex::new(Vec::new());
+        pass(&pieces(&relays, &wanted, &query(), &mut remarks), &wanted, &mut remarks, |_, facts| {
+            seen.lock().unwrap().push(facts.id.unwrap().0);
+        });
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_unstable();
+        assert_eq!(seen, (1..6000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_no_tracking_file_ends_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tracking-2026-11-20.jsonl.gz");
+        std::fs::write(&path, b"\x1f\x8b\x08\x00 not gzip at all, whatever its first bytes say").unwrap();
+        let traced =
+            trace(&[Relay::open("here", folder.path()).unwrap()], &Query { id: Some(MessageId(1)), ..query() });
+        assert!(traced.stories.is_empty());
+        assert!(
+            traced.remarks.iter().any(|remark| remark.contains("cannot be read to its end")),
+            "{:?}",
+            traced.remarks
+        );
+        assert!(Relay::open("here", &folder.path().join("gone")).is_err());
+        assert!(Relay::open("here", folder.path()).is_ok_and(|relay| !relay.is_empty()));
+    }
+}

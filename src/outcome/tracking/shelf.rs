@@ -235,3 +235,129 @@ impl<R: BufRead> Lines<R> {
         Ok(Some(&self.line))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::files::names;
+    use super::super::index::Key;
+    use super::*;
+    use crate::message::MessageId;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    fn day(folder: &Path, count: u64) -> String {
+        let lines: String = (0..count)
+            .map(|id| {
+                let id = MessageId(id);
+                format!("{{\"time\":\"2026-11-19T12:00:00.000000Z\",\"event\":\"SEND\",\"id\":\"{id}\",\"from\":\"a{id}@b.example\"}}\n")
+            })
+            .collect();
+        std::fs::write(folder.join("tracking-2026-11-19.jsonl"), &lines).unwrap();
+        lines
+    }
+
+    fn content(path: &Path) -> String {
+        let mut text = String::new();
+        flate2::read::MultiGzDecoder::new(File::open(path).unwrap()).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn listed(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    const DONE: [&str; 2] = ["tracking-2026-11-19.idx", "tracking-2026-11-19.jsonl.gz"];
+
+    #[test]
+    fn a_finished_day_says_what_the_plain_one_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = day(folder.path(), 5000);
+        finish(folder.path(), &names(folder.path()).unwrap(), &Stop::default());
+        assert_eq!(listed(folder.path()), DONE);
+        let packed = folder.path().join(DONE[1]);
+        assert_eq!(content(&packed), lines);
+        let length = std::fs::metadata(&packed).unwrap().len();
+        assert!(length < lines.len() as u64 / 4, "{length} of {}", lines.len());
+
+        let made_with_it = std::fs::read(folder.path().join(DONE[0])).unwrap();
+        let index = Index::open(&folder.path().join(DONE[0]), length).unwrap();
+        assert!(index.blocks().len() > 3, "{}", index.blocks().len());
+        let mut found = BTreeSet::new();
+        index.find(Key::id(MessageId(4999)), &mut found).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [index.blocks().len() as u32 - 1]);
+
+        // Lost or torn, it is made again, and is the same.
+        for torn in [None, Some(&made_with_it[..made_with_it.len() / 2])] {
+            std::fs::remove_file(folder.path().join(DONE[0])).unwrap();
+            if let Some(torn) = torn {
+                std::fs::write(folder.path().join(DONE[0]), torn).unwrap();
+            }
+            finish(folder.path(), &names(folder.path()).unwrap(), &Stop::default());
+            assert_eq!(listed(folder.path()), DONE);
+            assert!(std::fs::read(folder.path().join(DONE[0])).unwrap() == made_with_it, "another index");
+        }
+    }
+
+    #[test]
+    fn a_last_line_that_was_cut_off_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tracking-2026-11-19.jsonl"), "one\n\n\u{fc}two").unwrap();
+        finish(folder.path(), &names(folder.path()).unwrap(), &Stop::default());
+        assert_eq!(content(&folder.path().join(DONE[1])), "one\n\n\u{fc}two\n");
+    }
+
+    #[test]
+    fn wherever_it_was_stopped_nothing_is_lost_and_nothing_is_there_twice() {
+        // Each row: the files that a crash left behind.
+        for (left, what) in [
+            (
+                vec![("tracking-2026-11-19.jsonl.gz.new", "half"), ("tracking-2026-11-19.idx.new", "half")],
+                "in the middle",
+            ),
+            (vec![], "before it began"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let lines = day(folder.path(), 1000);
+            for (name, text) in left {
+                std::fs::write(folder.path().join(name), text).unwrap();
+            }
+            assert_eq!(names(folder.path()).unwrap(), [name("tracking-2026-11-19.jsonl")], "{what}");
+            finish(folder.path(), &names(folder.path()).unwrap(), &Stop::default());
+            assert_eq!(listed(folder.path()), DONE, "{what}");
+            assert_eq!(content(&folder.path().join(DONE[1])), lines, "{what}");
+        }
+        // After the rename: both are there, and the index perhaps not.
+        for with_index in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let lines = day(folder.path(), 1000);
+            finish(folder.path(), &names(folder.path()).unwrap(), &Stop::default());
+            day(folder.path(), 1000);
+            if !with_index {
+                std::fs::remove_file(folder.path().join(DONE[0])).unwrap();
+            }
+            assert_eq!(names(folder.path()).unwrap(), [name("tracking-2026-11-19.jsonl.gz")], "only one counts");
+            let all = [name("tracking-2026-11-19.jsonl"), name("tracking-2026-11-19.jsonl.gz")];
+            finish(folder.path(), &all, &Stop::default());
+            assert_eq!(listed(folder.path()), DONE);
+            assert_eq!(content(&folder.path().join(DONE[1])), lines);
+        }
+    }
+
+    #[test]
+    fn told_to_end_it_leaves_the_plain_file_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = day(folder.path(), 5000);
+        let stop = Stop::default();
+        stop.now();
+        finish(folder.path(), &names(folder.path()).unwrap(), &stop);
+        assert_eq!(listed(folder.path()), ["tracking-2026-11-19.jsonl"]);
+        assert_eq!(std::fs::read_to_string(folder.path().join("tracking-2026-11-19.jsonl")).unwrap(), lines);
+    }
+}
