@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 pub mod demo;
+pub mod directory;
 pub mod explain;
 mod health;
 mod run;
@@ -59,9 +60,8 @@ enum Command {
     Queue(Unbuilt),
     /// Every event of matching messages, as a timeline
     Trace(trace::Args),
-    /// One recipient as the relay sees it (not in this version)
-    #[command(hide = true)]
-    Directory(Unbuilt),
+    /// One recipient as the relay sees it, the faults of the recipient files, and importing them from Exchange
+    Directory(directory::Args),
     /// The line for `users_file` (not in this version)
     #[command(hide = true)]
     HashPassword(Unbuilt),
@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
         Command::Init(_) => unbuilt("init"),
         Command::Queue(_) => unbuilt("queue"),
         Command::Trace(args) => trace::run(&cli.config, &args),
-        Command::Directory(_) => unbuilt("directory"),
+        Command::Directory(args) => directory::run(&cli.config, &args),
         Command::HashPassword(_) => unbuilt("hash-password"),
         Command::Status(_) => unbuilt("status"),
         Command::Top(_) => unbuilt("top"),
