@@ -5,6 +5,8 @@
 //! a writer without work sleeps. The buffer is bounded: when the disk is slow or full, events are dropped and
 //! counted, that is logged once, and mail goes on (F-059).
 //!
+//! A day that is over is compressed and gets an index (`files`, `shelf`); `search` reads all of it.
+//!
 //! A line has its fields in the order of [`Event`]; `time` and `event` always, `from` always when there is an `id`
 //! (`<>` is the null sender), the others where there is something to say. `to` and `because` are lists. Values are
 //! escaped and cut at 4 KiB (S-093).
@@ -768,6 +770,37 @@ mod tests {
         assert_eq!(left, ["notes.txt", "tracking-2025-06-29.jsonl", "tracking-2025-07-01.jsonl", "tracking-old.jsonl"]);
         let days: Vec<_> = files(folder.path()).unwrap().into_iter().map(|(day, _)| day.to_string()).collect();
         assert_eq!(days, ["2025-06-29", "2025-07-01"]);
+    }
+
+    /// The day before is compressed while events go on, and a late one of it gets a part of its own.
+    #[test]
+    fn a_day_that_is_over_is_finished_beside_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |tracker: &Tracker, time: &str, id| {
+            tracker.write(&Event::new(at(time), EventKind::Receive, MessageId(id)));
+            assert!(tracker.flush());
+        };
+        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon(), Duration::ZERO).unwrap();
+        write(&tracker, "2025-07-01T23:59:59Z", 1);
+        write(&tracker, "2025-07-02T00:00:00Z", 2);
+        let packed = folder.path().join("tracking-2025-07-01.jsonl.gz");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !packed.exists() || folder.path().join("tracking-2025-07-01.jsonl").exists() {
+            assert!(Instant::now() < deadline, "the day is not finished");
+            std::thread::yield_now();
+        }
+        write(&tracker, "2025-07-01T23:59:59Z", 3);
+        write(&tracker, "2025-07-02T00:00:01Z", 4);
+        let ids = |name: &str| -> Vec<String> {
+            lines(folder.path().join(name)).into_iter().filter_map(|record| record.id).collect()
+        };
+        assert_eq!(ids("tracking-2025-07-01.2.jsonl"), ["000000000003"]);
+        assert_eq!(ids("tracking-2025-07-02.jsonl"), ["000000000002", "000000000004"]);
+        drop(tracker);
+        let relay = [search::Relay::open("here", folder.path()).unwrap()];
+        let query = search::Query { since: Some(at("2025-07-01T00:00:00Z")), limit: 9, ..Default::default() };
+        let traced = search::trace(&relay, &query);
+        assert_eq!(traced.stories.len(), 4, "{traced:?}");
     }
 
     /// F-059: the folder is gone, then back.

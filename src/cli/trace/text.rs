@@ -151,7 +151,7 @@ fn size(bytes: u64) -> String {
 fn relative(since: SignedDuration) -> String {
     let seconds = since.as_secs();
     match seconds {
-        i64::MIN..0 => format!("{:.3}s", since.as_secs_f64()),
+        _ if since.is_negative() => format!("{:.3}s", since.as_secs_f64()),
         0..60 => format!("+{:.3}s", since.as_secs_f64()),
         60..3600 => format!("+{}m{:02}s", seconds / 60, seconds % 60),
         3600..86_400 => format!("+{}h{:02}m", seconds / 3600, seconds / 60 % 60),
