@@ -33,7 +33,7 @@ pub mod search;
 mod shelf;
 
 use files::{Files, GRACE};
-pub use files::{day_of_file, file_name, files};
+pub use files::{day_of_file, file_name, files, finish_before};
 
 /// The longest value, in bytes before escaping; the rest is cut off.
 const VALUE_LIMIT: usize = 4096;

@@ -105,6 +105,17 @@ pub fn files(folder: &Path) -> io::Result<Vec<(Date, PathBuf)>> {
     Ok(names(folder)?.into_iter().map(|name| (name.day, folder.join(name.to_string()))).collect())
 }
 
+/// Compresses and indexes, at once, the files in `folder` of days before `today`, as the daemon does by itself when a
+/// day is over. No daemon may be writing there. Blocking.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub fn finish_before(folder: &Path, today: Date) -> io::Result<()> {
+    let over: Vec<Name> = every_name(folder)?.into_iter().filter(|name| name.day < today).collect();
+    shelf::finish(folder, &over, &Stop::default());
+    Ok(())
+}
+
 pub(super) fn names(folder: &Path) -> io::Result<Vec<Name>> {
     let all = every_name(folder)?;
     let events = |name: &&Name| match name.form {
@@ -175,11 +186,11 @@ impl Files {
 
     /// The first part that is not finished.
     fn part_of(&self, day: Date) -> Name {
-        let parts = (1..=PARTS).map(|part| Name { day, part, form: Form::Plain });
+        let mut parts = (1..=PARTS).map(|part| Name { day, part, form: Form::Plain });
         let open = |name: &Name| {
             !self.closed.contains(name) && !self.folder.join(name.as_form(Form::Compressed).to_string()).exists()
         };
-        parts.clone().find(open).or(parts.last()).unwrap_or(Name { day, part: 1, form: Form::Plain })
+        parts.find(open).unwrap_or(Name { day, part: PARTS, form: Form::Plain })
     }
 
     /// When [`Files::finish`] wants to be called.
