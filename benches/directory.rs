@@ -8,8 +8,8 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use causeway::config::DirectorySource;
-use causeway::directory::{Directory, Found, Lookup, file};
-use causeway::message::Address;
+use causeway::directory::{Directory, Found, Lookup, Owner, file};
+use causeway::message::{Address, Domain};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const RECIPIENTS: usize = 1_000_000;
@@ -65,6 +65,21 @@ fn directory(criterion: &mut Criterion) {
                 let found = directory.find(black_box(&addresses[turn]));
                 assert!(matches!(found, Found::Entry { .. }) != (what == "unknown"));
                 found
+            });
+        });
+    }
+    // On the cloud side: under the address that the other premises uses.
+    let rank = |domain: &Domain| (domain.as_str() == "contoso.com").then_some(0);
+    for (what, kind) in [("hybrid routing address", 2), ("hybrid routing address, a target", 3)] {
+        let at = Domain::parse("contoso.mail.onmicrosoft.com").expect("a domain");
+        let addresses: Vec<_> = asked(kind).into_iter().map(|address| address.at(at.clone())).collect();
+        let mut turn = 0;
+        group.bench_function(what, |bencher| {
+            bencher.iter(|| {
+                turn = (turn + 1) % addresses.len();
+                let owner = directory.find_owner(black_box(&addresses[turn]), &rank);
+                assert!(matches!(owner, Owner::Entry { .. }));
+                owner
             });
         });
     }

@@ -17,10 +17,13 @@ fn terms() -> Terms {
         hostname: Domain::parse("mail.contoso.com").expect("a name"),
         offer_starttls: false,
         require_tls: false,
+        offer_auth: false,
+        require_auth: false,
         max_message_size: None,
         max_recipients: 1000,
         max_errors: 10,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use causeway::config::ConnectorName;
-use causeway::message::{Address, BodyType, Envelope, Notify, Recipient};
+use causeway::message::{Address, BodyType, Envelope, Notify, OrganizationHeaders, Recipient};
 use causeway::route::{CopyRecipient, Hop, HopCopy};
 use causeway::spool::{End, NewMessage, Settings, Settlement, Spool};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -93,6 +93,7 @@ async fn one(spool: &Spool, body: &Bytes) {
         connector: "internet".into(),
         message_id: Some("<20240101120000.1@example.com>".into()),
         prefix: Bytes::from_static(&[b'x'; 200]),
+        organization: OrganizationHeaders::None,
         content,
         copies: vec![HopCopy {
             via: ConnectorName(Arc::from("to-cloud")),

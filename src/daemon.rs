@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,25 +23,31 @@ use tracing::{error, info, warn};
 
 use crate::accept::{self, ConnectionLimits, Door};
 use crate::config::{self, Config, Problems};
-use crate::deliver::Deliverer;
+use crate::deliver::{Deliverer, Issuers};
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::dns::Resolver;
 use crate::message::visit;
 use crate::outcome::tracking::Tracker;
 use crate::relay::{Relay, Snapshot};
 use crate::spool::{OpenError, Settings, Spool};
-use crate::tls::Identity;
+use crate::tls::{Identity, Roots};
 
+mod certificates;
 mod log;
 mod privileges;
 mod visit_key;
 mod watch_files;
 
+use certificates::Certificates;
 pub use log::start as start_log;
 use watch_files::Watcher;
 
 /// How many connections wait in the kernel to be accepted.
 const BACKLOG: i32 = 1024;
+
+/// How often the dates of certificates are looked at.
+const LOOK_AT_DATES: Duration = Duration::from_secs(3600);
 
 /// So long a disk may take at the second signal.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
@@ -51,6 +58,14 @@ pub enum Error {
     /// The configuration is wrong.
     #[error("{0}")]
     Configuration(Problems),
+    /// The configuration is right, but not for the user that the daemon becomes.
+    #[error("as user \"{user}\", which the daemon becomes once its ports are bound:\n{problems}")]
+    NotForUser {
+        /// Who.
+        user: String,
+        /// What that user cannot do.
+        problems: Problems,
+    },
     /// A port cannot be bound.
     #[error("cannot listen on {address}: {error}{hint}")]
     Listen {
@@ -94,8 +109,9 @@ pub fn run(path: &Path) -> Result<(), Error> {
         Some(user) => {
             privileges::become_user(user).map_err(|why| Error::User { user: user.clone(), why })?;
             // Keys that only root could read would be missed at the first reload: better now.
-            let text = config::read(path).map_err(Error::Configuration)?;
-            let config = config::parse(&text, path).map_err(Error::Configuration)?;
+            let not_for_user = |problems| Error::NotForUser { user: user.clone(), problems };
+            let text = config::read(path).map_err(not_for_user)?;
+            let config = config::parse(&text, path).map_err(not_for_user)?;
             (text, config)
         }
         None => {
@@ -142,6 +158,10 @@ pub struct Daemon {
     /// The configuration as it was read: files it names are read again without it.
     text: String,
     spool: Spool,
+    /// Who issued the certificates that were seen.
+    issuers: Arc<Issuers>,
+    /// What was said about our own.
+    certificates: Certificates,
     doors: HashMap<SocketAddr, OpenDoor>,
     /// Doors that a reload closed: their last sessions are waited for at the end.
     closed: Vec<JoinHandle<()>>,
@@ -238,8 +258,11 @@ impl Daemon {
         let settings = Settings { path: config.spool.path.clone(), min_free_space: config.spool.min_free_space };
         let opened = tokio::task::spawn_blocking(move || Spool::open(settings)).await;
         let (spool, recovery) = opened.map_err(|error| Error::System("the spool", io::Error::other(error)))??;
+        // The folder is there now, and ours.
+        let issuers = Arc::new(Issuers::load(config.spool.path.join("issuers")));
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
-        let snapshot = snapshot(&config, directory, bound, Arc::new(visits))?;
+        let users = load_users(&config, &UserFiles::default());
+        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -262,6 +285,8 @@ impl Daemon {
             read_at,
             text,
             spool,
+            issuers,
+            certificates: Certificates::default(),
             doors: HashMap::new(),
             closed: Vec::new(),
             abandon: watch::channel(false).0,
@@ -301,19 +326,25 @@ impl Daemon {
         let Signals { mut term, mut int, mut hup } = signals;
         let mut watcher = Watcher::new(&self.config, self.read_at);
         info!(hostname = %self.config.hostname, version = env!("CARGO_PKG_VERSION"), "causeway is up");
+        self.certificates.look(&self.config, Timestamp::now()).await;
+        let mut dates = tokio::time::interval(LOOK_AT_DATES);
         loop {
             tokio::select! {
+                _ = dates.tick() => self.certificates.look_at_dates(&self.config, Timestamp::now()),
                 _ = term.recv() => break,
                 _ = int.recv() => break,
                 _ = hup.recv() => {
                     info!("SIGHUP: reading the configuration again");
                     if self.reload() {
                         watcher = Watcher::new(&self.config, self.read_at);
+                        self.certificates.look(&self.config, Timestamp::now()).await;
                     }
                 }
                 changed = watcher.changed() => {
                     info!(files = %changed, "files changed: reading them again");
-                    self.reread();
+                    if self.reread() {
+                        self.certificates.look(&self.config, Timestamp::now()).await;
+                    }
                 }
             }
         }
@@ -334,7 +365,7 @@ impl Daemon {
     /// Reads the configuration file again. False if it is faulty: then everything stays as it was.
     pub fn reload(&mut self) -> bool {
         match config::read(&self.config.path) {
-            Ok(text) => self.adopt(text),
+            Ok(text) => self.adopt(text, Faulty::Refuse),
             Err(problems) => {
                 refused(&problems);
                 false
@@ -342,20 +373,30 @@ impl Daemon {
         }
     }
 
-    /// Reads the files that the configuration names again, without the configuration itself: it may be half edited.
+    /// Reads the files that the configuration names again, without the configuration itself: it may be half edited. A
+    /// certificate, key or file of roots that is worse than what is in use is left alone until it changes again.
     pub fn reread(&mut self) -> bool {
-        self.adopt(self.text.clone())
+        self.adopt(self.text.clone(), Faulty::LeaveAlone)
     }
 
-    fn adopt(&mut self, text: String) -> bool {
+    fn adopt(&mut self, text: String, faulty: Faulty) -> bool {
         let read_at = SystemTime::now();
-        let config = match config::parse(&text, &self.config.path) {
-            Ok(config) => Arc::new(config),
+        let parsed = config::parse_over(&text, &self.config.path, &self.config, Timestamp::now());
+        let (config, kept) = match parsed {
+            Ok((config, kept)) => (Arc::new(config), kept),
             Err(problems) => {
                 refused(&problems);
                 return false;
             }
         };
+        match faulty {
+            Faulty::Refuse if !kept.is_empty() => {
+                kept.iter().for_each(|why| error!("{why}"));
+                error!("the new configuration is faulty; the old one stays");
+                return false;
+            }
+            Faulty::Refuse | Faulty::LeaveAlone => self.certificates.kept(kept),
+        }
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
@@ -385,8 +426,8 @@ impl Daemon {
         let mut fresh = Vec::new();
         for address in listen_addresses(&config) {
             if !self.doors.contains_key(&address) {
-                let listener =
-                    TcpListener::from_std(bind(address)?).map_err(|error| Error::System("a listener", error))?;
+                let listener = bind(address).map_err(|error| as_user(error, &config))?;
+                let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
                 fresh.push((address, listener));
             }
         }
@@ -399,17 +440,22 @@ impl Daemon {
                 .filter(|(listen, _)| listen_addresses(&config).contains(listen))
                 .map(|(_, open)| open.bound),
         );
-        let replaced = self.relay.replace(snapshot(&config, directory, bound, Arc::clone(&old.visits))?);
-        tokio::spawn(async move { replaced.deliverer.close_idle().await });
+        let users = load_users(&config, &old.users);
+        let visits = Arc::clone(&old.visits);
+        let next = snapshot(&config, directory, users, bound, visits, &self.issuers)?;
         let wanted = listen_addresses(&config);
+        // The doors first, and each opens for both configurations: a connection in between finds its certificate.
+        for (_, open) in self.doors.iter().filter(|(address, _)| wanted.contains(address)) {
+            let door = Door::after(&open.door.borrow(), &config);
+            open.door.send_replace(Arc::new(door));
+        }
+        let replaced = self.relay.replace(next);
+        tokio::spawn(async move { replaced.deliverer.close_idle().await });
         self.closed.retain(|task| !task.is_finished());
         for (address, open) in self.doors.extract_if(|address, _| !wanted.contains(address)) {
             info!(%address, "listening no more");
             open.close.send_replace(true);
             self.closed.push(open.task);
-        }
-        for (address, open) in &self.doors {
-            open.door.send_replace(Arc::new(Door::new(*address, &config)));
         }
         for (address, listener) in fresh {
             self.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
@@ -445,6 +491,28 @@ impl Daemon {
     }
 }
 
+/// At a reload root's rights are long gone.
+fn as_user(error: Error, config: &Config) -> Error {
+    match error {
+        Error::Listen { address, error, .. }
+            if error.kind() == io::ErrorKind::PermissionDenied && config.user.is_some() =>
+        {
+            let hint = "; ports below 1024 are bound at the start, before the daemon becomes its user: restart it";
+            Error::Listen { address, error, hint }
+        }
+        error => error,
+    }
+}
+
+/// What is done with a certificate that is worse than the one in use.
+#[derive(Clone, Copy)]
+enum Faulty {
+    /// Somebody changed the configuration and is to hear of it: nothing of it is taken.
+    Refuse,
+    /// A file changed: the others are taken.
+    LeaveAlone,
+}
+
 fn refused(problems: &Problems) {
     for problem in problems.errors() {
         error!("{problem}");
@@ -455,15 +523,17 @@ fn refused(problems: &Problems) {
 fn snapshot(
     config: &Arc<Config>,
     directory: Arc<Directory>,
+    users: Arc<UserFiles>,
     bound: Vec<SocketAddr>,
     visits: Arc<visit::Key>,
+    issuers: &Arc<Issuers>,
 ) -> Result<Snapshot, Error> {
     let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
-    let mut deliverer = Deliverer::new(Arc::clone(config), resolver, bound);
+    let mut deliverer = Deliverer::new(Arc::clone(config), resolver, bound).remembering(Arc::clone(issuers));
     if config.hybrid.is_some() {
         deliverer = deliverer.marking(Arc::clone(&visits));
     }
-    Ok(Snapshot { config: Arc::clone(config), directory, deliverer, visits })
+    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer, visits })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
@@ -485,13 +555,28 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
     Arc::new(directory)
 }
 
+/// Reads the users files that changed. One that cannot be read does not stop the relay: AUTH is 454 then.
+fn load_users(config: &Config, old: &UserFiles) -> Arc<UserFiles> {
+    let paths = config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref());
+    let (users, reports) = old.reload(paths);
+    for report in &reports {
+        for line in report.to_string().lines() {
+            if report.is_faulty() {
+                warn!("{line}");
+            } else {
+                info!("{line}");
+            }
+        }
+    }
+    Arc::new(users)
+}
+
 /// The files that a configuration names and that are read again when they change.
 fn files(config: &Config) -> Vec<PathBuf> {
-    let identities = config.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
-    let identities =
-        identities.chain(config.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()));
-    let mut files: Vec<PathBuf> = identities.flat_map(Identity::files).collect();
+    let mut files: Vec<PathBuf> = config.identities().flat_map(Identity::files).collect();
+    files.extend(config.roots().filter_map(Roots::file).map(Path::to_owned));
     files.extend(config.directories.iter().map(|source| source.path.clone()));
+    files.extend(config.receive_connectors.iter().filter_map(|connector| connector.users_file.clone()));
     files.sort_unstable();
     files.dedup();
     files

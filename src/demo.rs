@@ -1,5 +1,8 @@
 //! A hybrid world in one process: CA, DNS, three servers and the relay between them, all on loopback.
 //!
+//! [`World`] has one relay and reaches the cloud service directly; [`HybridWorld`] has one on each premises, and the
+//! four scenarios.
+//!
 //! The command `demo` shows it to people, the scenario tests live in it. Nothing in it is special to the relay: it runs
 //! from a configuration text, with certificates in files, as any relay does.
 
@@ -16,8 +19,12 @@ use crate::outcome::tracking::Tracker;
 use crate::tls::authority::Authority;
 
 pub mod client;
+pub mod hops;
+pub mod hybrid;
+pub mod mail;
 pub mod site;
 
+pub use hybrid::HybridWorld;
 pub use site::{Arrival, Arrivals, Site};
 
 /// The organization's domain.
@@ -30,10 +37,16 @@ pub const ON_PREMISES: &str = "ex1.contoso.com";
 pub const CLOUD: &str = "mail.protection.outlook.com";
 /// The host the cloud service is reached at.
 pub const CLOUD_HOST: &str = "contoso-com.mail.protection.outlook.com";
+/// The name that the servers with the cloud's mailboxes prove to the relay before them.
+pub const CLOUD_MAILBOXES: &str = "mailboxes.outlook.com";
+/// The domain under which the premises know each other's mailboxes.
+pub const ROUTING_DOMAIN: &str = "contoso.mail.onmicrosoft.com";
 /// The domain on the Internet, and the host its MX names.
 pub const INTERNET_DOMAIN: &str = "fabrikam.com";
 /// The MX of [`INTERNET_DOMAIN`].
 pub const INTERNET_HOST: &str = "mx1.fabrikam.com";
+/// Another domain with the same MX.
+pub const FORWARD_DOMAIN: &str = "tailspintoys.com";
 
 /// The recipients of the demo.
 const RECIPIENTS: &str = "address,type,target

@@ -9,7 +9,7 @@
 //! demo
 //! daemon
 //! accept
-//! relay
+//! relay    probe
 //! spool    deliver
 //! outcome
 //! route
@@ -33,6 +33,7 @@ pub mod directory;
 pub mod dns;
 pub mod message;
 pub mod outcome;
+pub mod probe;
 pub mod relay;
 pub mod route;
 pub mod smtp;

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use causeway::config::{self, Config, Internet, Level, Problems, ReceiveTls, Severity};
+use causeway::config::{self, Config, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side};
 use causeway::tls::Authority;
 use causeway::tls::authority::Template;
 use jiff::{SignedDuration, Timestamp};
@@ -51,7 +51,9 @@ impl Place {
 
     fn certify(&self, name: &str, template: &Template) {
         let (certificate, key) = self.authority.issue_as(template);
-        self.write(&format!("{name}.crt"), &certificate);
+        // With its root: it is one that this host does not know otherwise.
+        let root = fs::read_to_string(self.path("ca.pem")).expect("the test's own file");
+        self.write(&format!("{name}.crt"), &(certificate + &root));
         self.secret(&format!("{name}.key"), &key, 0o600);
     }
 
@@ -379,6 +381,13 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             &[r#"error:8:1: receive_connector "in": users_file: missing; require_auth needs the users who may log in"#],
         ),
         ("origin = \"internet\"", "origin = \"client\"\nrequire_auth = true\nusers_file = \"password\"", &[]),
+        (
+            "origin = \"internet\"",
+            "origin = \"internet\"\nusers_file = \"recipients.csv\"",
+            &[
+                r#"warning:13:1: receive_connector "in": users_file: every user of this host can read the hashes and try passwords at leisure; chmod o= takes that away"#,
+            ],
+        ),
         // Send connectors.
         (
             "tls = \"opportunistic\"",
@@ -481,6 +490,65 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
     }
 }
 
+/// Connectors that share an address: networks, tls_domain and proxy_protocol of each, and the networks that are contested,
+/// because a certificate decides there and the header would have to be known before.
+#[test]
+fn connectors_that_one_client_may_belong_to_agree_about_the_proxy_protocol() {
+    const PROXY: &str = "proxy_protocol = true\n";
+    const NAMED: &str = "tls_domain = [\"mail.partner.example\"]\nclient_ca_file = \"ca.pem\"\n";
+    const ALL: &str = "0.0.0.0/0";
+    const TEN: &str = "10.0.0.0/8";
+    const ONE: &str = "10.0.0.5/32";
+    let place = Place::new();
+    for (first, second, contested) in [
+        // The network alone decides: a proxy beside everybody.
+        ((ALL, ""), (ONE, PROXY), None),
+        ((ONE, PROXY), (ALL, ""), None),
+        ((TEN, PROXY), (ONE, ""), None),
+        ((ONE, PROXY), ("10.0.0.6/32", NAMED), None),
+        // They agree.
+        ((TEN, PROXY), (TEN, &format!("{PROXY}{NAMED}")), None),
+        // The proven one is the narrower or as wide: before its certificate the connection is the other's.
+        ((TEN, PROXY), (TEN, NAMED), Some(TEN)),
+        ((TEN, ""), (ONE, &format!("{PROXY}{NAMED}")), Some(ONE)),
+        ((ONE, &format!("{PROXY}{NAMED}")), (ALL, ""), Some(ALL)),
+        // The proven one is wider: where they meet, the other has every client.
+        ((ONE, PROXY), (ALL, NAMED), None),
+        // Two proven ones.
+        ((TEN, &format!("{PROXY}{NAMED}")), (ONE, &NAMED.replace("partner", "other")), Some(ONE)),
+        ((ONE, &format!("{PROXY}{NAMED}")), ("10.0.0.6/32", NAMED), None),
+    ] {
+        let connector = |name: &str, (network, more): (&str, &str)| {
+            format!(
+                "[[receive_connector]]\nname = \"{name}\"\nlisten = [\"0.0.0.0:25\"]\nremote_ips = [\"{network}\"]\n\
+                 origin = \"partner\"\ncertificate = \"mail.crt\"\nkey = \"mail.key\"\n{more}"
+            )
+        };
+        let (before, after) = (GOOD.find("[[receive").unwrap(), GOOD.find("[[send").unwrap());
+        let connectors = connector("a", first) + &connector("b", second);
+        let text = format!("{}{connectors}{}", &GOOD[..before], &GOOD[after..]);
+        let found: Vec<String> = place.findings(&text).into_iter().filter(|line| line.starts_with("error")).collect();
+        match (contested, &found[..]) {
+            (None, []) => {}
+            (Some(network), [only]) => {
+                let value = second.1.contains("proxy_protocol");
+                let expected = format!(
+                    r#"receive_connector "b": proxy_protocol: {value} differs from receive_connector "a" on 0.0.0.0:25: a client of {network} may belong to either"#
+                );
+                assert!(only.contains(&expected), "{first:?} {second:?}: {only}");
+            }
+            (_, found) => panic!("{first:?} {second:?}: {found:?}"),
+        }
+    }
+    // Not the same address: each has its own way.
+    let text = GOOD.replace(
+        "[[send_connector]]",
+        "[[receive_connector]]\nname = \"b\"\nlisten = [\"0.0.0.0:26\"]\nremote_ips = [\"10.0.0.0/8\"]\norigin = \"partner\"\n\
+         certificate = \"mail.crt\"\nkey = \"mail.key\"\nproxy_protocol = true\n[[send_connector]]",
+    );
+    assert_eq!(place.findings(&text), Vec::<String>::new());
+}
+
 #[test]
 fn certificates_are_judged_by_the_date_given() {
     let place = Place::new();
@@ -497,6 +565,15 @@ fn certificates_are_judged_by_the_date_given() {
             }
         }
         assert_eq!(config.is_some(), expected != Some("error"), "after {days} days");
+    }
+    // Trust anchors end too, and are told where they are named.
+    let anchored = GOOD.replacen("tls = \"opportunistic\"", "tls = \"certificate\"\nca_file = \"ca.pem\"", 1);
+    let path_of_anchored = place.write("anchored.toml", &anchored);
+    for (days, expected) in [(3600, None), (3640, Some(" ends in ")), (3660, Some(" was valid until "))] {
+        let (_, problems) = config::check(&path_of_anchored, now + SignedDuration::from_hours(24 * days));
+        let said = problems.0.iter().find(|problem| problem.text.contains("ca_file: the trusted certificate Root of"));
+        assert_eq!(said.is_some(), expected.is_some(), "after {days} days: {problems}");
+        assert!(said.is_none_or(|said| said.text.contains(expected.unwrap_or_default())), "{said:?}");
     }
     // A daemon starts with the certificate that it has: mail in the clear or from those who do not look goes on.
     place.certify("mail", &Template::new(&["mail.contoso.com"]).expired());
@@ -634,7 +711,6 @@ fn every_documented_key_is_known() {
         .map(|what| what.split(" = ").next().unwrap_or(what))
         .collect();
     let expected = [
-        "spool: acknowledge_window",
         "directory number 2: kind",
         "inbound_authentication: spf",
         "inbound_authentication: dkim",
@@ -713,12 +789,15 @@ fn no_key_takes_just_anything() {
 /// The examples are what people start from: they hold as they stand, beside the certificates of certs/make-test-ca.
 #[test]
 fn the_examples_are_good() {
+    const HERE: Option<Side> = Some(Side::Cloud { inbound_first_hop: FirstHop::Here });
+    const ON_PREMISES_FIRST: Option<Side> = Some(Side::Cloud { inbound_first_hop: FirstHop::OnPremises });
+    const ON_PREMISES: Option<Side> = Some(Side::OnPremises);
     let place = Place::new();
     fs::create_dir_all(place.path("config")).expect("a folder");
     fs::create_dir_all(place.path("certs/test")).expect("a folder");
-    for (from, to) in [("mail.crt", "mail.contoso.com.crt"), ("mail.key", "mail.contoso.com.key"), ("ca.pem", "ca.crt")]
-    {
-        fs::rename(place.path(from), place.path("certs/test").join(to)).expect("the test's own file");
+    fs::rename(place.path("ca.pem"), place.path("certs/test/ca.crt")).expect("the test's own file");
+    for host in ["mail.contoso.com", "cloud.contoso.com"] {
+        place.certify(&format!("certs/test/{host}"), &Template::new(&[host]));
     }
     let mut seen = Vec::new();
     for entry in fs::read_dir(Path::new(SOURCE).join("config")).expect("the examples") {
@@ -729,11 +808,23 @@ fn the_examples_are_good() {
     }
     seen.retain(|name| name.ends_with(".toml"));
     seen.sort();
-    assert_eq!(seen, ["plain-relay.toml", "scenario-3-on-premises.toml", "scenario-4-on-premises.toml"]);
-    for (name, internet) in seen.iter().zip([None, Some(Internet::Direct), Some(Internet::OtherPremises)]) {
+    let expected = [
+        ("plain-relay.toml", None, None),
+        ("scenario-1-cloud.toml", HERE, Some(Internet::Direct)),
+        ("scenario-1-on-premises.toml", ON_PREMISES, Some(Internet::OtherPremises)),
+        ("scenario-2-cloud.toml", ON_PREMISES_FIRST, Some(Internet::OtherPremises)),
+        ("scenario-2-on-premises.toml", ON_PREMISES, Some(Internet::OtherPremises)),
+        ("scenario-3-cloud.toml", HERE, Some(Internet::OtherPremises)),
+        ("scenario-3-on-premises.toml", ON_PREMISES, Some(Internet::Direct)),
+        ("scenario-4-cloud.toml", HERE, Some(Internet::Direct)),
+        ("scenario-4-on-premises.toml", ON_PREMISES, Some(Internet::OtherPremises)),
+    ];
+    assert_eq!(seen, expected.map(|(name, ..)| name));
+    for (name, side, internet) in expected {
         let (config, problems) = config::check(&place.path("config").join(name), Timestamp::now());
         assert_eq!(problems.to_string(), "", "{name}");
         let config = config.expect("no problems");
+        assert_eq!(config.hybrid.as_ref().map(|hybrid| hybrid.side), side, "{name}");
         assert_eq!(config.hybrid.map(|hybrid| hybrid.internet), internet, "{name}");
     }
 }

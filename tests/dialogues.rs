@@ -136,8 +136,11 @@ impl Dialogue {
             match name {
                 "strict" => self.terms.strict = true,
                 "require_tls" => self.terms.require_tls = true,
+                "offer_auth" => self.terms.offer_auth = true,
+                "require_auth" => self.terms.require_auth = true,
                 "no_starttls" => self.terms.offer_starttls = false,
                 "secure" => self.secure = true,
+                "xoorg" => self.terms.xoorg = true,
                 "no_limit" => self.terms.max_message_size = None,
                 "max_message_size" => self.terms.max_message_size = Some(value.parse().unwrap()),
                 "max_recipients" => self.terms.max_recipients = value.parse().unwrap(),
@@ -153,10 +156,13 @@ fn terms() -> Terms {
         hostname: Domain::parse("mail.contoso.com").unwrap(),
         offer_starttls: true,
         require_tls: false,
+        offer_auth: false,
+        require_auth: false,
         max_message_size: Some(36 << 20),
         max_recipients: 1000,
         max_errors: 100,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }
@@ -306,7 +312,13 @@ impl Player {
     /// The oracle. The README says what it knows.
     fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Sender { envelope, size } => match envelope.sender {
+            Question::Login(credentials) => match (&*credentials.username, &*credentials.password) {
+                ("tim", "tanstaaftanstaaf") => Answer::Go,
+                ("later", _) => Answer::Refuse(Reply::login_unavailable()),
+                ("guesser", _) => Answer::Refuse(Reply::login_locked()),
+                _ => Answer::Refuse(Reply::login_refused()),
+            },
+            Question::Sender { envelope, size, .. } => match envelope.sender {
                 Some(sender) if sender.domain().as_str() == "blocked.example" => {
                     Answer::Refuse(Reply::sender_domain_not_allowed(sender.domain()))
                 }

@@ -55,10 +55,13 @@ impl Receiver {
             hostname: Domain::parse("mail.contoso.com").unwrap(),
             offer_starttls: false,
             require_tls: false,
+            offer_auth: false,
+            require_auth: false,
             max_message_size: Some(1 << 20),
             max_recipients: 5,
             max_errors: 10,
             strict: false,
+            xoorg: false,
             command_timeout: Duration::from_secs(300),
             data_timeout: Duration::from_secs(180),
         };
@@ -101,6 +104,7 @@ impl Receiver {
 
     fn judge(&mut self, question: Question) -> Answer {
         match question {
+            Question::Login(_) => panic!("AUTH was not offered"),
             Question::Sender { .. } => Answer::Go,
             Question::Recipient(recipient) if recipient.address.local().starts_with("nobody") => {
                 Answer::Refuse(Reply::unknown_recipient(&recipient.address))
@@ -199,6 +203,7 @@ impl World {
             size: content.len() as u64,
             ends_in_crlf: content.is_empty() || content.ends_with(b"\r\n"),
             eight_bit: !content.is_ascii(),
+            xoorg: None,
             utf8_header: false,
             max_recipients: 100,
             chunking,

@@ -563,3 +563,85 @@ async fn at_the_end_no_delivery_begins_and_the_last_client_is_cut_off() {
     let end = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
     assert!(end.is_err() || rest.is_empty(), "cut off, not answered: {rest:?}");
 }
+
+/// `delivered-or-durable`, with so much patience.
+async fn early(window: &str) -> Test {
+    let change = |text: String| {
+        let early = format!("[spool]\nacknowledge = \"delivered-or-durable\"\nacknowledge_window = \"{window}\"");
+        assert!(text.contains("[spool]"));
+        text.replace("[spool]", &early)
+    };
+    Test::with("", &change).await
+}
+
+/// Does any file of the spool hold this?
+fn is_in_spool(test: &Test, what: &[u8]) -> bool {
+    let log = test.world.folder.join("spool/log");
+    let files = std::fs::read_dir(&log).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+    files.into_iter().any(|bytes| bytes.windows(what.len()).any(|window| window == what))
+}
+
+const MARK: &[u8] = b"Message-ID: <1@fabrikam.com>";
+
+/// Interface section 7, first half: every copy was accepted by its next hop, and the disk was never touched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_hop_took_needs_no_disk() {
+    let mut test = early("30s").await;
+    test.send(&["julie@contoso.com", "david@contoso.com"], "").await;
+    // The 250 came after both.
+    let arrived = [test.world.arrivals.try_recv().unwrap(), test.world.arrivals.try_recv().unwrap()];
+    assert!(arrived.iter().all(|arrival| behind_received(arrival) == content()));
+    for event in ["RECEIVE", "RESOLVE", "TRANSFER", "SEND"] {
+        test.event(&[&format!("\"{event}\"")]).await;
+    }
+    test.quiet().await;
+    assert!(!is_in_spool(&test, MARK));
+    test.world.stop().await;
+}
+
+/// The other half: one hop is away, so the message is kept for it, and only for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_hop_did_not_take_is_kept_for_it() {
+    let mut test = early("30s").await;
+    test.world.cloud.go_away(true);
+    test.send(&["julie@contoso.com", "david@contoso.com"], "").await;
+    assert_eq!(test.world.daemon.relay().waiting(), 1);
+    assert!(is_in_spool(&test, MARK));
+    test.event(&["\"DEFER\"", "david@contoso.mail.onmicrosoft.com"]).await;
+    // What comes while the hop rests goes to the disk at once.
+    test.send(&["david@contoso.com"], "").await;
+    test.world.cloud.go_away(false);
+    let arrivals = test.arrivals(3).await;
+    let on_premises = "on-premises: erin@fabrikam.com -> julie@contoso.com";
+    let cloud = "cloud: erin@fabrikam.com -> david@contoso.mail.onmicrosoft.com";
+    assert_eq!(notes(&arrivals), [cloud, cloud, on_premises]);
+    test.world.stop().await;
+}
+
+/// What a hop refuses for good is reported as ever; the other recipient's copy is not sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_hop_refuses_is_reported_as_ever() {
+    let mut test = early("30s").await;
+    let refusal = reply(550, Status(5, 1, 1), "no such user");
+    test.world.cloud.behave(Behaviour { recipient: Some(refusal), ..Behaviour::default() });
+    test.send(&["julie@contoso.com", "david@contoso.com"], "").await;
+    let arrivals = test.arrivals(2).await;
+    assert_eq!(
+        notes(&arrivals),
+        ["internet:  -> erin@fabrikam.com", "on-premises: erin@fabrikam.com -> julie@contoso.com"]
+    );
+    test.event(&["\"FAIL\"", "david@contoso.mail.onmicrosoft.com"]).await;
+    test.world.stop().await;
+}
+
+/// The window is over before the hops answer: the message is on disk, and each copy arrives once all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_window_that_is_over_costs_no_second_copy() {
+    let mut test = early("0ms").await;
+    for _ in 0..20 {
+        test.send(&["julie@contoso.com", "david@contoso.com"], "").await;
+    }
+    assert_eq!(test.arrivals(40).await.len(), 40);
+    assert!(is_in_spool(&test, MARK));
+    test.world.stop().await;
+}

@@ -390,3 +390,391 @@ password_file = "secret"
         assert!(!daemon.log_text().contains("secret \u{fc}"), "the password never appears in the log");
     }
 }
+
+/// Where clients submit: STARTTLS and a login.
+const SUBMISSION: &str = "127.0.0.1";
+/// The same, with TLS from the first byte.
+const SUBMISSIONS: &str = "127.0.0.2";
+/// Anybody's door behind a proxy.
+const BEHIND: &str = "127.0.0.3";
+/// Submission with TLS from the first byte, behind a proxy.
+const SUBMISSIONS_BEHIND: &str = "127.0.0.4";
+
+const PASSWORD: &str = "s\u{fc}per secret";
+
+/// The line of `causeway hash-password` for this user, and its exit status.
+fn hash_password(arguments: &[&str], piped: &str) -> (i32, String) {
+    use std::io::Write as _;
+    let mut child = common::causeway()
+        .arg("hash-password")
+        .args(arguments)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may refuse its arguments before it reads.
+    let _ = child.stdin.take().unwrap().write_all(piped.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    (output.status.code().unwrap_or(-1), said(&output))
+}
+
+#[test]
+fn a_password_from_a_pipe_becomes_a_line_of_the_users_file() {
+    let (status, line) = hash_password(&["--user", "tim"], "secret\n");
+    assert_eq!(status, 0, "{line}");
+    assert!(line.starts_with("tim:$argon2id$v=19$m=19456,t=2,p=1$") && line.ends_with('\n'), "{line}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    let (status, other) = hash_password(&[], "secret");
+    assert!(status == 0 && other.starts_with("$argon2id$") && !line.contains(other.trim()), "{other}");
+    for (arguments, piped, expected) in [
+        (&[][..], "", 1),
+        (&[], "\nsecret\n", 1),
+        (&["--user", "a:b"], "secret\n", 2),
+        (&["--user", ""], "secret\n", 2),
+        // A password is no argument: everybody would see it.
+        (&["secret"], "secret\n", 2),
+    ] {
+        let (status, said) = hash_password(arguments, piped);
+        assert_eq!(status, expected, "{arguments:?} {piped:?}: {said}");
+        assert!(!said.contains("$argon2id$"), "{said}");
+    }
+}
+
+/// A relay to which clients log in, and that stands behind a proxy.
+struct Submission {
+    daemon: Daemon,
+    outside: Sink,
+    scratch: Scratch,
+}
+
+impl Submission {
+    fn start() -> Self {
+        let scratch = Scratch::new();
+        let authority = scratch.authority();
+        scratch.issue(&authority, "relay", &["mail.contoso.com"]);
+        scratch.write("users", hash_password(&["--user", "tim"], PASSWORD).1);
+        std::fs::set_permissions(scratch.file("users"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let outside = Sink::start();
+        let own = "certificate = \"relay.crt\"\nkey = \"relay.key\"";
+        let login = "origin = \"client\"\nrequire_auth = true\nusers_file = \"users\"";
+        let proxy = "remote_ips = [\"127.0.0.1/32\"]\nproxy_protocol = true\nmax_connections_per_ip = 1";
+        let config = format!(
+            r#"hostname = "mail.contoso.com"
+
+[log]
+format = "json"
+
+[tracking]
+path = "tracking"
+
+[spool]
+path = "spool"
+min_free_space = "1MiB"
+retry = ["1s"]
+
+[[accepted_domain]]
+name = "contoso.com"
+type = "external-relay"
+
+[[receive_connector]]
+name = "submission"
+listen = ["{SUBMISSION}:0"]
+{login}
+{own}
+
+[[receive_connector]]
+name = "submissions"
+listen = ["{SUBMISSIONS}:0"]
+tls = "implicit"
+{login}
+{own}
+
+[[receive_connector]]
+name = "behind"
+listen = ["{BEHIND}:0"]
+origin = "internet"
+{proxy}
+{own}
+
+[[receive_connector]]
+name = "submissions-behind"
+listen = ["{SUBMISSIONS_BEHIND}:0"]
+tls = "implicit"
+{login}
+{}
+{own}
+
+[[send_connector]]
+name = "out"
+address_spaces = ["*"]
+smart_hosts = ["{}"]
+tls = "off"
+"#,
+            proxy.replace("= 1", "= 100"),
+            outside.address,
+        );
+        let daemon = Daemon::spawn(scratch.path(), &config);
+        Self { daemon, outside, scratch }
+    }
+
+    fn swaks(&self, door: &str, arguments: &[&str]) -> (i32, String) {
+        let mut all = vec!["--to", "eve@elsewhere.example"];
+        all.extend_from_slice(arguments);
+        swaks(self.scratch.path(), &self.daemon.door(door).to_string(), &all)
+    }
+
+    /// swaks as tim, with this password.
+    fn login(&self, door: &str, mechanism: &str, password: &str, more: &[&str]) -> (i32, String) {
+        let mut all = vec!["--auth", mechanism, "--auth-user", "tim", "--auth-password", password];
+        all.extend_from_slice(more);
+        self.swaks(door, &all)
+    }
+
+    /// All events so far.
+    fn events(&self) -> String {
+        let files = std::fs::read_dir(self.scratch.file("tracking")).unwrap();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+    }
+
+    fn wait_for_event(&self, has: &[&str]) {
+        let found = || self.events().lines().any(|line| has.iter().all(|text| line.contains(text)));
+        wait_until(&format!("an event with {has:?}"), PATIENCE, found);
+    }
+}
+
+/// swaks' exit status for a login that did not succeed.
+const NO_LOGIN: i32 = 28;
+
+/// The options with which swaks plays the proxy for this client.
+fn proxy<'a>(version: &'a str, family: &'a str, client: &'a str, door: &'a str) -> Vec<&'a str> {
+    let mut options = vec!["--proxy-version", version, "--proxy-family", family, "--proxy-source", client];
+    options.extend(["--proxy-source-port", "56324", "--proxy-dest", door, "--proxy-dest-port", "25"]);
+    options
+}
+
+/// With the right password mail goes anywhere; with a wrong one, with none and without TLS it goes nowhere.
+#[test]
+fn clients_submit_after_a_login() {
+    let world = Submission::start();
+    for (number, (door, mechanism, tls)) in [
+        (SUBMISSION, "PLAIN", "--tls"),
+        (SUBMISSION, "LOGIN", "--tls"),
+        (SUBMISSIONS, "PLAIN", "--tls-on-connect"),
+        (SUBMISSIONS, "LOGIN", "--tls-on-connect"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (status, said) = world.login(door, mechanism, PASSWORD, &[tls]);
+        assert_eq!(status, GOOD, "{door} {mechanism}: {said}");
+        assert!(said.contains("<~  250-AUTH PLAIN LOGIN"), "{said}");
+        assert!(said.contains("<~  235 2.7.0 "), "{said}");
+        if tls == "--tls" {
+            let before = said.split("=== TLS started").next().unwrap();
+            assert!(!before.contains("AUTH"), "C016: in TLS only: {said}");
+        }
+        let arrival = world.outside.wait_for(number + 1).pop().unwrap();
+        assert!(arrival.text().contains("with ESMTPSA"), "{}", arrival.text());
+    }
+    world.wait_for_event(&["\"RECEIVE\"", "\"submissions\"", "authenticated as tim"]);
+    assert_eq!(world.daemon.times_logged("\"user\":\"tim\""), 4, "{}", world.daemon.log_text());
+
+    let began = std::time::Instant::now();
+    let (status, said) = world.login(SUBMISSION, "PLAIN", "wrong", &["--tls"]);
+    assert_eq!(status, NO_LOGIN, "{said}");
+    assert!(said.contains("<~* 535 5.7.8 "), "{said}");
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "a failure is answered late");
+
+    let (status, said) = world.swaks(SUBMISSION, &["--tls"]);
+    assert_eq!(status, MAIL_REFUSED, "nobody: {said}");
+    assert!(said.contains("<~* 530 5.7.0 "), "{said}");
+    let (status, said) = world.swaks(SUBMISSION, &[]);
+    assert_eq!(status, MAIL_REFUSED, "in the clear: {said}");
+    assert!(said.contains("<** 530 5.7.0 "), "{said}");
+    let (status, said) = world.login(SUBMISSION, "PLAIN", PASSWORD, &[]);
+    assert_eq!(status, NO_LOGIN, "no password in the clear: {said}");
+
+    assert_eq!(world.outside.count(), 4);
+    let log = world.daemon.log_text();
+    assert!(!log.contains(PASSWORD) && !log.contains("wrong"), "passwords never appear in the log");
+}
+
+/// Who is taken out of the file cannot log in any more, and who is in it already sends nothing more.
+#[test]
+fn the_users_file_is_read_again_when_it_changes() {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+
+    let world = Submission::start();
+    let door = world.daemon.door(SUBMISSIONS);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let socket = tokio::net::TcpStream::connect(door).await.unwrap();
+        let connector = causeway::tls::Connector::new(None);
+        let demand = causeway::tls::Demand::Nothing;
+        let connected = connector.connect(socket, "mail.contoso.com", &demand, deadline).await.unwrap();
+        let (read, mut write) = tokio::io::split(connected.0);
+        let mut lines = tokio::io::BufReader::new(read).lines();
+        let mut say = async |line: &str| {
+            if !line.is_empty() {
+                write.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
+            }
+            loop {
+                let line = tokio::time::timeout_at(deadline, lines.next_line()).await.unwrap().unwrap().unwrap();
+                if line.as_bytes()[3] == b' ' {
+                    return line;
+                }
+            }
+        };
+        say("").await;
+        say("EHLO client.example").await;
+        // tim, in base64, and the password asked for.
+        say("AUTH LOGIN dGlt").await;
+        let reply = say("c8O8cGVyIHNlY3JldA==").await;
+        assert!(reply.starts_with("235 "), "{reply}");
+        let reply = say("MAIL FROM:<tim@contoso.com>").await;
+        assert!(reply.starts_with("250 "), "{reply}");
+        say("RSET").await;
+
+        // A file without anybody is refused, and changes nothing.
+        world.scratch.write("users", "# nobody\n");
+        world.daemon.wait_for_log("the last good one stays");
+        let reply = say("MAIL FROM:<tim@contoso.com>").await;
+        assert!(reply.starts_with("250 "), "{reply}");
+        say("RSET").await;
+
+        world.scratch.write("users", hash_password(&["--user", "anna"], "other\n").1);
+        wait_until("the file is read again", PATIENCE, || world.daemon.times_logged("1 users") >= 2);
+        wait_until("it is in force", PATIENCE, || world.daemon.times_logged("the new configuration is in force") >= 2);
+        let reply = say("MAIL FROM:<tim@contoso.com>").await;
+        assert!(reply.starts_with("421 4.7.0 "), "{reply}");
+    });
+    let (status, said) = world.login(SUBMISSION, "PLAIN", PASSWORD, &["--tls"]);
+    assert_eq!(status, NO_LOGIN, "{said}");
+    let (status, said) =
+        world.swaks(SUBMISSION, &["--tls", "--auth", "PLAIN", "--auth-user", "anna", "--auth-password", "other"]);
+    assert_eq!(status, GOOD, "{said}");
+    assert_eq!(world.outside.wait_for(1).len(), 1);
+}
+
+/// Behind a proxy the client's address stands in the Received field and in the events, in the clear and after STARTTLS, by
+/// both versions; the proxy's own address chooses the connector.
+#[test]
+fn a_proxy_names_the_client() {
+    let world = Submission::start();
+    let to = "julie@contoso.com";
+    for (number, (version, family, client, written, tls)) in [
+        ("1", "TCP4", "192.0.2.7", "([192.0.2.7])", false),
+        ("1", "TCP6", "2001:db8::7", "([IPv6:2001:db8::7])", false),
+        ("2", "AF_INET", "192.0.2.8", "([192.0.2.8])", false),
+        ("1", "TCP4", "192.0.2.9", "([192.0.2.9])", true),
+        ("2", "AF_INET", "192.0.2.10", "([192.0.2.10])", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut arguments = proxy(version, family, client, if client.contains(':') { "::1" } else { BEHIND });
+        arguments.extend(["--to", to]);
+        arguments.extend(tls.then_some("--tls"));
+        let (status, said) = world.swaks(BEHIND, &arguments);
+        assert_eq!(status, GOOD, "version {version}, {client}: {said}");
+        let text = world.outside.wait_for(number + 1).pop().unwrap().text();
+        assert!(text.contains(written), "version {version}: {text}");
+        assert_eq!(text.contains("with ESMTPS"), tls, "{text}");
+        world.wait_for_event(&["\"RECEIVE\"", "\"behind\"", &format!("\"{client}\"")]);
+    }
+    // TLS from the first byte comes behind the header.
+    let mut arguments = proxy("1", "TCP4", "192.0.2.11", SUBMISSIONS_BEHIND);
+    arguments.push("--tls-on-connect");
+    let (status, said) = world.login(SUBMISSIONS_BEHIND, "PLAIN", PASSWORD, &arguments);
+    assert_eq!(status, GOOD, "{said}");
+    let text = world.outside.wait_for(6).pop().unwrap().text();
+    assert!(text.contains("([192.0.2.11])") && text.contains("with ESMTPSA"), "{text}");
+    assert!(world.daemon.has_logged("\"peer\":\"192.0.2.11\""), "{}", world.daemon.log_text());
+}
+
+/// Says `header` first and gives what is answered to that and to `then`, up to the end of the connection or a reply to it.
+fn behind_proxy(address: std::net::SocketAddr, header: &[u8]) -> (std::net::TcpStream, String) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(header).unwrap();
+    let (mut said, mut byte) = (Vec::new(), [0]);
+    while !said.ends_with(b"\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        said.push(byte[0]);
+    }
+    (stream, String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_connection_behind_a_proxy_begins_with_a_header() {
+    let world = Submission::start();
+    let (behind, ordinary) = (world.daemon.door(BEHIND), world.daemon.door(SUBMISSION));
+    // Closed without a word: no header, a bad one, one that never ends.
+    for header in [
+        &b"EHLO client.example\r\n"[..],
+        b"PROXY TCP4 192.0.2.1 198.51.100.1 56324\r\n",
+        b"PROXY UNKNOWN\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        &[b'P'; 200],
+        b"PROXY TCP4 192.0.2.1 198",
+    ] {
+        let (_stream, said) = behind_proxy(behind, header);
+        assert_eq!(said, "", "{}", header.escape_ascii());
+    }
+    // The last of them waited for its deadline: an honest one is not kept waiting by it, and health checks are served.
+    let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+    for header in [&b"PROXY UNKNOWN\r\n"[..], local, b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 25\r\n"] {
+        // Without a client the proxy's own address counts, and the one before may not have gone yet.
+        wait_until(&format!("{} is served", header.escape_ascii()), PATIENCE, || {
+            behind_proxy(behind, header).1.starts_with("220 ")
+        });
+    }
+    // One connection each, counted by the client: the proxy is the same.
+    let client = |last: u8| format!("PROXY TCP4 192.0.2.{last} 198.51.100.1 56324 25\r\n");
+    let (first, said) = behind_proxy(behind, client(20).as_bytes());
+    assert!(said.starts_with("220 "), "{said}");
+    let (_stream, said) = behind_proxy(behind, client(20).as_bytes());
+    assert!(said.starts_with("421 4.7.0 "), "{said}");
+    let (_stream, said) = behind_proxy(behind, client(21).as_bytes());
+    assert!(said.starts_with("220 "), "{said}");
+    drop(first);
+    wait_until("the first has gone", PATIENCE, || behind_proxy(behind, client(20).as_bytes()).1.starts_with("220 "));
+
+    // Where no proxy is expected, nobody's word is taken.
+    let mut stranger = Client::connect(ordinary);
+    assert!(stranger.say("PROXY TCP4 192.0.2.1 198.51.100.1 56324 25").starts_with("500 5.5.2 "));
+    assert!(stranger.say("EHLO client.example").starts_with("250"));
+    // And only the proxy may come to its door.
+    let mut arguments = proxy("1", "TCP4", "192.0.2.30", BEHIND);
+    arguments.extend(["--local-interface", "127.0.0.9"]);
+    let (status, said) = world.swaks(BEHIND, &arguments);
+    assert_ne!(status, GOOD, "{said}");
+    assert!(said.contains("554 5.7.1 "), "{said}");
+}
+
+/// An address from which too many logins failed is locked, whatever the password; another one behind the same proxy is not.
+#[test]
+fn an_address_that_guesses_is_locked() {
+    let world = Submission::start();
+    let login = |client: &str, password: &str| {
+        let mut arguments = proxy("1", "TCP4", client, SUBMISSIONS_BEHIND);
+        arguments.push("--tls-on-connect");
+        world.login(SUBMISSIONS_BEHIND, "PLAIN", password, &arguments)
+    };
+    std::thread::scope(|scope| {
+        let guesses: Vec<_> = (0..14).map(|_| scope.spawn(|| login("192.0.2.66", "wrong"))).collect();
+        for guess in guesses {
+            let (status, said) = guess.join().unwrap();
+            assert_eq!(status, NO_LOGIN, "{said}");
+        }
+    });
+    let (status, said) = login("192.0.2.66", PASSWORD);
+    assert_eq!(status, NO_LOGIN, "{said}");
+    assert!(said.contains("<~* 454 4.7.0 "), "{said}");
+    let (status, said) = login("192.0.2.67", PASSWORD);
+    assert_eq!(status, GOOD, "{said}");
+    assert_eq!(world.daemon.times_logged("no password from there is looked at"), 1, "{}", world.daemon.log_text());
+    assert_eq!(world.outside.wait_for(1).len(), 1);
+}

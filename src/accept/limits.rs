@@ -23,7 +23,8 @@ struct Counts {
 pub(super) struct Slot {
     limits: Limits,
     connector: ConnectorName,
-    address: IpAddr,
+    /// `None` until a proxy has said whose connection it is.
+    address: Option<IpAddr>,
 }
 
 impl Limits {
@@ -32,17 +33,23 @@ impl Limits {
     /// # Errors
     /// The reply to give before closing: the connector or the address has its fill.
     pub(super) fn enter(&self, connector: &ReceiveConnector, peer: IpAddr) -> Result<Slot, Reply> {
-        let address = group(peer);
+        let mut slot = self.enter_behind_proxy(connector)?;
+        slot.come_from(connector, peer)?;
+        Ok(slot)
+    }
+
+    /// Counts one connection with `connector` whose client is not known yet; [`Slot::come_from`] counts that too.
+    ///
+    /// # Errors
+    /// The reply to give before closing: the connector has its fill.
+    pub(super) fn enter_behind_proxy(&self, connector: &ReceiveConnector) -> Result<Slot, Reply> {
         let mut counts = self.lock();
         if counts.connectors.get(&connector.name).copied().unwrap_or(0) >= connector.max_connections {
             return Err(Reply::too_many_connections());
         }
-        let key = (connector.name.clone(), address);
-        if counts.addresses.get(&key).copied().unwrap_or(0) >= connector.max_connections_per_ip {
-            return Err(Reply::too_many_connections_from_peer());
-        }
-        counts.add(&connector.name, address);
-        Ok(Slot { limits: self.clone(), connector: connector.name.clone(), address })
+        counts.add(&connector.name, None);
+        drop(counts);
+        Ok(Slot { limits: self.clone(), connector: connector.name.clone(), address: None })
     }
 
     /// How many connections are open.
@@ -56,6 +63,25 @@ impl Limits {
 }
 
 impl Slot {
+    /// The client of this connection is at `peer`.
+    ///
+    /// # Errors
+    /// The reply to give before closing: the address has its fill.
+    pub(super) fn come_from(&mut self, connector: &ReceiveConnector, peer: IpAddr) -> Result<(), Reply> {
+        let address = group(peer);
+        let mut counts = self.limits.lock();
+        let key = (connector.name.clone(), address);
+        if counts.addresses.get(&key).copied().unwrap_or(0) >= connector.max_connections_per_ip {
+            return Err(Reply::too_many_connections_from_peer());
+        }
+        counts.remove(&self.connector, self.address);
+        counts.add(&connector.name, Some(address));
+        drop(counts);
+        self.connector = key.0;
+        self.address = Some(address);
+        Ok(())
+    }
+
     /// The connection turned out to be another connector's. It was let in already, so it is counted, not judged.
     pub(super) fn move_to(&mut self, connector: &ReceiveConnector) {
         if self.connector == connector.name {
@@ -76,18 +102,21 @@ impl Drop for Slot {
 }
 
 impl Counts {
-    fn add(&mut self, connector: &ConnectorName, address: IpAddr) {
+    fn add(&mut self, connector: &ConnectorName, address: Option<IpAddr>) {
         *self.connectors.entry(connector.clone()).or_default() += 1;
-        *self.addresses.entry((connector.clone(), address)).or_default() += 1;
+        if let Some(address) = address {
+            *self.addresses.entry((connector.clone(), address)).or_default() += 1;
+        }
     }
 
-    fn remove(&mut self, connector: &ConnectorName, address: IpAddr) {
+    fn remove(&mut self, connector: &ConnectorName, address: Option<IpAddr>) {
         if let Some(count) = self.connectors.get_mut(connector) {
             *count -= 1;
             if *count == 0 {
                 self.connectors.remove(connector);
             }
         }
+        let Some(address) = address else { return };
         let key = (connector.clone(), address);
         if let Some(count) = self.addresses.get_mut(&key) {
             *count -= 1;
@@ -99,7 +128,7 @@ impl Counts {
 }
 
 /// One customer has a whole IPv6 /64, so it counts as one address.
-fn group(peer: IpAddr) -> IpAddr {
+pub(super) fn group(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) >> 64 << 64)),
@@ -182,5 +211,26 @@ mod tests {
         assert!(limits.enter(&connectors[1], ip("192.0.2.1")).is_err());
         drop(slots);
         assert_eq!(limits.open(), 0);
+    }
+
+    /// Behind a proxy the client counts, not the proxy; until it is known, only the connector's limit does.
+    #[test]
+    fn a_connection_behind_a_proxy_is_counted_by_its_client() {
+        let connectors = connectors();
+        let limits = Limits::default();
+        let enter = |client: &str| {
+            let mut slot = limits.enter_behind_proxy(&connectors[0])?;
+            slot.come_from(&connectors[0], ip(client)).map(|()| slot)
+        };
+        let held: Vec<Slot> = ["192.0.2.1", "192.0.2.1"].map(|client| enter(client).unwrap()).into();
+        assert_eq!(enter("192.0.2.1").unwrap_err().code, 421, "two from one client");
+        assert_eq!(limits.open(), 2, "who was turned away is not counted");
+        let nameless = limits.enter_behind_proxy(&connectors[0]).unwrap();
+        assert!(limits.enter_behind_proxy(&connectors[0]).is_err(), "three with the connector");
+        drop(nameless);
+        let other = enter("192.0.2.2").unwrap();
+        drop((held, other));
+        let counts = limits.lock();
+        assert!(counts.connectors.is_empty() && counts.addresses.is_empty(), "what is over is forgotten");
     }
 }

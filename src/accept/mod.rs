@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,21 +16,24 @@ use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 mod attribute;
 mod drive;
 mod limits;
+mod logins;
+mod proxy;
 mod reception;
 
 pub use attribute::{Attribution, attribute};
 pub use drive::{Reception, drive};
 
 use limits::Limits;
+use logins::Logins;
 use reception::{HANDSHAKE_TIMEOUT, RelayReception};
 
 use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
-use crate::relay::Relay;
+use crate::relay::{Relay, Snapshot};
 use crate::smtp::Reply;
 use crate::smtp::server::{Session, Terms};
 use crate::tls::{Acceptor, Stream};
@@ -44,6 +47,8 @@ pub struct Door {
     /// The address as the configuration names it.
     pub listen: SocketAddr,
     acceptors: HashMap<ConnectorName, Acceptor>,
+    /// Those of the configuration before.
+    before: HashMap<ConnectorName, Acceptor>,
 }
 
 impl Door {
@@ -57,18 +62,26 @@ impl Door {
                 Some((connector.name.clone(), Acceptor::new(identity, ask)))
             })
             .collect();
-        Self { listen, acceptors }
+        Self { listen, acceptors, before: HashMap::new() }
+    }
+
+    /// The same as successor of `last`: it also opens for what only that knew, as long as connections may still be
+    /// judged by the configuration before.
+    pub fn after(last: &Self, config: &Config) -> Self {
+        Self { before: last.acceptors.clone(), ..Self::new(last.listen, config) }
     }
 
     fn acceptor(&self, connector: &ReceiveConnector) -> io::Result<&Acceptor> {
         self.acceptors
             .get(&connector.name)
+            .or_else(|| self.before.get(&connector.name))
             .ok_or_else(|| io::Error::other(format!("receive connector {} has no certificate", connector.name)))
     }
 }
 
 /// Accepts connections until `stopping`, then waits for the sessions under way, until `abandon`: those that are left then
-/// are cut off, and gone when this returns. `door` gives the door of the configuration that stands now.
+/// are cut off, and gone when this returns. `door` gives the door of the configuration that stands now; on a change it
+/// gives the next one before the relay has the next configuration.
 pub async fn listen(
     listener: TcpListener,
     mut door: watch::Receiver<Arc<Door>>,
@@ -90,10 +103,13 @@ pub async fn listen(
         };
         match accepted {
             Ok((socket, peer)) => {
+                // In this order: a door opens for its own configuration and the one before, so whichever snapshot it
+                // was, the door has its acceptors.
+                let snapshot = relay.snapshot();
                 let door = Arc::clone(&door.borrow_and_update());
                 let (relay, limits, stopping) = (relay.clone(), limits.clone(), stopping.clone());
                 sessions.spawn(async move {
-                    if let Err(error) = serve(socket, peer, door, relay, limits, stopping).await {
+                    if let Err(error) = serve(socket, peer, (door, snapshot), relay, limits, stopping).await {
                         debug!(%peer, %error, "connection ended");
                     }
                 });
@@ -118,35 +134,67 @@ pub async fn listen(
     }
 }
 
-/// How many connections stand open, over all listeners and configurations.
+/// What clients may ask of us at one time, over all listeners and configurations: connections, and logins.
 #[derive(Debug, Clone, Default)]
-pub struct ConnectionLimits(Limits);
+pub struct ConnectionLimits {
+    connections: Limits,
+    logins: Logins,
+}
 
 impl ConnectionLimits {
     /// How many connections are open.
     pub fn open(&self) -> usize {
-        self.0.open()
+        self.connections.open()
     }
 }
 
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    /// The other end of the connection, a proxy perhaps: it chooses the connector.
+    peer: IpAddr,
+    /// The client itself, for everything else.
+    client: IpAddr,
+}
+
 async fn serve(
-    socket: TcpStream,
+    mut socket: TcpStream,
     peer: SocketAddr,
-    door: Arc<Door>,
+    (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
     limits: ConnectionLimits,
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let snapshot = relay.snapshot();
     let connectors = &snapshot.config.receive_connectors;
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, Timestamp::now()) else {
         return turn_away(socket, &Reply::peer_not_allowed()).await;
     };
-    let mut slot = match limits.0.enter(&provisional.connector, peer.ip()) {
+    let mut from = Addresses { peer: peer.ip().to_canonical(), client: peer.ip().to_canonical() };
+    let entered = if provisional.connector.proxy_protocol {
+        limits.connections.enter_behind_proxy(&provisional.connector)
+    } else {
+        limits.connections.enter(&provisional.connector, from.client)
+    };
+    let mut slot = match entered {
         Ok(slot) => slot,
         Err(reply) => return turn_away(socket, &reply).await,
     };
+    if provisional.connector.proxy_protocol {
+        match proxy::receive(&mut socket).await {
+            Ok(Some(proxy::Client::Proxy)) => {}
+            Ok(Some(proxy::Client::Behind(client))) => from.client = client,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                // Without a word to the peer; the operator may have forgotten to tell the proxy.
+                info!(%peer, connector = %provisional.connector.name, %error, "closed");
+                return Ok(());
+            }
+        }
+        if let Err(reply) = slot.come_from(&provisional.connector, from.client) {
+            return turn_away(socket, &reply).await;
+        }
+    }
     let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
         let acceptor = door.acceptor(&provisional.connector)?;
         let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
@@ -154,13 +202,15 @@ async fn serve(
         let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, Timestamp::now());
         let attribution = proved.unwrap_or(provisional);
         slot.move_to(&attribution.connector);
+        attribution.tell(from.client, certificate);
         (accepted.stream, attribution, Some(accepted.protocol), accepted.client)
     } else {
         (Stream::Plain(socket), provisional, None, None)
     };
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, Instant::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, peer, attribution, (tls, client), slot);
+    let mut reception =
+        RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), (slot, limits.logins));
     drive(stream, session, &mut reception, stopping).await
 }
 
@@ -171,10 +221,13 @@ fn terms(config: &Config, attribution: &Attribution, secure: bool) -> Terms {
         hostname: config.hostname.clone(),
         offer_starttls: !secure && connector.identity.is_some() && connector.tls != ReceiveTls::Off,
         require_tls: attribution.require_tls,
+        offer_auth: connector.users_file.is_some(),
+        require_auth: connector.require_auth,
         max_message_size: connector.max_message_size,
         max_recipients: connector.max_recipients,
         max_errors: connector.max_errors,
         strict: connector.strict,
+        xoorg: connector.internal && attribution.unproven.is_none(),
         command_timeout: connector.command_timeout,
         data_timeout: connector.data_timeout,
     }

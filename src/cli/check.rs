@@ -1,17 +1,25 @@
 //! `causeway check`: the whole configuration, every file it names, and what should be looked at.
 //!
-//! Not here: what is right and wrong; that is in `config`, and for recipients in `directory`.
+//! With `--other-side` also what only both relays together show, with `--live` what DNS and the next hops say. What is
+//! found comes to one list, errors first.
 //!
-//! Not yet: `--live` (ask DNS and the hops) and `--other-side` (what only both relays together show).
+//! Not here: what is right and wrong; that is in `config`, `route::both` and `probe`, and for recipients in `directory`.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::json;
 
-use crate::config::{self, Config, Problem, Problems, Severity};
-use crate::directory;
+use crate::config::{self, Config, Places, Problem, Problems, Severity};
+use crate::directory::{Directory, LoadOutcome, users};
+use crate::dns::Resolver;
+use crate::probe::{self, Limits, Report};
+use crate::route::both::{self, Premises, Spot, Which};
+
+mod show;
 
 /// Faulty lines of one recipient file that are shown one by one; `causeway directory check` is for all of them.
 const SHOWN_FAULTS: usize = 20;
@@ -19,10 +27,10 @@ const SHOWN_FAULTS: usize = 20;
 /// What may stand behind `check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Ask DNS and connect to every next hop (not in this version)
+    /// Ask DNS and connect to every next hop, sending nothing
     #[arg(long)]
     live: bool,
-    /// The configuration of the relay on the other premises (not in this version)
+    /// The configuration of the relay on the other premises: find what only both together show
     #[arg(long, value_name = "FILE")]
     other_side: Option<PathBuf>,
     /// One JSON object instead of text
@@ -30,83 +38,257 @@ pub struct Args {
     json: bool,
 }
 
-/// What the command answers with `--json`.
-#[derive(Debug, Serialize)]
-struct Answer<'a> {
-    errors: usize,
-    warnings: usize,
-    findings: Vec<Finding<'a>>,
-    summary: &'a str,
+/// All that was found.
+#[derive(Debug, Default)]
+struct Checked {
+    problems: Problems,
+    summary: String,
+    /// What `--live` saw.
+    live: Option<Report>,
 }
 
-#[derive(Debug, Serialize)]
-struct Finding<'a> {
-    severity: String,
-    file: String,
-    line: Option<usize>,
-    column: Option<usize>,
-    text: &'a str,
+/// A configuration that was read, with its directory.
+struct Read {
+    config: Option<Config>,
+    directory: Directory,
+    problems: Problems,
 }
 
 /// Checks the configuration at `path` and says what was found. Exit status 1: errors; 2: it could not even be read.
 pub fn run(path: &Path, args: &Args) -> ExitCode {
-    for (option, given) in [("--live", args.live), ("--other-side", args.other_side.is_some())] {
-        if given {
-            eprintln!("causeway: check {option} is not supported in this version");
-            return ExitCode::from(super::WRONG);
+    let checked = check(path, args, Timestamp::now());
+    // A reader that went away (`check | head`) changes nothing about the answer.
+    let _ = if args.json {
+        std::io::stdout().write_all(json(&checked).as_bytes())
+    } else if std::io::stdout().is_terminal() {
+        anstream::stdout().write_all(show::terminal(&checked, show::width()).as_bytes())
+    } else {
+        std::io::stdout().write_all(show::plain(&checked).as_bytes())
+    };
+    ExitCode::from(status(&checked.problems))
+}
+
+fn check(path: &Path, args: &Args, now: Timestamp) -> Checked {
+    let mut own = read(path, now);
+    let mut problems = std::mem::take(&mut own.problems);
+    let mut notes = Vec::new();
+    if let Some(file) = &args.other_side {
+        let mut other = read(file, now);
+        problems.0.append(&mut other.problems.0);
+        match (&own.config, &other.config) {
+            (Some(one), Some(two)) => {
+                let found = compare((one, &own.directory), (two, &other.directory), now);
+                let fit = if found.is_empty() { "the two sides fit" } else { "the two sides do not fit" };
+                notes.push(fit.to_owned());
+                problems.0.extend(found);
+            }
+            _ => notes.push("the two sides were not compared: mend the errors first".to_owned()),
         }
     }
-    let (problems, summary) = examine(path, Timestamp::now());
-    let text = if args.json { json(&problems, &summary) } else { plain(&problems, &summary) };
-    // A reader that went away (`check | head`) changes nothing about the answer.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
-    ExitCode::from(status(&problems))
-}
-
-/// All findings, errors first, each kind in the order of the file; and a line that sums them up.
-fn examine(path: &Path, now: Timestamp) -> (Problems, String) {
-    let (config, mut problems) = config::check(path, now);
-    let mut recipients = 0;
-    if let Some(config) = &config {
-        recipients = directories(config, &mut problems);
-    }
+    let live = match (&own.config, args.live) {
+        (Some(config), true) => {
+            let (live, found) = look(config, Limits::default());
+            problems.0.extend(found);
+            live
+        }
+        (None, true) => {
+            notes.push("nobody was asked: mend the errors first".to_owned());
+            None
+        }
+        (_, false) => None,
+    };
     // Stable: the order of the file stays.
     problems.0.sort_by_key(|problem| problem.severity);
-    let summary = summary(config.as_ref(), recipients, &problems);
-    (problems, summary)
+    let mut summary = summary(own.config.as_ref(), own.directory.len(), &problems);
+    for note in notes {
+        summary.push_str("; ");
+        summary.push_str(&note);
+    }
+    Checked { problems, summary, live }
 }
 
-/// Reads each recipient file as the daemon will, and says how many recipients there are.
-fn directories(config: &Config, problems: &mut Problems) -> usize {
-    let mut recipients = 0;
-    for source in &config.directories {
-        let finding = |severity, line: Option<u64>, text: String| Problem {
-            severity,
-            file: source.path.clone(),
-            place: line.and_then(|line| Some((usize::try_from(line).ok()?, 1))),
-            text,
+/// The configuration and its directories, and all that can be said about them alone.
+fn read(path: &Path, now: Timestamp) -> Read {
+    let (config, mut problems) = config::check(path, now);
+    let mut directory = Directory::default();
+    if let Some(config) = &config {
+        directory = directories(config, &mut problems);
+        logins(config, &mut problems);
+    }
+    Read { config, directory, problems }
+}
+
+/// Reads each recipient file as the daemon will.
+fn directories(config: &Config, problems: &mut Problems) -> Directory {
+    let (directory, reports) = Directory::load(&config.directories);
+    for report in reports {
+        let mut find = |severity, line: Option<u64>, text: String| {
+            let place = line.and_then(|line| Some((usize::try_from(line).ok()?, 1)));
+            problems.0.push(Problem { severity, file: report.path.clone(), place, text });
         };
-        match directory::file::load(&source.path) {
-            Ok(loaded) => {
-                recipients += loaded.table.len();
+        match report.outcome {
+            LoadOutcome::Loaded { faults, unlisted, .. } => {
                 // The daemon skips such a line too, so that one slip does not stop the mail of the others.
+                for fault in faults.iter().take(SHOWN_FAULTS) {
+                    find(Severity::Warning, Some(fault.line), format!("{}; the line is skipped", fault.text));
+                }
+                let more = faults.len().saturating_sub(SHOWN_FAULTS) + unlisted;
+                if more > 0 {
+                    find(Severity::Warning, None, format!("{more} more lines are faulty and skipped"));
+                }
+            }
+            LoadOutcome::Unchanged => {}
+            LoadOutcome::Refused { why, .. } => find(Severity::Error, None, why.to_string()),
+        }
+    }
+    directory
+}
+
+/// What both show together, with its places.
+fn compare(own: (&Config, &Directory), other: (&Config, &Directory), now: Timestamp) -> Vec<Problem> {
+    let premises = |(config, directory)| Premises { config, directory };
+    let found = both::compare(premises(own), premises(other), now);
+    let places = [own, other].map(|(config, _)| Places::read(&config.path));
+    let mut problems: Vec<_> = found
+        .into_iter()
+        .map(|finding| {
+            let (config, places) = match finding.spot.which() {
+                Which::Own => (own.0, &places[0]),
+                Which::Other => (other.0, &places[1]),
+            };
+            let (file, place) = match &finding.spot {
+                Spot::Key { section, name, key, .. } => (config.path.clone(), places.find(section, name, key)),
+                Spot::Recipient { source, address, .. } => {
+                    let known = config.directories.iter().find(|known| Some(&known.name) == source.as_ref());
+                    match known.or(config.directories.first()) {
+                        Some(known) => (known.path.clone(), line_of(&known.path, &address.to_string())),
+                        None => (config.path.clone(), None),
+                    }
+                }
+            };
+            Problem { severity: finding.severity, file, place, text: finding.to_string() }
+        })
+        .collect();
+    problems.sort_by(|one, two| (&one.file, one.place).cmp(&(&two.file, two.place)));
+    problems
+}
+
+/// The line of the recipient file that begins with this address.
+fn line_of(file: &Path, address: &str) -> Option<(usize, usize)> {
+    use std::io::BufRead as _;
+    let lines = std::io::BufReader::new(std::fs::File::open(file).ok()?).split(b'\n');
+    let begins = |line: &[u8]| {
+        let line = line.strip_prefix(b"\"").unwrap_or(line);
+        let ends = line.get(address.len()).is_some_and(|next| matches!(next, b',' | b'"' | b' '));
+        ends && line[..address.len()].eq_ignore_ascii_case(address.as_bytes())
+    };
+    let number = lines.map_while(Result::ok).position(|line| begins(&line))?;
+    Some((number + 1, 1))
+}
+
+/// Asks DNS and the hosts, and makes findings of what they say.
+fn look(config: &Config, limits: Limits) -> (Option<Report>, Vec<Problem>) {
+    let failed = |text: String| {
+        let problem = Problem { severity: Severity::Error, file: config.path.clone(), place: None, text };
+        (None, vec![problem])
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(format!("--live: {error}")),
+    };
+    let report = runtime.block_on(async {
+        let resolver = Resolver::new(&config.dns.servers)?;
+        Ok::<_, String>(probe::look(&Arc::new(config.clone()), &resolver, limits, show::progress).await)
+    });
+    show::progress_over();
+    match report {
+        Ok(report) => {
+            let problems = found_live(config, &report);
+            (Some(report), problems)
+        }
+        Err(why) => failed(format!("--live: {why}")),
+    }
+}
+
+/// A connector that `[hybrid]` names and by which no mail would flow is an error; all else should be looked at.
+fn found_live(config: &Config, report: &Report) -> Vec<Problem> {
+    let places = Places::read(&config.path);
+    let mut problems = Vec::new();
+    let mut find = |severity, section: &str, name: &str, key: &str, text: String| {
+        problems.push(Problem { severity, file: config.path.clone(), place: places.find(section, name, key), text });
+    };
+    for connector in &config.send_connectors {
+        let hosts: Vec<_> = report.hosts.iter().filter(|host| host.connector == connector.name).collect();
+        let named = config
+            .hybrid
+            .as_ref()
+            .is_some_and(|hybrid| hybrid.on_premises == connector.name || hybrid.cloud == connector.name);
+        let none = !hosts.iter().any(|host| host.flows.is_ok());
+        let severity = if named && none { Severity::Error } else { Severity::Warning };
+        let what = format!("send_connector \"{}\"", connector.name);
+        let consequence = match (none, hosts.len()) {
+            (true, 1) => "no mail flows",
+            (true, _) => "no mail flows by any host",
+            (false, _) => "mail goes by the others",
+        };
+        for host in hosts {
+            match &host.flows {
+                Err(why) => find(
+                    severity,
+                    "send_connector",
+                    &connector.name.0,
+                    "smart_hosts",
+                    format!("{what}: {}: {why}; {consequence}; {}", host.host, host.cure),
+                ),
+                Ok(_) => {
+                    for warning in &host.warnings {
+                        find(
+                            Severity::Warning,
+                            "send_connector",
+                            &connector.name.0,
+                            "smart_hosts",
+                            format!("{what}: {}: {warning}", host.host),
+                        );
+                    }
+                }
+            }
+        }
+    }
+    for domain in &report.domains {
+        for (kind, warning) in &domain.warnings {
+            let accepted = config.accepted_domains.iter().find(|accepted| accepted.name.as_str() == domain.name);
+            let wild = accepted.filter(|accepted| accepted.subdomains).map_or("", |_| "*.");
+            let name = format!("{wild}{}", domain.name);
+            find(Severity::Warning, "accepted_domain", &name, "name", format!("{}: {kind}: {warning}", domain.name));
+        }
+    }
+    problems
+}
+
+/// Reads each users file as the daemon will.
+fn logins(config: &Config, problems: &mut Problems) {
+    let mut files: Vec<&Path> =
+        config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_deref()).collect();
+    files.sort_unstable();
+    files.dedup();
+    for file in files {
+        let mut find = |severity, line: Option<u64>, text: String| {
+            let place = line.and_then(|line| Some((usize::try_from(line).ok()?, 1)));
+            problems.0.push(Problem { severity, file: file.to_owned(), place, text });
+        };
+        match users::load(file) {
+            Ok(loaded) => {
                 for fault in loaded.faults.iter().take(SHOWN_FAULTS) {
-                    let text = format!("{}; the line is skipped", fault.text);
-                    problems.0.push(finding(Severity::Warning, Some(fault.line), text));
+                    find(Severity::Warning, Some(fault.line), format!("{}; the line is skipped", fault.text));
                 }
                 let more = loaded.faults.len().saturating_sub(SHOWN_FAULTS) + loaded.unlisted;
                 if more > 0 {
-                    problems.0.push(finding(
-                        Severity::Warning,
-                        None,
-                        format!("{more} more lines are faulty and skipped"),
-                    ));
+                    find(Severity::Warning, None, format!("{more} more lines are faulty and skipped"));
                 }
             }
-            Err(error) => problems.0.push(finding(Severity::Error, None, error.to_string())),
+            Err(error) => find(Severity::Error, None, error.to_string()),
         }
     }
-    recipients
 }
 
 fn summary(config: Option<&Config>, recipients: usize, problems: &Problems) -> String {
@@ -134,26 +316,52 @@ fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-fn plain(problems: &Problems, summary: &str) -> String {
-    format!("{problems}{summary}\n")
-}
-
-fn json(problems: &Problems, summary: &str) -> String {
-    let findings = problems.0.iter().map(|problem| Finding {
-        severity: problem.severity.to_string(),
-        file: problem.file.display().to_string(),
-        line: problem.place.map(|(line, _)| line),
-        column: problem.place.map(|(_, column)| column),
-        text: &problem.text,
-    });
-    let answer = Answer {
-        errors: problems.errors().count(),
-        warnings: problems.warnings().count(),
-        findings: findings.collect(),
-        summary,
+/// One object, with the words of the text.
+fn json(checked: &Checked) -> String {
+    let finding = |problem: &Problem| {
+        json!({
+            "severity": problem.severity.to_string(),
+            "file": problem.file.display().to_string(),
+            "line": problem.place.map(|(line, _)| line),
+            "column": problem.place.map(|(_, column)| column),
+            "text": problem.text,
+        })
     };
-    // Numbers and texts only: nothing in it could fail to be JSON.
-    serde_json::to_string(&answer).map(|line| line + "\n").unwrap_or_default()
+    let mut answer = json!({
+        "errors": checked.problems.errors().count(),
+        "warnings": checked.problems.warnings().count(),
+        "findings": checked.problems.0.iter().map(finding).collect::<Vec<_>>(),
+        "summary": checked.summary,
+    });
+    if let Some(report) = &checked.live {
+        answer["hosts"] = report
+            .hosts
+            .iter()
+            .map(|host| {
+                json!({
+                    "connector": host.connector.to_string(),
+                    "host": host.host,
+                    "flows": host.flows.is_ok(),
+                    "because": host.flows.as_ref().unwrap_or_else(|why| why),
+                    "tls": host.tls.as_ref().map(|tls| json!({
+                        "protocol": tls.protocol,
+                        "names": tls.names,
+                        "until": tls.until.map(|until| until.to_string()),
+                        "issuer": tls.issuer,
+                    })),
+                })
+            })
+            .collect();
+        answer["domains"] = report
+            .domains
+            .iter()
+            .map(|domain| {
+                let facts = domain.facts.iter().map(|(kind, text)| json!({"record": kind, "text": text}));
+                json!({"name": domain.name, "facts": facts.collect::<Vec<_>>()})
+            })
+            .collect();
+    }
+    format!("{answer}\n")
 }
 
 fn status(problems: &Problems) -> u8 {
@@ -224,17 +432,18 @@ tls = "opportunistic"
         ] {
             fs::write(&path, &text).expect("the test's own file");
             fs::write(&recipients, csv).expect("the test's own file");
-            let (problems, summary) = examine(&path, Timestamp::now());
+            let checked = check(&path, &Args { live: false, other_side: None, json: false }, Timestamp::now());
+            let Checked { problems, summary, .. } = &checked;
             assert_eq!(summary, expected, "{problems}");
-            assert_eq!(status(&problems), expected_status, "{problems}");
+            assert_eq!(status(problems), expected_status, "{problems}");
             let found: Vec<_> = problems.0.iter().map(|problem| problem.severity.to_string()).collect();
             assert_eq!(found.join(" "), severities, "{problems}");
-            assert!(plain(&problems, &summary).ends_with(&format!("{summary}\n")));
+            assert!(show::plain(&checked).ends_with(&format!("{summary}\n")));
 
-            let answer: serde_json::Value = serde_json::from_str(&json(&problems, &summary)).expect("JSON");
+            let answer: serde_json::Value = serde_json::from_str(&json(&checked)).expect("JSON");
             assert_eq!(answer["findings"].as_array().map(Vec::len), Some(problems.0.len()));
             assert_eq!(answer["errors"], problems.errors().count());
-            assert_eq!(answer["summary"], summary);
+            assert_eq!(answer["summary"], *summary);
         }
     }
 
@@ -245,7 +454,7 @@ tls = "opportunistic"
         let recipients = folder.path().join("recipients.csv");
         fs::write(&path, GOOD).expect("the test's own file");
         fs::write(&recipients, format!("{RECIPIENTS}{}", "nobody,cloud,\n".repeat(30))).expect("the test's own file");
-        let (problems, _) = examine(&path, Timestamp::now());
+        let problems = read(&path, Timestamp::now()).problems;
         assert_eq!(problems.0.len(), SHOWN_FAULTS + 1, "{problems}");
         let first = &problems.0[0];
         assert_eq!((&first.file, first.place), (&recipients, Some((4, 1))), "{first}");
@@ -253,10 +462,67 @@ tls = "opportunistic"
     }
 
     #[test]
+    fn faulty_users_are_told_with_file_and_line() {
+        let folder = TempDir::new().expect("a folder for the test");
+        let (path, users) = (folder.path().join("causeway.toml"), folder.path().join("users"));
+        fs::write(folder.path().join("recipients.csv"), RECIPIENTS).expect("the test's own file");
+        let authority = crate::tls::Authority::new("Test CA");
+        let (certificate, key) = authority.issue(&["mail.contoso.com"]);
+        for (name, content, mode) in [("mail.crt", certificate, 0o644), ("mail.key", key, 0o600)] {
+            let file = folder.path().join(name);
+            fs::write(&file, content).expect("the test's own file");
+            fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("the test's own file");
+        }
+        let login = "users_file = \"users\"\ncertificate = \"mail.crt\"\nkey = \"mail.key\"";
+        fs::write(&path, GOOD.replace("tls = \"off\"", login)).expect("the test's own file");
+        let hash = users::hash("secret").expect("a hash");
+        for (content, mode, status_expected, expected) in [
+            (format!("tim:{hash}\n"), 0o640, 0, &[][..]),
+            (format!("# submission\ntim:secret\nanna:{hash}\n"), 0o600, 0, &["warning users:2 tim: expected a hash"]),
+            (
+                format!("tim:{hash}\n"),
+                0o644,
+                0,
+                &["warning causeway.toml:12 receive_connector \"in\": users_file: every user"],
+            ),
+            (
+                "tim:secret\n".to_owned(),
+                0o600,
+                1,
+                &["error users nothing in it is usable; line 1: tim: expected a hash"],
+            ),
+        ] {
+            fs::write(&users, &content).expect("the test's own file");
+            fs::set_permissions(&users, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("the test's own file");
+            let Checked { problems, .. } =
+                check(&path, &Args { live: false, other_side: None, json: false }, Timestamp::now());
+            assert_eq!(status(&problems), status_expected, "{problems}");
+            assert!(!problems.to_string().contains("tim:secret"), "{problems}");
+            let found: Vec<String> = problems
+                .0
+                .iter()
+                .filter(|problem| !problem.text.contains("chain"))
+                .map(|problem| {
+                    let file = problem.file.file_name().expect("a file").display();
+                    let line = problem.place.map_or(String::new(), |(line, _)| format!(":{line}"));
+                    format!("{} {file}{line} {}", problem.severity, problem.text)
+                })
+                .collect();
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.starts_with(expected), "{found}");
+            }
+        }
+    }
+
+    #[test]
     fn a_missing_file_is_status_2() {
-        let (problems, summary) = examine(Path::new("/nowhere/causeway.toml"), Timestamp::now());
-        assert_eq!(summary, "1 error");
-        assert_eq!(status(&problems), 2);
-        assert!(plain(&problems, &summary).starts_with("error: /nowhere/causeway.toml: cannot be read"));
+        let args = Args { live: false, other_side: None, json: false };
+        let checked = check(Path::new("/nowhere/causeway.toml"), &args, Timestamp::now());
+        assert_eq!(checked.summary, "1 error");
+        assert_eq!(status(&checked.problems), 2);
+        assert!(show::plain(&checked).starts_with("error: /nowhere/causeway.toml: cannot be read"));
     }
 }

@@ -9,17 +9,24 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anstream::println;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Log;
+use crate::demo::hops::Place;
+use crate::demo::mail::Scenario;
 use crate::demo::{self, Arrival, World};
 use crate::outcome::tracking::{Record, Tracker};
+
+mod hybrid;
 
 /// Lines are at most that long, but for those that are to be copied.
 const COLUMNS: usize = 80;
 
 /// The message of the demo must have arrived by then.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a demo that stays up looks for news.
+const LOOK: Duration = Duration::from_millis(200);
 
 const SENDER: &str = "erin@fabrikam.com";
 const BOTH: [&str; 2] = ["julie@contoso.com", "david@contoso.com"];
@@ -38,17 +45,13 @@ pub struct Args {
     /// Exit after the message has arrived: 0 if every copy arrived where it should
     #[arg(long)]
     once: bool,
-    /// Another hybrid scenario (not in this version)
-    #[arg(long, value_name = "N", hide = true)]
+    /// Both premises with a relay each, in hybrid scenario N: every kind of mail, hop by hop
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
     scenario: Option<u8>,
 }
 
 /// Runs the demo.
 pub fn run(args: &Args) -> ExitCode {
-    if args.scenario.is_some_and(|number| number != 3) {
-        eprintln!("causeway: demo --scenario: only scenario 3 is shown; the others are not supported in this version");
-        return ExitCode::from(super::WRONG);
-    }
     crate::daemon::start_log(&Log { json: false, level: "warn".to_owned() });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -58,7 +61,13 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(folder) => folder,
         Err(error) => return failed(&format!("its folder: {error}")),
     };
-    match runtime.block_on(show(&folder, args.once)) {
+    let showing = async {
+        match args.scenario.and_then(Scenario::numbered) {
+            Some(scenario) => hybrid::show(scenario, &folder, args.once).await,
+            None => show(&folder, args.once).await,
+        }
+    };
+    match runtime.block_on(showing) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => failed(&error.to_string()),
@@ -110,12 +119,12 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
     heading("What the relay did with it, and why");
     let arrivals = collect(&mut world, BOTH.len()).await;
     for line in heard.try_iter() {
-        tell(&line);
+        tell_line(&line);
     }
     println!();
     heading("What arrived");
     for arrival in &arrivals {
-        show_arrival(arrival);
+        show_arrival(arrival, demo::CLOUD);
     }
     let good = verdict(&arrivals);
     if once || !good {
@@ -123,31 +132,48 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
         return Ok(good);
     }
     invite(&world);
-    // A terminal that is closed ends it too, and the world's files with it.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut end = End::new()?;
     loop {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => break,
-            _ = terminate.recv() => break,
-            _ = hang_up.recv() => break,
+            () = end.wait() => break,
             arrival = world.arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
                 // First what led to it.
                 for line in heard.try_iter() {
-                    tell(&line);
+                    tell_line(&line);
                 }
-                show_arrival(&arrival);
+                show_arrival(&arrival, demo::CLOUD);
             }
-            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            () = tokio::time::sleep(LOOK) => {}
         }
         for line in heard.try_iter() {
-            tell(&line);
+            tell_line(&line);
         }
     }
     println!();
     world.stop().await;
     Ok(true)
+}
+
+/// What ends a demo that stays up.
+struct End {
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl End {
+    fn new() -> std::io::Result<Self> {
+        // A terminal that is closed ends it too, and the world's files with it.
+        Ok(Self { terminate: signal(SignalKind::terminate())?, hang_up: signal(SignalKind::hangup())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
 }
 
 const BOLD: anstyle::Style = anstyle::Style::new().bold();
@@ -215,10 +241,16 @@ async fn collect(world: &mut World, count: usize) -> Vec<Arrival> {
     arrivals
 }
 
-/// One tracking event, for a person.
-fn tell(line: &str) {
-    let Ok(event) = Record::parse(line) else { return };
-    let mut head = format!("    {CYAN}{:<10}{CYAN:#}", event.event);
+fn tell_line(line: &str) {
+    if let Ok(event) = Record::parse(line) {
+        tell(None, &event);
+    }
+}
+
+/// One tracking event, for a person; `relay`: whose it is, where there are two.
+fn tell(relay: Option<Place>, event: &Record) {
+    let whose = relay.map_or("  ", Place::word);
+    let mut head = format!("  {BOLD}{whose:<2}{BOLD:#}{CYAN}{:<10}{CYAN:#}", event.event);
     if let Some(connector) = &event.connector {
         let towards = if matches!(event.event.as_str(), "RECEIVE" | "FAIL") { "by" } else { "to" };
         head.push_str(&match event.event.as_str() {
@@ -246,9 +278,9 @@ fn tell(line: &str) {
     }
 }
 
-fn show_arrival(arrival: &Arrival) {
+fn show_arrival(arrival: &Arrival, cloud: &str) {
     let (place, name) = match arrival.place {
-        "cloud" => ("at the cloud service", demo::CLOUD),
+        "cloud" => ("at the cloud service", cloud),
         "on-premises" => ("at the on-premises server", demo::ON_PREMISES),
         _ => ("on the Internet", demo::INTERNET_HOST),
     };

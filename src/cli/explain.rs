@@ -1,37 +1,51 @@
 //! A message's routes and reasons, without a daemon: asks the rules that the daemon asks, and prints their words.
 //!
 //! Nothing is sent and nothing is looked up but the directory's files, so the answer is the same at any hour. First
-//! which receive connector the message comes in by, then recipient by recipient what was found, what decided and what
-//! lost, the next hop and what it must prove, then the copies. `--json` has the same words.
+//! which receive connector the message comes in by and what it is held to be (`door`), then recipient by recipient what
+//! was found, what decided and what lost, the next hop and what it must prove, then the copies. `--json` has the same
+//! words. `--against` asks a second configuration or another version of the directory, and says what differs
+//! (`against`).
 //!
-//! Not here: the rules (`route`), the choice of a connector for a real connection (`accept::attribute`), which needs
-//! a certificate; here one is only spoken of.
-//!
-//! Not yet: `--against` and `--recipients`, which compare two configurations.
+//! Not here: the rules (`route`).
 
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use self::against::{Comparison, View, Who};
+use self::door::{comes_in, door};
 use super::WRONG;
-use crate::config::{self, Config, Hops, Level, Origin, ReceiveConnector, SendConnector};
-use crate::directory::{Directory, LoadOutcome, Lookup};
+use crate::config::{self, Config, DirectorySource, Hops, Level, Origin, Problems, ReceiveConnector, SendConnector};
+use crate::directory::{self, Directory, LoadOutcome, Lookup, Report};
 use crate::message::{Address, Domain, Notify, Recipient};
-use crate::route::{Asking, Hop, Reason, Refusal, Resolution, Routed, Rules, plan};
+use crate::route::{Asking, Disagreements, Hop, Reason, Refusal, Resolution, Routed, Rules, plan};
 use crate::smtp::Reply;
+
+mod against;
+mod door;
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: 0 every recipient would be taken, or with --against nothing differs; 1 one would be refused, or something \
+differs; 2 the question or a configuration is wrong.
+
+  explain --from erin@fabrikam.com --to julie@contoso.com --client 203.0.113.9
+  explain --to julie@contoso.com --against new.toml        what a new configuration would change for one
+  explain --recipients list.csv --against new.toml         and for many
+  explain --against tomorrow.csv                           whose mail moves with tomorrow's directory")]
 pub struct Args {
     /// The sender, as in MAIL FROM; "" or "<>" for a report
-    #[arg(long, value_name = "A", value_parser = sender, required_unless_present = "recipients")]
+    #[arg(long, value_name = "A", value_parser = sender, required_unless_present = "against")]
     from: Option<Sender>,
-    /// A recipient, as in RCPT TO; may be repeated
-    #[arg(long, value_name = "B", required_unless_present = "recipients")]
+    /// A recipient, as in RCPT TO; may be repeated. With --against and neither --to nor --recipients: everybody in the
+    /// directories
+    #[arg(long, value_name = "B", required_unless_present = "against", conflicts_with = "recipients")]
     to: Vec<String>,
     /// It comes in by the first receive connector of this origin: internet, on-premises, cloud, partner or client
     #[arg(long, value_name = "O", value_parser = origin, conflicts_with = "client")]
@@ -48,11 +62,12 @@ pub struct Args {
     /// One JSON object rather than text
     #[arg(long)]
     json: bool,
-    /// Explain by a second configuration too (not in this version)
-    #[arg(long, value_name = "FILE", hide = true)]
+    /// Explain by a second configuration too, and say what differs. A file that ends in .csv is another version of the
+    /// directory, under the same configuration
+    #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// Every recipient of a file (not in this version)
-    #[arg(long, value_name = "FILE", hide = true)]
+    /// Everybody in this file, one address a line or the first column of a CSV: counts and lists those whose route changes
+    #[arg(long, value_name = "FILE", requires = "against")]
     recipients: Option<PathBuf>,
 }
 
@@ -60,35 +75,145 @@ pub struct Args {
 #[derive(Debug, Clone)]
 struct Sender(Option<Address>);
 
-/// Prints what would happen. Exit status: 0 every recipient would be taken, 1 one would not, 2 the question or the
-/// configuration is wrong.
-pub fn run(path: &Path, args: &Args) -> ExitCode {
-    for (option, given) in [("--against", &args.against), ("--recipients", &args.recipients)] {
-        if given.is_some() {
-            return wrong(&format!("explain {option} is not supported in this version"));
-        }
+/// Why there is no answer.
+enum Wrong {
+    /// The configuration cannot be used.
+    Problems(Problems),
+    /// The question cannot be answered.
+    Question(String),
+}
+
+impl From<String> for Wrong {
+    fn from(why: String) -> Self {
+        Self::Question(why)
     }
-    let config = match config::load(path) {
-        Ok(config) => config,
-        Err(problems) => {
+}
+
+/// Prints what would happen. Exit status: 0 every recipient would be taken, or nothing differs; 1 one would not, or
+/// something does; 2 the question or the configuration is wrong.
+pub fn run(path: &Path, args: &Args) -> ExitCode {
+    let mut out = io::BufWriter::new(anstream::stdout());
+    let answered = match &args.against {
+        None => explain(path, args, &mut out),
+        Some(against) => compare(path, against, args, &mut out),
+    };
+    let yes = match answered {
+        Ok(yes) => yes,
+        Err(Wrong::Problems(problems)) => {
             eprint!("{problems}");
             return wrong("the configuration cannot be used");
         }
+        Err(Wrong::Question(why)) => return wrong(&why),
     };
-    let recipients: Result<Vec<_>, _> = args.to.iter().map(|to| recipient(to, &config)).collect();
-    let recipients = match recipients {
-        Ok(recipients) => recipients,
-        Err(why) => return wrong(&why),
-    };
-    let door = match door(&config, args.origin, args.client, args.tls_name.as_deref()) {
-        Ok(door) => door,
+    match yes.and_then(|yes| out.flush().map(|()| yes)) {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("causeway: {error}");
+            ExitCode::FAILURE
+        }
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) | Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// One message by one configuration. True: all of it would be taken.
+fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<bool>, Wrong> {
+    let config = config::load(path).map_err(Wrong::Problems)?;
+    let recipients = recipients(&args.to, &config)?;
+    let coming = match Coming::of(&config, args) {
+        Ok(coming) => coming,
         Err(why) => {
             eprintln!("causeway: {why}");
-            return ExitCode::FAILURE;
+            return Ok(Ok(false));
         }
     };
     let (directory, reports) = Directory::load(&config.directories);
-    for report in &reports {
+    tell(&reports);
+    let from = args.from.as_ref().and_then(|sender| sender.0.as_ref());
+    let explanation = Explanation::of(&config, &directory, coming, from, &recipients, args.size);
+    let written = if args.json { writeln!(out, "{:#}", explanation.json()) } else { explanation.write(out) };
+    Ok(written.map(|()| explanation.all_taken()))
+}
+
+/// The same question to two. True: nothing differs.
+fn compare(path: &Path, against: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<bool>, Wrong> {
+    let config = config::load(path).map_err(Wrong::Problems)?;
+    let is_directory = against.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    let other = if is_directory {
+        Config { directories: replaced(&config.directories, against)?, ..config.clone() }
+    } else {
+        config::load(against).map_err(Wrong::Problems)?
+    };
+    let (directory, reports) = Directory::load(&config.directories);
+    tell(&reports);
+    // What both have in common is read once.
+    let (other_directory, reports) = directory.reload(&other.directories);
+    if is_directory
+        && let Some(refused) = reports.iter().find(|report| matches!(report.outcome, LoadOutcome::Refused { .. }))
+    {
+        return Err(Wrong::Question(refused.to_string()));
+    }
+    tell(&reports);
+
+    let from = args.from.as_ref().and_then(|sender| sender.0.as_ref());
+    let view = |config, directory, file: &Path| View {
+        file: file.display().to_string(),
+        config,
+        directory,
+        coming: Coming::of(config, args),
+    };
+    let here = view(&config, &directory, path);
+    let there = view(&other, &other_directory, against);
+    let comparison = Comparison { here, there, from, size: args.size };
+
+    if !args.to.is_empty() {
+        let to = (recipients(&args.to, &config)?, recipients(&args.to, &other)?);
+        return Ok(comparison.of_few(&to.0, &to.1, args.json, out));
+    }
+    let who = match &args.recipients {
+        Some(file) => {
+            let listed = directory::file::list(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            for fault in &listed.faults {
+                eprintln!("causeway: {}:{}: {}; the line is skipped", file.display(), fault.line, fault.text);
+            }
+            if listed.unlisted > 0 {
+                eprintln!("causeway: {}: {} more lines are faulty and skipped", file.display(), listed.unlisted);
+            }
+            if listed.addresses.is_empty() {
+                return Err(Wrong::Question(format!("{}: there is no address in it", file.display())));
+            }
+            Who::Listed(listed.addresses)
+        }
+        None => Who::Everybody,
+    };
+    Ok(comparison.of_many(who, args.json, out))
+}
+
+/// The directory's sources with one replaced by `file`: the only one, or the one whose file has this name.
+fn replaced(sources: &[DirectorySource], file: &Path) -> Result<Vec<DirectorySource>, String> {
+    let new = DirectorySource { name: file.display().to_string().into(), path: file.to_owned() };
+    if sources.len() <= 1 {
+        return Ok(vec![new]);
+    }
+    let mut sources = sources.to_vec();
+    match sources.iter_mut().find(|source| source.path.file_name() == file.file_name()) {
+        Some(source) => *source = new,
+        None => {
+            let names: Vec<_> = sources.iter().map(|source| &*source.name).collect();
+            return Err(format!(
+                "the configuration has {} directories; call {} as the one that it is another version of: {}",
+                names.len(),
+                file.display(),
+                names.join(", ")
+            ));
+        }
+    }
+    Ok(sources)
+}
+
+/// What of the directory cannot be used.
+fn tell(reports: &[Report]) {
+    for report in reports {
         match &report.outcome {
             LoadOutcome::Refused { .. } => eprintln!("causeway: {report}"),
             LoadOutcome::Loaded { faults, unlisted, .. } if !faults.is_empty() => {
@@ -101,21 +226,19 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
             LoadOutcome::Loaded { .. } | LoadOutcome::Unchanged => {}
         }
     }
-    let from = args.from.as_ref().and_then(|sender| sender.0.as_ref());
-    let explanation = Explanation::of(&config, &directory, door, from, &recipients, args.size);
-    let written = if args.json {
-        writeln!(anstream::stdout(), "{:#}", explanation.json())
-    } else {
-        explanation.write(&mut anstream::stdout())
-    };
-    match written {
-        // Whoever closed the pipe has read enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("causeway: {error}");
-            ExitCode::FAILURE
-        }
-        _ if explanation.all_taken() => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+}
+
+/// How a message comes in: by which connector, and what it is then held to be.
+struct Coming<'a> {
+    door: &'a ReceiveConnector,
+    /// In sentences: see [`comes_in`].
+    words: Vec<String>,
+}
+
+impl<'a> Coming<'a> {
+    fn of(config: &'a Config, args: &Args) -> Result<Self, String> {
+        let door = door(config, args.origin, args.client, args.tls_name.as_deref())?;
+        Ok(Self { door, words: comes_in(door, args.client, args.tls_name.as_deref()) })
     }
 }
 
@@ -134,6 +257,10 @@ fn sender(text: &str) -> Result<Sender, String> {
 fn address(text: &str) -> Result<Address, String> {
     let plain = text.strip_prefix('<').and_then(|text| text.strip_suffix('>')).unwrap_or(text);
     Address::parse(plain).map_err(|malformed| format!("{text:?} is no address: {malformed}"))
+}
+
+fn recipients(to: &[String], config: &Config) -> Result<Vec<Address>, String> {
+    to.iter().map(|to| recipient(to, config)).collect()
 }
 
 /// `postmaster` may come without a domain, and is then that of this host. RFC 5321 section 4.1.1.3.
@@ -167,74 +294,28 @@ fn size(text: &str) -> Result<u64, String> {
     text.parse().or_else(|_| config::value::size(text))
 }
 
-/// The receive connector that such a message comes in by.
-///
-/// As for real connections the most specific `remote_ips` wins, then whoever asks for the certificate that is there.
-/// The listen addresses are not asked about: a message that can come in by one of them can come in.
-fn door<'a>(
-    config: &'a Config,
-    origin: Option<Origin>,
-    client: Option<IpAddr>,
-    tls_name: Option<&str>,
-) -> Result<&'a Arc<ReceiveConnector>, String> {
-    let proved = |connector: &ReceiveConnector| match (&connector.tls_domain, tls_name) {
-        (Some(names), Some(name)) => names.carried_by(name).is_some(),
-        (Some(_), None) | (None, _) => false,
+/// What MAIL gets, if it is refused.
+fn refused_at_mail(
+    rules: Rules<'_>,
+    door: &ReceiveConnector,
+    from: Option<&Address>,
+    size: Option<u64>,
+) -> Option<Reply> {
+    let too_big = match (size, door.max_message_size) {
+        (Some(size), Some(limit)) if size > limit => Some(Reply::message_too_big(limit)),
+        _ => None,
     };
-    let connectors = || config.receive_connectors.iter();
-    if let Some(ip) = client.map(|ip| ip.to_canonical()) {
-        let specificity = |connector: &ReceiveConnector| {
-            connector
-                .remote_ips
-                .iter()
-                .filter(|network| network.contains(&ip))
-                .map(|network| network.prefix_len())
-                .max()
-        };
-        let takes = || connectors().filter_map(|one| specificity(one).map(|specificity| (specificity, one)));
-        // `max_by_key` gives the last of equals; the first in the file holds.
-        let open = takes().filter(|(_, one)| one.tls_domain.is_none() || proved(one)).rev();
-        if let Some((_, connector)) = open.max_by_key(|(specificity, one)| (*specificity, proved(one))) {
-            return Ok(connector);
-        }
-        return Err(match takes().rev().max_by_key(|(specificity, _)| *specificity) {
-            None => format!("no receive connector takes {ip}: the connection gets 554 5.7.1"),
-            Some((_, connector)) => {
-                let names = connector.tls_domain.as_ref().map(ToString::to_string).unwrap_or_default();
-                format!(
-                    "{ip} can come in only by receive connector {}, which asks for a certificate for {names} (--tls-name): \
-                     MAIL FROM gets 550 5.7.1",
-                    connector.name
-                )
-            }
-        });
-    }
-    if origin.is_none()
-        && let Some(name) = tls_name
-    {
-        return connectors()
-            .find(|connector| proved(connector))
-            .ok_or_else(|| format!("no receive connector has a tls_domain that a certificate for {name:?} carries"));
-    }
-    let origin = origin.unwrap_or(Origin::Internet);
-    let of_origin = || connectors().filter(|connector| connector.origin == origin);
-    // Without a word on certificates the connector's own demand is taken as met.
-    of_origin()
-        .find(|connector| proved(connector))
-        .or_else(|| of_origin().find(|connector| tls_name.is_none() || connector.tls_domain.is_none()))
-        .ok_or_else(|| match tls_name {
-            Some(name) if of_origin().next().is_some() => {
-                let origin = origin_word(origin);
-                format!("no receive connector of origin \"{origin}\" takes a client with a certificate for {name:?}")
-            }
-            _ => format!("no receive connector has the origin \"{}\"", origin_word(origin)),
-        })
+    rules.check_sender(door, from).err().or(too_big)
+}
+
+fn asking(door: &ReceiveConnector, size: Option<u64>) -> Asking<'_> {
+    Asking { origin: door.origin, connector: &door.name, may_relay: door.relay, size }
 }
 
 /// What would happen to one message.
 struct Explanation<'a> {
     config: &'a Config,
-    door: &'a ReceiveConnector,
+    coming: Coming<'a>,
     from: Option<&'a Address>,
     /// MAIL is refused: no recipient is asked about.
     refused: Option<Reply>,
@@ -245,28 +326,32 @@ impl<'a> Explanation<'a> {
     fn of(
         config: &'a Config,
         directory: &dyn Lookup,
-        door: &'a ReceiveConnector,
+        coming: Coming<'a>,
         from: Option<&'a Address>,
         to: &'a [Address],
         size: Option<u64>,
     ) -> Self {
         let rules = Rules { config, directory };
-        let too_big = match (size, door.max_message_size) {
-            (Some(size), Some(limit)) if size > limit => Some(Reply::message_too_big(limit)),
-            _ => None,
-        };
-        let refused = rules.check_sender(door, from).err().or(too_big);
-        let asking = Asking { origin: door.origin, connector: &door.name, may_relay: door.relay, size };
+        let refused = refused_at_mail(rules, coming.door, from, size);
+        let asking = asking(coming.door, size);
         let ask = |to: &'a Address| {
             let recipient = Recipient { address: to.clone(), notify: Notify::Unsaid, orcpt: None };
             (to, rules.expand(&asking, &recipient))
         };
         let recipients = if refused.is_none() { to.iter().map(ask).collect() } else { Vec::new() };
-        Self { config, door, from, refused, recipients }
+        Self { config, coming, from, refused, recipients }
     }
 
     fn all_taken(&self) -> bool {
         self.refused.is_none() && self.recipients.iter().all(|(_, resolution)| resolution.is_ok())
+    }
+
+    /// What the daemon answers for how long before it answers this refusal: it remembers since when the two premises
+    /// disagree, and nobody can say so here.
+    fn at_first(&self, refusal: &Refusal) -> Option<(Reply, Duration)> {
+        let grace = self.config.hybrid.as_ref()?.disagreement_grace;
+        let softened = refusal.clone().within_grace(&mut Disagreements::default(), Instant::now(), grace);
+        (softened.is_temporary() && !refusal.is_temporary()).then(|| (softened.to_reply(), grace))
     }
 
     fn copies(&self) -> Vec<crate::route::HopCopy> {
@@ -276,8 +361,10 @@ impl<'a> Explanation<'a> {
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let from = self.from.map(ToString::to_string).unwrap_or_default();
-        let origin = origin_word(self.door.origin);
-        writeln!(out, "{BOLD}from <{from}>{BOLD:#} by receive connector {}, origin {origin}", self.door.name)?;
+        writeln!(out, "{BOLD}from <{from}>{BOLD:#}")?;
+        for words in &self.coming.words {
+            writeln!(out, "    {words}")?;
+        }
         if let Some(reply) = &self.refused {
             return writeln!(out, "    {RED}refused at MAIL: {reply}{RED:#}");
         }
@@ -288,6 +375,11 @@ impl<'a> Explanation<'a> {
                 Err(refusal) => {
                     write_reasons(out, &refusal.because, &[])?;
                     writeln!(out, "    {RED}refused: {refusal}{RED:#}")?;
+                    if let Some((reply, grace)) = self.at_first(refusal) {
+                        let grace = as_written(grace);
+                        writeln!(out, "    {RED}RCPT gets {reply}{RED:#}")?;
+                        writeln!(out, "    that for {grace} after the first such message (disagreement_grace), then:")?;
+                    }
                     writeln!(out, "    {RED}RCPT gets {}{RED:#}", refusal.to_reply())?;
                 }
             }
@@ -340,7 +432,14 @@ impl<'a> Explanation<'a> {
             Err(refusal) => json!({
                 "to": to.to_string(),
                 "because": reasons(&refusal.because),
-                "refused": refusal_json(refusal),
+                "refused": match self.at_first(refusal) {
+                    None => refusal_json(refusal),
+                    Some((reply, grace)) => json!({
+                        "why": refusal.to_string(),
+                        "reply": refusal.to_reply().to_string(),
+                        "at_first": { "reply": reply.to_string(), "seconds": grace.as_secs() },
+                    }),
+                },
             }),
         });
         let copies = self.copies();
@@ -357,8 +456,10 @@ impl<'a> Explanation<'a> {
         });
         json!({
             "from": self.from.map(ToString::to_string).unwrap_or_default(),
-            "connector": self.door.name.to_string(),
-            "origin": origin_word(self.door.origin),
+            "connector": self.coming.door.name.to_string(),
+            "origin": origin_word(self.coming.door.origin),
+            "internal": self.coming.door.internal,
+            "comes_in": self.coming.words,
             "refused": self.refused.as_ref().map(ToString::to_string),
             "recipients": recipients.collect::<Vec<_>>(),
             "copies": copies.collect::<Vec<_>>(),
@@ -389,6 +490,14 @@ fn write_reasons(out: &mut impl Write, because: &[Reason], last: &[Reason]) -> i
 
 fn reasons(because: &[Reason]) -> Vec<String> {
     because.iter().map(ToString::to_string).collect()
+}
+
+/// A time as the configuration has it: `1h`, `90s`.
+fn as_written(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let fitting = units.into_iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit));
+    fitting.map_or_else(|| format!("{time:?}"), |(unit, word)| format!("{}{word}", seconds / unit))
 }
 
 fn refusal_json(refusal: &Refusal) -> Value {
@@ -434,14 +543,16 @@ fn tls_words(connector: Option<&Arc<SendConnector>>, hop: &Hop) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::door::tests::doors;
     use super::*;
     use crate::route::world::{World, address};
 
     fn explain(world: &World, from: &str, to: &[&str], size: Option<u64>) -> (String, Value, bool) {
         let Sender(from) = sender(from).unwrap();
         let to: Vec<_> = to.iter().map(|to| recipient(to, &world.config).unwrap()).collect();
-        let door = door(&world.config, None, None, None).unwrap();
-        let explanation = Explanation::of(&world.config, &world.directory(), door, from.as_ref(), &to, size);
+        let door = &world.config.receive_connectors[0];
+        let coming = Coming { door, words: comes_in(door, None, None) };
+        let explanation = Explanation::of(&world.config, &world.directory(), coming, from.as_ref(), &to, size);
         let mut text = anstream::StripStream::new(Vec::new());
         explanation.write(&mut text).unwrap();
         (String::from_utf8(text.into_inner()).unwrap(), explanation.json(), explanation.all_taken())
@@ -462,7 +573,11 @@ mod tests {
         assert_eq!(
             text,
             "\
-from <erin@fabrikam.com> by receive connector door, origin internet
+from <erin@fabrikam.com>
+    comes in by receive connector \"door\", origin internet
+    internal: no, because receive connector \"door\" has internal = false
+    certificate and name: not asked
+    originator_org: not asked
 
 anna@contoso.com
     found in recipients.csv: on-premises mailbox
@@ -504,11 +619,36 @@ eve@fabrikam.com
     }
 
     #[test]
+    fn a_disagreement_says_what_comes_first_and_what_then() {
+        let world = World::cloud().origin("on-premises").mailbox("julie@contoso.com");
+        let (text, json, all_taken) = explain(&world, "", &["julie@contoso.com"], None);
+        let is = "<julie@contoso.com>: the on-premises side sent this here, but recipients.csv (here, cloud) has it as an \
+                  on-premises mailbox;";
+        assert_eq!(
+            text.replace(['\n'], "|").split_once("julie@contoso.com|").unwrap().1,
+            format!(
+                "    found in recipients.csv: on-premises mailbox|    \
+                 side cloud, from on-premises, on-premises mailbox, though it was sent here from there: none|    \
+                 refused: the on-premises side sent it here, but recipients.csv (here, cloud) has julie@contoso.com as an \
+                 on-premises mailbox; mend one of the two directories|    \
+                 RCPT gets 451 4.4.6 {is} it may be moving, try again; if it is not, mend one of the two directories|    \
+                 that for 1h after the first such message (disagreement_grace), then:|    \
+                 RCPT gets 550 5.4.6 {is} mend one of the two directories|"
+            )
+        );
+        assert!(!all_taken);
+        let refused = &json["recipients"][0]["refused"];
+        assert!(refused["reply"].as_str().unwrap().starts_with("550 5.4.6"), "{refused}");
+        assert!(refused["at_first"]["reply"].as_str().unwrap().starts_with("451 4.4.6"), "{refused}");
+        assert_eq!(refused["at_first"]["seconds"], 3600);
+    }
+
+    #[test]
     fn a_group_says_once_how_it_was_found_and_who_is_not_reached() {
         let (text, json, all_taken) = explain(&world(), "<>", &["team@contoso.com"], None);
         assert_eq!(text.matches("group of 3").count(), 1, "{text}");
         assert!(text.contains("    not to nobody@contoso.com: 550 5.1.1 no such recipient\n"), "{text}");
-        assert!(text.starts_with("from <> by"), "{text}");
+        assert!(text.starts_with("from <>\n    comes in by"), "{text}");
         assert!(all_taken);
         assert_eq!(json["recipients"][0]["failed"][0]["address"], "nobody@contoso.com");
         assert_eq!(json["copies"].as_array().unwrap().len(), 2);
@@ -520,7 +660,7 @@ eve@fabrikam.com
         let (text, ..) = explain(&world, "", &["old@contoso.com", "postmaster"], None);
         assert!(
             text.contains(
-                "    address space fabrikam.com: to-partner (cost 7); lost: to-internet by * (less specific)\n"
+                "    eve@fabrikam.com: address space fabrikam.com: to-partner (cost 7); lost: to-internet by * (less specific)\n"
             )
         );
         assert!(
@@ -546,97 +686,6 @@ eve@fabrikam.com
         assert!(!all_taken);
     }
 
-    const DOORS: &str = r#"
-hostname = "mail.contoso.com"
-[spool]
-path = "spool"
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-[[receive_connector]]
-name = "internet"
-listen = ["192.0.2.25:25"]
-origin = "internet"
-tls = "off"
-[[receive_connector]]
-name = "cloud"
-listen = ["192.0.2.25:25"]
-origin = "cloud"
-certificate = "CERT"
-key = "KEY"
-tls_domain = ["mail.protection.outlook.com", "*.cloud.example"]
-client_ca_file = "CERT"
-[[receive_connector]]
-name = "servers"
-listen = ["192.0.2.25:25"]
-remote_ips = ["10.0.0.0/8"]
-origin = "on-premises"
-tls = "off"
-[[receive_connector]]
-name = "partner"
-listen = ["192.0.2.25:25"]
-remote_ips = ["198.51.100.0/24"]
-origin = "partner"
-tls = "off"
-sender_domains = ["fabrikam.com", "*.fabrikam.example"]
-only_here = true
-[[receive_connector]]
-name = "printers"
-listen = ["192.0.2.25:25"]
-remote_ips = ["10.1.0.0/16"]
-origin = "client"
-tls = "off"
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-tls = "opportunistic"
-"#;
-
-    /// The configuration above, with a certificate made for it.
-    fn doors() -> Config {
-        let folder = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(vec!["mail.contoso.com".to_owned()]).unwrap();
-        let (certificate, key) = (folder.path().join("mail.crt"), folder.path().join("mail.key"));
-        std::fs::write(&certificate, made.cert.pem()).unwrap();
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        let text = DOORS.replace("CERT", certificate.to_str().unwrap()).replace("KEY", key.to_str().unwrap());
-        config::parse(&text, Path::new("causeway.toml")).unwrap_or_else(|problems| panic!("{problems}"))
-    }
-
-    #[test]
-    fn the_door_is_chosen_by_address_origin_and_name() {
-        let config = doors();
-        for (asked, ip, name, expected) in [
-            (None, None, None, "internet"),
-            (Some("cloud"), None, None, "cloud"),
-            (Some("cloud"), None, Some("mail.protection.outlook.com"), "cloud"),
-            (Some("client"), None, None, "printers"),
-            (None, None, Some("MAIL.protection.outlook.com"), "cloud"),
-            (None, None, Some("a.cloud.example"), "cloud"),
-            (None, Some("203.0.113.9"), None, "internet"),
-            (None, Some("2001:db8::9"), None, "internet"),
-            (None, Some("203.0.113.9"), Some("mail.protection.outlook.com"), "cloud"),
-            (None, Some("203.0.113.9"), Some("mail.example.org"), "internet"),
-            (None, Some("10.2.0.1"), None, "servers"),
-            (None, Some("10.1.0.1"), None, "printers"),
-            (None, Some("::ffff:10.1.0.1"), None, "printers"),
-            // The address is more specific than the name.
-            (None, Some("10.2.0.1"), Some("mail.protection.outlook.com"), "servers"),
-        ] {
-            let origin = asked.map(|word| origin(word).unwrap());
-            let client = ip.map(|ip| ip.parse().unwrap());
-            let door = door(&config, origin, client, name).unwrap();
-            assert_eq!(door.name.to_string(), expected, "{asked:?} {ip:?} {name:?}");
-        }
-        for (asked, name, expected) in [
-            (None, Some("mail.example.org"), "no receive connector has a tls_domain that a certificate for"),
-            (Some("cloud"), Some("mail.example.org"), "of origin \"cloud\" takes a client with a certificate for"),
-        ] {
-            let error = door(&config, asked.map(|word| origin(word).unwrap()), None, name).unwrap_err();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
     #[test]
     fn a_partner_comes_its_own_way_only() {
         let config = doors();
@@ -652,7 +701,8 @@ tls = "opportunistic"
             let Sender(from_address) = sender(from).unwrap();
             let door = door(&config, None, Some(ip.parse().unwrap()), None).unwrap();
             let to = [address("anna@contoso.com")];
-            let explanation = Explanation::of(&config, &Directory::default(), door, from_address.as_ref(), &to, None);
+            let coming = Coming { door, words: Vec::new() };
+            let explanation = Explanation::of(&config, &Directory::default(), coming, from_address.as_ref(), &to, None);
             let refused = explanation.refused.as_ref().map(|reply| reply.to_string()[..9].to_owned());
             assert_eq!(refused.as_deref(), expected, "{ip} {from}");
             assert_eq!(explanation.all_taken(), expected.is_none(), "{ip} {from}");

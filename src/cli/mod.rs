@@ -12,7 +12,9 @@ pub mod check;
 pub mod demo;
 pub mod directory;
 pub mod explain;
+mod hash_password;
 mod health;
+pub mod init;
 mod run;
 pub mod trace;
 
@@ -52,9 +54,8 @@ enum Command {
     Demo(demo::Args),
     /// Ask a listener for its greeting: exit status 0 if it says 220
     Health(health::Args),
-    /// Write the configuration of a hybrid scenario (not in this version)
-    #[command(hide = true)]
-    Init(Unbuilt),
+    /// Write the configuration of one side of a hybrid scenario, and what DNS and the other servers need
+    Init(Box<init::Args>),
     /// The queue of the running daemon (not in this version)
     #[command(hide = true)]
     Queue(Unbuilt),
@@ -62,9 +63,8 @@ enum Command {
     Trace(trace::Args),
     /// One recipient as the relay sees it, the faults of the recipient files, and importing them from Exchange
     Directory(directory::Args),
-    /// The line for `users_file` (not in this version)
-    #[command(hide = true)]
-    HashPassword(Unbuilt),
+    /// Read a password, and print the line for `users_file`
+    HashPassword(hash_password::Args),
     /// Health and queue depth (not in this version)
     #[command(hide = true)]
     Status(Unbuilt),
@@ -89,11 +89,11 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&cli.config, &args),
         Command::Demo(args) => demo::run(&args),
         Command::Health(args) => health::run(&args),
-        Command::Init(_) => unbuilt("init"),
+        Command::Init(args) => init::run(*args),
         Command::Queue(_) => unbuilt("queue"),
         Command::Trace(args) => trace::run(&cli.config, &args),
         Command::Directory(args) => directory::run(&cli.config, &args),
-        Command::HashPassword(_) => unbuilt("hash-password"),
+        Command::HashPassword(args) => hash_password::run(&args),
         Command::Status(_) => unbuilt("status"),
         Command::Top(_) => unbuilt("top"),
     }

@@ -14,6 +14,11 @@ pub(super) fn run(config: &Path) -> ExitCode {
             eprintln!("causeway: the configuration cannot be used; nothing was started");
             ExitCode::from(WRONG)
         }
+        Err(error @ daemon::Error::NotForUser { .. }) => {
+            eprint!("{error}");
+            eprintln!("causeway: the configuration cannot be used; nothing was started");
+            ExitCode::from(WRONG)
+        }
         Err(error) => {
             eprintln!("causeway: {error}");
             ExitCode::FAILURE

@@ -351,6 +351,12 @@ fn check_login_of_clients(
     {
         table.complain("users_file", format!("{} cannot be read: {error}", file.display()), problems);
     }
+    if let Ok(Some(file)) = users_file
+        && files::is_world_readable(file)
+    {
+        let text = "every user of this host can read the hashes and try passwords at leisure; chmod o= takes that away";
+        table.warn("users_file", text, problems);
+    }
 }
 
 fn word(table: &mut Table<'_>, problems: &mut Problems) -> Read<Word> {

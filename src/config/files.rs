@@ -13,7 +13,9 @@ use jiff::Timestamp;
 
 use super::problem::Problems;
 use super::read::{Read, Reported, Table};
-use crate::tls::{Identity, Roots};
+use super::together::Entry;
+use super::{Config, ReceiveConnector, SendConnector};
+use crate::tls::{Finding, Identity, Roots};
 
 /// No password is longer, and /dev/zero ends somewhere.
 const SECRET_LIMIT: u64 = 4096;
@@ -26,11 +28,39 @@ pub(super) struct Files {
     roots: HashMap<PathBuf, Result<Roots, String>>,
     /// Read when first needed: a relay that verifies nobody runs without any.
     system: Option<Result<Roots, String>>,
+    /// What is in use now, where that is to stay rather than give way to something worse.
+    serving: Option<Serving>,
+    /// Why it stayed.
+    kept: Vec<String>,
+}
+
+/// What a running relay has of its files.
+struct Serving {
+    now: Timestamp,
+    identities: HashMap<(PathBuf, PathBuf), Identity>,
+    roots: HashMap<PathBuf, Roots>,
 }
 
 impl Files {
     pub(super) fn new(now: Option<Timestamp>) -> Self {
-        Self { now, identities: HashMap::new(), roots: HashMap::new(), system: None }
+        let (identities, roots) = (HashMap::new(), HashMap::new());
+        Self { now, identities, roots, system: None, serving: None, kept: Vec::new() }
+    }
+
+    /// For a relay that runs by `config`: what it uses stays where a file is worse now.
+    pub(super) fn over(config: &Config, now: Timestamp) -> Self {
+        let pair = |identity: &Identity| match identity.files().as_slice() {
+            [certificate, key] => Some(((certificate.clone(), key.clone()), identity.clone())),
+            _ => None,
+        };
+        let identities = config.identities().filter_map(pair).collect();
+        let roots = config.roots().filter_map(|roots| Some((roots.file()?.to_owned(), roots.clone()))).collect();
+        Self { serving: Some(Serving { now, identities, roots }), ..Self::new(None) }
+    }
+
+    /// Each pair and each file of roots that stayed as it was, and why.
+    pub(super) fn into_kept(self) -> Vec<String> {
+        self.kept
     }
 
     /// The chain and key that `certificate` and `key` name; `None` where neither stands.
@@ -62,10 +92,9 @@ impl Files {
                 Err(why) => Err(table.complain("certificate", why, problems)),
             };
         }
-        let identity = Identity::load(&pair.0, &pair.1);
+        let identity = self.load(&pair);
         let found = match &identity {
             Ok(identity) => {
-                self.judge(identity, table, problems);
                 if is_world_readable(&pair.1) {
                     table.warn("key", "every user of this host can read the key; chmod o= takes that away", problems);
                 }
@@ -77,16 +106,64 @@ impl Files {
         found
     }
 
-    /// Says what the owner of a certificate should know, once per certificate.
-    fn judge(&self, identity: &Identity, table: &Table<'_>, problems: &mut Problems) {
-        let Some(now) = self.now else { return };
-        for finding in identity.chain_findings(now) {
-            if finding.error {
-                table.complain("certificate", finding.text, problems);
-            } else {
-                table.warn("certificate", finding.text, problems);
+    /// The pair as it is in its files; or as it is in use, if that is better.
+    fn load(&mut self, pair: &(PathBuf, PathBuf)) -> Result<Identity, String> {
+        let read = Identity::load(&pair.0, &pair.1);
+        let Some(serving) = &self.serving else { return read };
+        let Some(old) = serving.identities.get(pair) else { return read };
+        let why = match &read {
+            Ok(new) => new.is_no_better(old, serving.now),
+            Err(why) => Some(why.clone()),
+        };
+        match why {
+            Some(why) => {
+                self.kept.push(why);
+                Ok(old.clone())
             }
+            None => read,
         }
+    }
+
+    /// Says what the owners of certificates and roots should know, each once, at the first place that names it. Comes
+    /// when all are read: a chain may end in a root that another connector names.
+    pub(super) fn judge(
+        &self,
+        receives: &Read<Vec<Entry<'_, ReceiveConnector>>>,
+        sends: &Read<Vec<Entry<'_, SendConnector>>>,
+        problems: &mut Problems,
+    ) {
+        let Some(now) = self.now else { return };
+        let known: Vec<Roots> = self.roots.values().filter_map(|roots| roots.as_ref().ok()).cloned().collect();
+        let mut judged = Vec::new();
+        let mut say = |table: &Table<'_>, key: &str, files: Vec<PathBuf>, findings: &dyn Fn() -> Vec<Finding>| {
+            if judged.contains(&files) {
+                return;
+            }
+            judged.push(files);
+            for finding in findings() {
+                if finding.error {
+                    table.complain(key, finding.text, problems);
+                } else {
+                    table.warn(key, finding.text, problems);
+                }
+            }
+        };
+        let mut identity = |table: &Table<'_>, identity: &Option<Identity>| {
+            if let Some(identity) = identity {
+                say(table, "certificate", identity.files(), &|| identity.chain_findings_among(&known, now));
+            }
+        };
+        let receives = || receives.iter().flatten().filter_map(|entry| Some((&entry.table, entry.read.as_ref().ok()?)));
+        let sends = || sends.iter().flatten().filter_map(|entry| Some((&entry.table, entry.read.as_ref().ok()?)));
+        receives().for_each(|(table, connector)| identity(table, &connector.identity));
+        sends().for_each(|(table, connector)| identity(table, &connector.identity));
+        let mut roots = |table: &Table<'_>, key: &str, roots: Option<&Roots>| {
+            if let Some((roots, file)) = roots.and_then(|roots| Some((roots, roots.file()?))) {
+                say(table, key, vec![file.to_owned()], &|| roots.findings(now));
+            }
+        };
+        receives().for_each(|(table, connector)| roots(table, "client_ca_file", connector.client_roots.as_ref()));
+        sends().for_each(|(table, connector)| roots(table, "ca_file", connector.tls.roots()));
     }
 
     /// The roots that the file under `key` holds, or the system's.
@@ -97,9 +174,19 @@ impl Files {
         file: Option<PathBuf>,
         problems: &mut Problems,
     ) -> Read<Roots> {
+        let Self { roots, system, serving, kept, .. } = self;
         let roots = match file {
-            Some(file) => self.roots.entry(file).or_insert_with_key(|file| Roots::load(file)),
-            None => self.system.get_or_insert_with(Roots::system),
+            Some(file) => roots.entry(file).or_insert_with_key(|file| {
+                let old = serving.as_ref().and_then(|serving| serving.roots.get(file));
+                match (Roots::load(file), old) {
+                    (Err(why), Some(old)) => {
+                        kept.push(why);
+                        Ok(old.clone())
+                    }
+                    (read, _) => read,
+                }
+            }),
+            None => system.get_or_insert_with(Roots::system),
         };
         roots.clone().map_err(|why| table.complain(key, why, problems))
     }
@@ -129,6 +216,6 @@ pub(super) fn secret(table: &Table<'_>, key: &str, file: &Path, problems: &mut P
     Ok(secret.to_owned())
 }
 
-fn is_world_readable(file: &Path) -> bool {
+pub(super) fn is_world_readable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }

@@ -28,6 +28,7 @@ mod together;
 pub mod value;
 
 pub use problem::{Problem, Problems, Severity};
+pub use read::Places;
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 
 /// A configuration that makes sense.
@@ -68,6 +69,8 @@ pub struct Config {
 pub struct Spool {
     /// The folder.
     pub path: PathBuf,
+    /// When a 250 may be said.
+    pub acknowledge: Acknowledge,
     /// Undelivered that long after it was accepted, a message is returned.
     pub message_lifetime: Duration,
     /// Undelivered that long, its sender is told once; `None`: never.
@@ -76,6 +79,18 @@ pub struct Spool {
     pub retry: Vec<Duration>,
     /// Bytes; below it new mail gets 452 4.3.1.
     pub min_free_space: u64,
+}
+
+/// `[spool] acknowledge`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// After the message is on stable storage.
+    Durable,
+    /// As soon as every copy was accepted by its next hop, or that.
+    DeliveredOrDurable {
+        /// So long next hops are tried before the disk is used.
+        window: Duration,
+    },
 }
 
 /// `[dns]`
@@ -265,7 +280,7 @@ pub enum ReceiveTls {
 }
 
 /// `[[send_connector]]`
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct SendConnector {
     /// Unique.
     pub name: ConnectorName,
@@ -308,7 +323,7 @@ pub struct SendConnector {
 }
 
 /// Where a send connector's mail goes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Hops {
     /// These, in order of preference; equal ones spread. Never empty.
     SmartHosts(Vec<SmartHost>),
@@ -317,7 +332,7 @@ pub enum Hops {
 }
 
 /// `[[send_connector]] tls`, with what it needs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Level {
     /// STARTTLS is not used.
     Off,
@@ -331,8 +346,18 @@ pub enum Level {
     Domain(Roots, Option<Names>),
 }
 
+impl Level {
+    /// What a host's certificate must chain to; `None`: it is not asked.
+    pub fn roots(&self) -> Option<&Roots> {
+        match self {
+            Self::Certificate(roots) | Self::Domain(roots, _) => Some(roots),
+            Self::Off | Self::Opportunistic | Self::Encrypt => None,
+        }
+    }
+}
+
 /// `username` and what was read from `password_file`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Login {
     /// The name.
     pub username: String,
@@ -378,6 +403,18 @@ impl Config {
     pub fn send_connector(&self, name: &ConnectorName) -> Option<&Arc<SendConnector>> {
         self.send_connectors.iter().find(|connector| connector.name == *name)
     }
+
+    /// Every certificate with its key; one that several connectors name comes several times.
+    pub fn identities(&self) -> impl Iterator<Item = &Identity> {
+        let receive = self.receive_connectors.iter().filter_map(|connector| connector.identity.as_ref());
+        receive.chain(self.send_connectors.iter().filter_map(|connector| connector.identity.as_ref()))
+    }
+
+    /// All roots that somebody must chain to, likewise.
+    pub fn roots(&self) -> impl Iterator<Item = &Roots> {
+        let receive = self.receive_connectors.iter().filter_map(|connector| connector.client_roots.as_ref());
+        receive.chain(self.send_connectors.iter().filter_map(|connector| connector.tls.roots()))
+    }
 }
 
 /// No configuration written by people is longer.
@@ -398,8 +435,27 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 /// # Errors
 /// All that is wrong with it.
 pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
-    match examine(text, path, None) {
+    match examine(text, path, &mut Files::new(None)) {
         (Some(config), _) => Ok(config),
+        (None, problems) => Err(problems),
+    }
+}
+
+/// The same for a relay that runs by `serving`: a certificate with its key, or a file of roots, that cannot be used
+/// now, or is out of time at `now` where the one in use is not, stays as it is in use. While somebody renews a pair
+/// its files do not belong together for a moment. Each that stayed is told, with the reason.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn parse_over(
+    text: &str,
+    path: &Path,
+    serving: &Config,
+    now: Timestamp,
+) -> Result<(Config, Vec<String>), Problems> {
+    let mut files = Files::over(serving, now);
+    match examine(text, path, &mut files) {
+        (Some(config), _) => Ok((config, files.into_kept())),
         (None, problems) => Err(problems),
     }
 }
@@ -408,7 +464,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
 /// chains of certificates as of `now`, and what should be looked at. There is a configuration if there is no error.
 pub fn check(path: &Path, now: Timestamp) -> (Option<Config>, Problems) {
     match read(path) {
-        Ok(text) => examine(&text, path, Some(now)),
+        Ok(text) => examine(&text, path, &mut Files::new(Some(now))),
         Err(problems) => (None, problems),
     }
 }
@@ -437,13 +493,11 @@ pub fn read(path: &Path) -> Result<String, Problems> {
     })
 }
 
-fn examine(text: &str, path: &Path, now: Option<Timestamp>) -> (Option<Config>, Problems) {
+fn examine(text: &str, path: &Path, files: &mut Files) -> (Option<Config>, Problems) {
     let mut problems = Problems::default();
     let document = Document::new(path, text);
-    let config = document.parse(&mut problems).and_then(|root| {
-        let mut files = Files::new(now);
-        config(document.root(&root), path, &mut files, &mut problems)
-    });
+    let config =
+        document.parse(&mut problems).and_then(|root| config(document.root(&root), path, files, &mut problems));
     problems.sort();
     let errors = problems.errors().next().is_some();
     (config.ok().filter(|_| !errors), problems)
@@ -466,6 +520,7 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     let sends = entries(&mut table, "send_connector", "name", problems, |table, problems| {
         connector::send_connector(table, files, problems)
     });
+    files.judge(&receives, &sends, problems);
     let tracking = table.section("tracking", problems).and_then(|table| tracking(table, problems));
     let log = table.section("log", problems).and_then(|table| log(table, problems));
     refuse_sections(&mut table, problems);
@@ -577,15 +632,23 @@ fn user(table: &mut Table<'_>, problems: &mut Problems) -> Read<Option<String>> 
     table.text_or_empty("user", exists, problems)
 }
 
+/// RFC 5321 section 4.5.3.2.6 gives the whole answer ten minutes; who sets this means milliseconds.
+const LONGEST_WINDOW: Duration = Duration::from_mins(1);
+
 fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
     let path = folder(&mut table, "path", problems);
     let acknowledge = table.choice("acknowledge", &[("durable", true), ("delivered-or-durable", false)], problems);
-    if acknowledge == Ok(Some(false)) {
-        table.refuse("acknowledge", r#""durable" is"#, problems);
+    let window = table.text("acknowledge_window", value::duration, problems);
+    if let Ok(Some(window)) = window
+        && window > LONGEST_WINDOW
+    {
+        let text = "is too long for a client that waits for its 250; at most \"1m\"";
+        table.complain("acknowledge_window", text, problems);
     }
-    if matches!(table.text("acknowledge_window", value::duration, problems), Ok(Some(window)) if !window.is_zero()) {
-        table.refuse("acknowledge_window", "leave it out", problems);
-    }
+    let acknowledge = acknowledge.and_then(|durable| {
+        let window = window?.unwrap_or(Duration::from_millis(200));
+        Ok(if durable.unwrap_or(true) { Acknowledge::Durable } else { Acknowledge::DeliveredOrDurable { window } })
+    });
     let message_lifetime = table.text("message_lifetime", value::some_time, problems);
     let delay_warning = table.text("delay_warning", value::duration, problems);
     let retry = table.texts("retry", value::some_time, problems);
@@ -613,6 +676,7 @@ fn spool(mut table: Table<'_>, problems: &mut Problems) -> Read<Spool> {
     let minutes = |waits: [u64; 5]| waits.map(Duration::from_mins).to_vec();
     Ok(Spool {
         path: path?,
+        acknowledge: acknowledge?,
         message_lifetime: message_lifetime?,
         delay_warning: Some(delay_warning?).filter(|warning| !warning.is_zero()),
         retry: retry?.unwrap_or_else(|| minutes([1, 5, 10, 20, 30])),

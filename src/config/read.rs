@@ -6,6 +6,7 @@
 //!
 //! Standard: TOML 1.1.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
@@ -74,6 +75,63 @@ impl<'a> Document<'a> {
         let start = self.lines[line - 1];
         let column = self.text.get(start..at).map_or(at - start, |before| before.chars().count());
         (line, column + 1)
+    }
+}
+
+/// Where the keys of a file stand, for findings that come after it was read.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Section, its `name` (empty where it has none), key (empty: the section itself).
+    known: HashMap<(String, String, String), (usize, usize)>,
+}
+
+impl Places {
+    /// Reads the file at `path` again; what is no TOML has no places.
+    pub fn read(path: &Path) -> Self {
+        super::read(path).map_or_else(|_| Self::default(), |text| Self::of(&text, path))
+    }
+
+    /// Those of `text`.
+    pub fn of(text: &str, path: &Path) -> Self {
+        let document = Document::new(path, text);
+        let mut places = Self::default();
+        let Ok(root) = document.parse(&mut Problems::default()) else { return places };
+        for (key, value) in &root {
+            let at = document.place(document.header(key.span().start));
+            places.known.insert((String::new(), String::new(), key.get_ref().to_string()), at);
+            match value.get_ref() {
+                DeValue::Table(table) => places.note(&document, key.get_ref(), key.span().start, table),
+                DeValue::Array(items) => {
+                    for item in items.iter() {
+                        if let DeValue::Table(table) = item.get_ref() {
+                            places.note(&document, key.get_ref(), item.span().start, table);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        places
+    }
+
+    fn note(&mut self, document: &Document<'_>, section: &str, at: usize, table: &DeTable<'_>) {
+        let name = table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or_default();
+        let mut keep = |key: &str, at: usize| {
+            self.known
+                .entry((section.to_owned(), name.to_owned(), key.to_owned()))
+                .or_insert_with(|| document.place(at));
+        };
+        keep("", document.header(at));
+        for (key, _) in table {
+            keep(key.get_ref(), key.span().start);
+        }
+    }
+
+    /// Line and column of a key: `("send_connector", "to-cloud", "tls_domain")`, `("hybrid", "", "internet")`. A key
+    /// that is left out stands where its section does.
+    pub fn find(&self, section: &str, name: &str, key: &str) -> Option<(usize, usize)> {
+        let known = |key: &str| self.known.get(&(section.to_owned(), name.to_owned(), key.to_owned())).copied();
+        known(key).or_else(|| known(""))
     }
 }
 

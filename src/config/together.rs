@@ -49,6 +49,7 @@ pub(super) fn check_listening(entries: &[Entry<'_, ReceiveConnector>], problems:
             if let Some(address) = own.listen.iter().find(|address| other.listen.contains(address)) {
                 mixed = mixed || check_tls_modes(entry, own, other, address, problems);
                 check_distinct(entry, before, own, other, address, problems);
+                check_proxies(entry, before, own, other, address, problems);
             }
             for address in own.listen.iter().filter(|address| !other.listen.contains(address)) {
                 if let Some(wide) = other.listen.iter().find(|wide| !clashing && clash(**wide, *address)) {
@@ -118,6 +119,37 @@ fn check_distinct(
             }
         }
         (None, Some(_)) | (Some(_), None) => {}
+    }
+}
+
+/// Whether a header of the PROXY protocol comes first must be known before a certificate can be seen: connectors among
+/// which only that decides have to agree. Where the network alone decides, each has its own way.
+fn check_proxies(
+    entry: &Entry<'_, ReceiveConnector>,
+    before: &Entry<'_, ReceiveConnector>,
+    own: &ReceiveConnector,
+    other: &ReceiveConnector,
+    address: &SocketAddr,
+    problems: &mut Problems,
+) {
+    if own.proxy_protocol == other.proxy_protocol {
+        return;
+    }
+    // A proven connector takes what lies within an open one's network; an open one of a narrower network keeps its peers.
+    let contested = |one: &IpNet, two: &IpNet| match (&own.tls_domain, &other.tls_domain) {
+        (None, None) => one == two,
+        (Some(_), None) => two.contains(one),
+        (None, Some(_)) => one.contains(two),
+        (Some(_), Some(_)) => one.contains(two) || two.contains(one),
+    };
+    let mut networks = own.remote_ips.iter().filter(|network| same_family(address, network));
+    if let Some(network) = networks.find(|one| other.remote_ips.iter().any(|two| contested(one, two))) {
+        let text = format!(
+            "{} differs from {} on {address}: a client of {network} may belong to either, and whether a header comes first must be known before its certificate",
+            own.proxy_protocol,
+            before.table.what()
+        );
+        entry.table.complain("proxy_protocol", text, problems);
     }
 }
 

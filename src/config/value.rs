@@ -176,7 +176,7 @@ pub(super) fn rate(text: &str) -> Result<Rate, String> {
 }
 
 /// A domain name; an address literal is none here.
-pub(super) fn domain(text: &str) -> Result<Domain, String> {
+pub(crate) fn domain(text: &str) -> Result<Domain, String> {
     let expected = || r#"expected a domain such as "contoso.com""#.to_owned();
     let domain = Domain::parse(text).map_err(|_| expected())?;
     if domain.literal().is_some() { Err(expected()) } else { Ok(domain) }
@@ -195,7 +195,7 @@ pub(super) fn wild_domain(text: &str) -> Result<(Domain, bool), String> {
 }
 
 /// A name for `tls_domain`: a host or domain name, or `"*."` and one.
-pub(super) fn tls_name(text: &str) -> Result<String, String> {
+pub(crate) fn tls_name(text: &str) -> Result<String, String> {
     let (domain, wild) =
         wild_domain(text).map_err(|_| r#"expected a name such as "mail.contoso.com" or "*.contoso.com""#.to_owned())?;
     Ok(if wild { format!("*.{domain}") } else { domain.to_string() })
@@ -217,7 +217,7 @@ pub(super) fn connector_name(text: &str) -> Result<ConnectorName, String> {
 }
 
 /// `"0.0.0.0:25"`, `"[::]:25"`. Port 0 asks the system for a free one.
-pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| match text.rsplit_once(':') {
         Some((ip, port)) if ip.parse::<std::net::Ipv6Addr>().is_ok() => {
             format!(r#"expected brackets around an IPv6 address: "[{ip}]:{port}""#)
@@ -236,7 +236,7 @@ pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// `"10.0.0.0/8"`; an address alone is a network of one.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let expected = || r#"expected a network such as "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1""#.to_owned();
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(ip));
@@ -273,7 +273,7 @@ pub(super) fn address_space(text: &str) -> Result<AddressSpace, String> {
 }
 
 /// `"host"`, `"host:port"`, `"192.0.2.1"`, `"[192.0.2.1]:25"`, `"[2001:db8::1]:25"`, each with `";preference"`.
-pub(super) fn smart_host(text: &str) -> Result<SmartHost, String> {
+pub(crate) fn smart_host(text: &str) -> Result<SmartHost, String> {
     let (host, preference) = match text.split_once(';') {
         Some((host, preference)) => (host, number(preference)),
         None => (text, Some(10)),

@@ -1,9 +1,10 @@
 //! Notices that files changed: certificates, keys, directories.
 //!
-//! Folders are watched, not files: renewal tools replace a file by renaming another over it, or flip a link. A slow
-//! poll stands behind the watch, for file systems that report nothing.
+//! Folders are watched, not files: renewal tools replace a file by renaming another over it, or flip a link: that of
+//! the file (certbot), or that of a folder on the way to it (secrets of Kubernetes). So every folder is watched in which
+//! a link or a file on the way stands. A slow poll stands behind the watch, for file systems that report nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,9 @@ pub(super) struct Watcher {
     events: mpsc::Receiver<()>,
     /// Something happened; the files are looked at then, also if the wait for it was given up once.
     look_at: Option<Instant>,
-    _watcher: Option<RecommendedWatcher>,
+    watcher: Option<RecommendedWatcher>,
+    /// The folders that are watched.
+    folders: BTreeSet<PathBuf>,
 }
 
 impl Watcher {
@@ -49,23 +52,31 @@ impl Watcher {
             let _ = sender.try_send(());
         });
         let watcher = match watcher {
-            Ok(mut watcher) => {
-                let mut folders: Vec<&Path> = prints.keys().filter_map(|file| file.parent()).collect();
-                folders.sort_unstable();
-                folders.dedup();
-                for folder in folders {
-                    if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
-                        warn!(folder = %folder.display(), %error, "cannot be watched; looked at every {POLL:?} instead");
-                    }
-                }
-                Some(watcher)
-            }
+            Ok(watcher) => Some(watcher),
             Err(error) => {
                 warn!(%error, "files cannot be watched; they are looked at every {POLL:?} instead");
                 None
             }
         };
-        Self { prints, events, look_at: None, _watcher: watcher }
+        let mut watcher = Self { prints, events, look_at: None, watcher, folders: BTreeSet::new() };
+        watcher.watch();
+        watcher
+    }
+
+    /// Watches the folders that lead to the files now. A link that was flipped leads to others than before.
+    fn watch(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let folders: BTreeSet<PathBuf> = self.prints.keys().flat_map(|file| folders_to(file)).collect();
+        for gone in self.folders.difference(&folders) {
+            // It may be gone altogether.
+            let _ = watcher.unwatch(gone);
+        }
+        for folder in folders.difference(&self.folders) {
+            if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+                warn!(folder = %folder.display(), %error, "cannot be watched; looked at every {POLL:?} instead");
+            }
+        }
+        self.folders = folders;
     }
 
     /// Waits until files changed and nothing more happened to them for a moment. Gives their names. Nothing is lost if
@@ -94,10 +105,51 @@ impl Watcher {
                 }
             }
             if !changed.is_empty() {
+                self.watch();
                 return changed;
             }
         }
     }
+}
+
+/// The folders in which something stands that decides what `file` is: the file, and each link on the way to it. Without
+/// links in their own names, so that a folder behind a flipped link is another.
+fn folders_to(file: &Path) -> BTreeSet<PathBuf> {
+    /// As many as the system follows.
+    const LINKS: usize = 40;
+    let mut folders = BTreeSet::new();
+    let mut way = file.to_owned();
+    for _ in 0..LINKS {
+        // The first link on the way stands in a folder without links.
+        let link = way.ancestors().collect::<Vec<_>>().into_iter().rev().find_map(|part| {
+            let target = std::fs::read_link(part).ok()?;
+            Some((part.to_owned(), target))
+        });
+        let Some((link, target)) = link else { break };
+        let parent = link.parent().unwrap_or(Path::new("/"));
+        folders.insert(parent.to_owned());
+        let rest = way.strip_prefix(&link).unwrap_or(Path::new(""));
+        let to = parent.join(target);
+        way = if rest.as_os_str().is_empty() { to } else { to.join(rest) };
+        way = normal(&way);
+    }
+    folders.extend(way.parent().map(Path::to_owned));
+    folders
+}
+
+/// Without `.` and `..`; what stands before them is no link any more when it comes to them.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                normal.pop();
+            }
+            std::path::Component::CurDir => {}
+            part => normal.push(part),
+        }
+    }
+    normal
 }
 
 /// Written, or put in its place, after `since`?
@@ -153,6 +205,41 @@ mod tests {
             // A wait that is given up loses nothing.
             assert!(tokio::time::timeout(Duration::ZERO, watcher.changed()).await.is_err());
             assert_eq!(changed(&mut watcher).await, path(name).display().to_string());
+        }
+    }
+
+    /// certbot: `live/host/cert.pem` is a link, which is replaced. Kubernetes: a folder on the way is one. An edit of the
+    /// file that a link leads to counts as well; and all of it again behind the new link.
+    #[tokio::test]
+    async fn a_flipped_link_is_noticed() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["archive", "live", "data-1", "data-2"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        for file in ["archive/1.pem", "archive/2.pem", "data-1/tls.crt", "data-2/tls.crt"] {
+            std::fs::write(path(file), file).unwrap();
+        }
+        symlink("../archive/1.pem", path("live/cert.pem")).unwrap();
+        symlink("data-1", path("data")).unwrap();
+        let (certbot, secret) = (path("live/cert.pem"), path("data/tls.crt"));
+        let mut watcher = Watcher::over(vec![certbot.clone(), secret.clone()], later());
+        let flip = |link: &str, target: &str| {
+            symlink(target, path("fresh")).unwrap();
+            std::fs::rename(path("fresh"), path(link)).unwrap();
+        };
+        let steps: [(&Path, &dyn Fn()); 6] = [
+            (&certbot, &|| std::fs::write(path("archive/1.pem"), "edited").unwrap()),
+            (&certbot, &|| flip("live/cert.pem", "../archive/2.pem")),
+            (&certbot, &|| std::fs::write(path("archive/2.pem"), "edited").unwrap()),
+            (&secret, &|| std::fs::write(path("data-1/tls.crt"), "edited").unwrap()),
+            (&secret, &|| flip("data", "data-2")),
+            (&secret, &|| std::fs::write(path("data-2/tls.crt"), "edited").unwrap()),
+        ];
+        for (number, (file, step)) in steps.into_iter().enumerate() {
+            step();
+            assert_eq!(changed(&mut watcher).await, file.display().to_string(), "step {number}");
         }
     }
 

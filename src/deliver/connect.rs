@@ -39,7 +39,7 @@ pub enum Failure {
 }
 
 /// What a host must prove to this connector.
-fn demand(connector: &SendConnector, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
+pub fn demand(connector: &SendConnector, host: Option<&Domain>, domain: Option<&Domain>) -> Demand {
     match &connector.tls {
         Level::Off => Demand::Plain,
         // A password is not said in the clear, nor is the message sent without it.
@@ -89,7 +89,13 @@ pub async fn open(target: &Target, way: &Way<'_>) -> Result<Connection, Failure>
             tracing::info!(host = describe(target), %unmet, "TLS failed and is not demanded: going on in the clear");
             open_with(target, way, demand, StartTls::Never).await.map_err(|error| error.at(target))
         }
-        result => result.map_err(|error| error.at(target)),
+        result => result.map_err(|error| match error.at(target) {
+            // Who reads it knows neither connector nor demand: host, demand and what was seen stand together.
+            Failure::Setback(Setback::Unproven { host, unmet }) => {
+                Failure::Setback(Setback::Unproven { host, unmet: demand.unmet(unmet) })
+            }
+            failure => failure,
+        }),
     }
 }
 
@@ -181,6 +187,18 @@ async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, O
     // Every write is a whole group of commands: none should wait for the reply to the one before.
     stream.set_nodelay(true).map_err(unreachable)?;
     Ok(stream)
+}
+
+/// The connection itself, as a delivery makes it, for whoever only wants to look.
+///
+/// # Errors
+/// Why there is none.
+pub async fn reach(target: &Target, connector: &SendConnector) -> Result<TcpStream, String> {
+    dial(target, connector).await.map_err(|error| match error {
+        OpenError::OutOfReach(why) | OpenError::Unreachable(why) => why,
+        OpenError::Tls(unmet) => unmet.to_string(),
+        OpenError::Session(_) => "the session failed".to_owned(),
+    })
 }
 
 /// The handshake is judged before any byte of SMTP follows.

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::{Sleep, sleep_until};
 
 use super::connect::{in_words, now};
-use crate::message::{Body, BodyType, header};
+use crate::message::{Body, BodyType, firewall, header};
 use crate::outcome::Setback;
 use crate::smtp::client::{BLOCK_WAIT, Delivery, Mail, Payload, Session, Settled, Step, Stuffer};
 use crate::spool::Message;
@@ -84,8 +84,10 @@ impl Timer {
 #[derive(Debug)]
 pub struct Content {
     prefix: Bytes,
+    /// What the header firewall left of the header of a message on disk; else empty.
+    lead: Vec<Bytes>,
     body: Body,
-    /// Of both, in bytes.
+    /// Of all, in bytes.
     pub size: u64,
     /// The last bytes are CRLF.
     pub ends_in_crlf: bool,
@@ -103,11 +105,13 @@ enum SendError {
 
 impl Content {
     /// Looks at the message, and fetches it from disk if it is small. `mark`: a field that stands in front of this
-    /// copy only.
+    /// copy only. The organization headers go along to a connector that is `internal` if they are believed, and
+    /// nowhere else.
     ///
     /// # Errors
     /// [`Setback::Spool`].
-    pub async fn of(message: &Message, mark: Option<String>) -> Result<Self, Setback> {
+    pub async fn of(message: &Message, mark: Option<String>, internal: bool) -> Result<Self, Setback> {
+        let cut = message.organization.must_be_cut(internal);
         let smtputf8 = message.envelope.smtputf8;
         let declared = message.envelope.body;
         let look = {
@@ -116,7 +120,7 @@ impl Content {
                 None => message.prefix.clone(),
             };
             let body = message.content.clone();
-            move || Self::look(prefix, body, smtputf8, declared)
+            move || Self::look(prefix, body, cut, smtputf8, declared)
         };
         let looked = match &message.content {
             Body::Memory(_) => look(),
@@ -125,24 +129,33 @@ impl Content {
         looked.map_err(|error| spool(&message.content, &error))
     }
 
-    fn look(prefix: Bytes, body: Body, smtputf8: bool, declared: BodyType) -> io::Result<Self> {
-        let len = body.len();
+    fn look(prefix: Bytes, body: Body, cut: bool, smtputf8: bool, declared: BodyType) -> io::Result<Self> {
         let body = match body {
-            Body::File { .. } if len <= WHOLE => Body::from_bytes(body.read(0, WHOLE as usize)?),
+            Body::File { len, .. } if len <= WHOLE => Body::from_bytes(body.read(0, WHOLE as usize)?),
             body => body,
         };
+        let (lead, body) = if cut { firewall::cut_body(body)? } else { (Vec::new(), body) };
+        let len = body.len();
+        let before = lead.last().unwrap_or(&prefix);
         let ends_in_crlf = match &body {
-            _ if len == 0 => prefix.is_empty() || prefix.ends_with(b"\r\n"),
+            _ if len == 0 => before.is_empty() || before.ends_with(b"\r\n"),
             Body::File { .. } => body.read(len.saturating_sub(2), 2)?.ends_with(b"\r\n"),
             Body::Memory(pieces) => {
                 let mut last = pieces.iter().rev().flat_map(|piece| piece.iter().rev());
                 last.next() == Some(&b'\n') && last.next() == Some(&b'\r')
             }
         };
-        let utf8_header = smtputf8 && (!prefix.is_ascii() || header::facts(&head(&body)?).eight_bit);
+        let ascii = |pieces: &[Bytes]| pieces.iter().all(|piece| piece.is_ascii());
+        let utf8_header = smtputf8
+            && match &lead[..] {
+                [] => !prefix.is_ascii() || header::facts(&head(&body)?).eight_bit,
+                lead => !prefix.is_ascii() || !ascii(lead),
+            };
         // What has 8-bit content was marked when it came in. What says so may have none (C162), and is read to know.
-        let eight_bit = !prefix.is_ascii() || (declared == BodyType::EightBit && !body.is_seven_bit()?);
-        Ok(Self { size: prefix.len() as u64 + len, prefix, body, ends_in_crlf, eight_bit, utf8_header })
+        let eight_bit =
+            !prefix.is_ascii() || (declared == BodyType::EightBit && (!ascii(&lead) || !body.is_seven_bit()?));
+        let size = [&prefix].into_iter().chain(&lead).map(|piece| piece.len() as u64).sum::<u64>() + len;
+        Ok(Self { size, prefix, lead, body, ends_in_crlf, eight_bit, utf8_header })
     }
 }
 
@@ -370,7 +383,9 @@ impl Wire<'_> {
             Payload::Chunk { .. } => None,
             Payload::Stuffed => Some(Stuffer::default()),
         };
-        cut(&mut stuffer, &content.prefix, &mut slices);
+        for piece in [&content.prefix].into_iter().chain(&content.lead) {
+            cut(&mut stuffer, piece, &mut slices);
+        }
         match &content.body {
             Body::Memory(pieces) => {
                 for piece in pieces.iter() {

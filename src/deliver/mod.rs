@@ -12,9 +12,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, DomainKind, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
-use crate::message::{Recipient, visit};
+use crate::message::{Domain, Recipient, visit};
 use crate::outcome::Setback;
 use crate::route::Hop;
 use crate::smtp::Reply;
@@ -25,11 +25,13 @@ use crate::tls::{self, Proof};
 pub mod connect;
 pub mod drive;
 pub mod hosts;
+pub mod issuers;
 pub mod pool;
 
 use connect::{Failure, Way};
 use drive::{Connection, Content};
 use hosts::{Hosts, Ourselves, Target};
+pub use issuers::Issuers;
 use pool::{Lease, Pool, Purpose, Turns};
 
 /// How often a connection that was kept may turn out to be closed before a new one is opened instead.
@@ -42,7 +44,10 @@ pub struct Deliverer<R = Resolver> {
     ourselves: Ourselves,
     private_targets: Vec<IpNet>,
     lanes: HashMap<ConnectorName, Lane>,
+    /// What XOORG says of our mail on internal connectors.
+    organization: Option<Domain>,
     pool: Pool,
+    issuers: Arc<Issuers>,
     /// Marks what leaves; `None`: nothing is marked.
     marks: Option<Arc<visit::Key>>,
 }
@@ -100,7 +105,11 @@ impl<R: Resolve> Deliverer<R> {
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
         let ourselves = Ourselves::new(config.hostname.clone(), listening);
-        Self::with(ourselves, config.dns.private_targets.clone(), &config.send_connectors, resolver)
+        let domains = &config.accepted_domains;
+        let authoritative = domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+        let organization = authoritative.or(domains.first()).map(|domain| domain.name.clone());
+        let private_targets = config.dns.private_targets.clone();
+        Self { organization, ..Self::with(ourselves, private_targets, &config.send_connectors, resolver) }
     }
 
     fn with(ourselves: Ourselves, private_targets: Vec<IpNet>, connectors: &[Arc<SendConnector>], resolver: R) -> Self {
@@ -112,7 +121,22 @@ impl<R: Resolve> Deliverer<R> {
             };
             (connector.name.clone(), lane)
         });
-        Self { lanes: lanes.collect(), ourselves, private_targets, pool: Pool::default(), resolver, marks: None }
+        Self {
+            lanes: lanes.collect(),
+            ourselves,
+            private_targets,
+            organization: None,
+            pool: Pool::default(),
+            issuers: Arc::default(),
+            resolver,
+            marks: None,
+        }
+    }
+
+    /// The same, with this memory of who issued its hosts' certificates: it outlives configurations.
+    #[must_use]
+    pub fn remembering(self, issuers: Arc<Issuers>) -> Self {
+        Self { issuers, ..self }
     }
 
     /// The same, with every copy marked, so that it is known if it comes back.
@@ -197,7 +221,16 @@ impl<R: Resolve> Deliverer<R> {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
             };
-            let call = Call { pool: &self.pool, target: &target, way, message, copy, marks: self.marks.as_deref() };
+            let call = Call {
+                pool: &self.pool,
+                issuers: &self.issuers,
+                target: &target,
+                way,
+                message,
+                copy,
+                organization: self.organization.as_ref().filter(|_| connector.internal),
+                marks: self.marks.as_deref(),
+            };
             match call.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
@@ -248,10 +281,13 @@ fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback
 /// One host, for some recipients.
 struct Call<'a> {
     pool: &'a Pool,
+    issuers: &'a Arc<Issuers>,
     target: &'a Target,
     way: Way<'a>,
     message: &'a Message,
     copy: &'a crate::route::HopCopy,
+    /// For XOORG, where the host is of the other premises.
+    organization: Option<&'a Domain>,
     marks: Option<&'a visit::Key>,
 }
 
@@ -276,14 +312,16 @@ impl Call<'_> {
                 Some(connection) => connection,
                 None => {
                     lease.make_room();
-                    connect::open(self.target, &self.way).await?
+                    let opened = connect::open(self.target, &self.way).await?;
+                    self.issuers.note(&connector.name, &opened.proof);
+                    opened
                 }
             };
             let content = match content {
                 Some(content) => &*content,
                 None => {
                     let mark = self.mark(pending);
-                    content.insert(Content::of(self.message, mark).await.map_err(Failure::Setback)?)
+                    content.insert(Content::of(self.message, mark, connector.internal).await.map_err(Failure::Setback)?)
                 }
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
@@ -370,6 +408,7 @@ impl Call<'_> {
             utf8_header: content.utf8_header,
             max_recipients: self.way.connector.max_recipients,
             chunking: chunking && self.way.connector.chunking,
+            xoorg: self.organization,
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::config::{Login, Rate, SmartHost, SmartHostAddress};
 use crate::dns::{Absence, Answer, Mx};
-use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify};
+use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify, OrganizationHeaders};
 use crate::route::{CopyRecipient, HopCopy};
 use crate::tls::{Acceptor, Authority, Names, Stream, Unmet};
 
@@ -320,6 +320,7 @@ fn message_of(to: &[&str], content: Body) -> Message {
         connector: "internet".into(),
         message_id: None,
         prefix: Bytes::from_static(b"Received: by us\r\n"),
+        organization: OrganizationHeaders::None,
         content,
         copies: vec![HopCopy {
             via: ConnectorName(Arc::from("out")),
@@ -538,6 +539,70 @@ async fn a_message_on_disk_arrives_as_it_is() {
 }
 
 /// A message that cannot be read is not sent in part.
+/// Interface section 9: whom they are for, how much there is, and all the rest byte for byte: from memory and from disk,
+/// small and large, by BDAT and by DATA.
+#[tokio::test]
+async fn organization_headers_go_to_the_other_premises_and_nowhere_else() {
+    use OrganizationHeaders::{Believed, Cut, None as Without};
+    let forged = "X-MS-Exchange-Organization-AuthAs: Internal\r\n\tfolded\r\n";
+    for lines in [3, 100_000] {
+        let tail = format!("Subject: x\r\n\r\n.dot\r\n{}", "hello\r\n".repeat(lines));
+        let kept = format!("{forged}X-Kept: 1\r\n{forged}{tail}");
+        let left = format!("X-Kept: 1\r\n{tail}");
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(kept.as_bytes()).unwrap();
+        let (file, path) = (Arc::new(file), Arc::new("x".into()));
+        let bodies = [
+            Body::Memory(kept.as_bytes().chunks(1000).map(Bytes::copy_from_slice).collect()),
+            Body::File { file, path, offset: 0, len: kept.len() as u64 },
+        ];
+        for body in bodies {
+            for (organization, internal, expected) in [
+                (Cut, false, &left),
+                (Cut, true, &left),
+                (Believed, false, &left),
+                (Believed, true, &kept),
+                // Whoever looked says that there are none: nobody looks again.
+                (Without, false, &kept),
+            ] {
+                for offers in ["PIPELINING\nCHUNKING\nSIZE", "PIPELINING\nSIZE"] {
+                    let peer = Peer::start(Manner { offers, ..Manner::default() }).await;
+                    let world = World::new(SendConnector { internal, ..connector(&[peer.address]) });
+                    let message = Message { organization, ..message_of(TO, body.clone()) };
+                    let row = format!("{organization:?} to internal {internal}, {lines} lines, {offers}");
+                    assert_eq!(world.words(&message).await, "250 Plain", "{row}");
+                    let expected = format!("Received: by us\r\n{expected}");
+                    let seen = peer.seen();
+                    assert!(seen.messages == [expected.as_bytes()], "{row}");
+                    let mail = &seen.commands.iter().find(|(_, line)| line.starts_with("MAIL")).unwrap().1;
+                    assert!(mail.ends_with(&format!(" SIZE={}", expected.len())), "{row}: {mail}");
+                }
+            }
+        }
+    }
+}
+
+/// Nothing but such fields, or nothing behind them: what is left still ends as a message does.
+#[tokio::test]
+async fn a_message_of_organization_headers_alone_arrives_empty() {
+    for (content, expected) in [
+        ("X-MS-Exchange-Organization-SCL: -1\r\n", ""),
+        ("X-MS-Exchange-Organization-SCL: -1", ""),
+        ("A: b\r\nX-MS-Exchange-Forest-X: y", "A: b\r\n"),
+        ("X-MS-Exchange-Forest-X: y\r\n\r\n", "\r\n"),
+    ] {
+        for offers in ["PIPELINING\nCHUNKING", "PIPELINING"] {
+            let peer = Peer::start(Manner { offers, ..Manner::default() }).await;
+            let world = World::new(connector(&[peer.address]));
+            let organization = OrganizationHeaders::Cut;
+            let message = Message { organization, ..message_of(TO, Body::from_bytes(content)) };
+            assert_eq!(world.words(&message).await, "250 Plain", "{content:?}");
+            let arrived = String::from_utf8(peer.seen().messages.remove(0)).unwrap();
+            assert_eq!(arrived, format!("Received: by us\r\n{expected}"), "{content:?} {offers}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_message_whose_file_is_damaged_stays() {
     for len in [1_000, 1_000_000] {

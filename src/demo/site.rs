@@ -30,8 +30,12 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Arrival {
     /// `on-premises`, `cloud` or `internet`.
     pub place: &'static str,
+    /// What the client called itself.
+    pub hello: String,
     /// MAIL FROM and RCPT TO, with their parameters.
     pub envelope: Envelope,
+    /// What XOORG said.
+    pub xoorg: Option<Domain>,
     /// The message, byte for byte.
     pub content: Bytes,
     /// Protocol version and cipher; `None`: it came in the clear.
@@ -141,7 +145,7 @@ async fn listen(listener: TcpListener, host: Arc<Host>, stop: watch::Receiver<bo
 async fn serve(socket: TcpStream, host: Arc<Host>, stop: watch::Receiver<bool>) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let session = Session::new(host.terms(false), false, Instant::now());
-    let mut desk = Desk { host, content: BytesMut::new(), tls: None, client: None };
+    let mut desk = Desk { host, content: BytesMut::new(), tls: None, client: None, xoorg: None };
     drive(Stream::Plain(socket), session, &mut desk, stop).await
 }
 
@@ -152,10 +156,13 @@ impl Host {
             hostname: self.name.clone(),
             offer_starttls: !secure && !no_tls,
             require_tls: false,
+            offer_auth: false,
+            require_auth: false,
             max_message_size: Some(MESSAGE_LIMIT),
             max_recipients: 1000,
             max_errors: 100,
             strict: false,
+            xoorg: true,
             command_timeout: SESSION_TIMEOUT,
             data_timeout: SESSION_TIMEOUT,
         }
@@ -168,6 +175,8 @@ struct Desk {
     content: BytesMut,
     tls: Option<String>,
     client: Option<ClientCertificate>,
+    /// Of the message under way.
+    xoorg: Option<Domain>,
 }
 
 impl Desk {
@@ -178,14 +187,21 @@ impl Desk {
         certificate.judge(&self.host.roots, &names, Timestamp::now()).ok()
     }
 
-    async fn message(&mut self, envelope: Envelope) -> Reply {
+    async fn message(&mut self, envelope: Envelope, hello: String) -> Reply {
         let refused = self.host.behaviour.lock().unwrap_or_else(PoisonError::into_inner).message.clone();
         let content = self.content.split().freeze();
         if let Some(reply) = refused {
             return reply;
         }
-        let arrival =
-            Arrival { place: self.host.place, envelope, content, tls: self.tls.clone(), client: self.client() };
+        let arrival = Arrival {
+            place: self.host.place,
+            hello,
+            envelope,
+            xoorg: self.xoorg.take(),
+            content,
+            tls: self.tls.clone(),
+            client: self.client(),
+        };
         match self.host.arrived.send(arrival).await {
             Ok(()) => Reply::accepted(MessageId(0)),
             Err(_) => Reply::shutting_down(),
@@ -196,14 +212,19 @@ impl Desk {
 impl Reception for Desk {
     async fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Sender { .. } => Answer::Go,
+            // AUTH is not offered here.
+            Question::Login(_) => Answer::Refuse(Reply::login_unavailable()),
+            Question::Sender { xoorg, .. } => {
+                self.xoorg = xoorg;
+                Answer::Go
+            }
             Question::Recipient(_) => {
                 match self.host.behaviour.lock().unwrap_or_else(PoisonError::into_inner).recipient.clone() {
                     Some(reply) => Answer::Refuse(reply),
                     None => Answer::Go,
                 }
             }
-            Question::Message { envelope, .. } => Answer::Done(self.message(envelope).await),
+            Question::Message { envelope, hello, .. } => Answer::Done(self.message(envelope, hello).await),
         }
     }
 

@@ -131,6 +131,78 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     Ok(Loaded { table, faults, unlisted, fingerprint })
 }
 
+/// Addresses from a file, in its order.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// One of each line that has one.
+    pub addresses: Vec<Address>,
+    /// Lines without, in order; at most a thousand.
+    pub faults: Vec<Fault>,
+    /// How many more were skipped.
+    pub unlisted: usize,
+}
+
+/// Reads the addresses of a list: one a line, or the first column of a CSV file with or without a header line. Blocking.
+///
+/// # Errors
+/// It cannot be read.
+pub fn list(path: &Path) -> io::Result<Listed> {
+    read_list(BufReader::with_capacity(CHUNK, File::open(path)?))
+}
+
+fn read_list(from: impl BufRead) -> io::Result<Listed> {
+    let mut lines = Lines { from, line: Vec::new(), number: 0 };
+    let mut fields = Fields::default();
+    let mut listed = Listed::default();
+    while let Some(line) = lines.next()? {
+        let first = line.number == 1;
+        let content = line.content.map(|content| match first {
+            true => content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content),
+            false => content,
+        });
+        let text = match content.ok_or_else(|| format!("it is longer than {} KiB", LINE_LIMIT / 1024)) {
+            Ok(content) => match listed_address(content, &mut fields) {
+                Ok(Some(address)) => {
+                    listed.addresses.push(address);
+                    continue;
+                }
+                Ok(None) => continue,
+                // The names of columns are no address.
+                Err(_) if first && is_header(content, &mut fields) => continue,
+                Err(text) => text,
+            },
+            Err(text) => text,
+        };
+        if listed.faults.len() == FAULT_LIMIT {
+            listed.unlisted += 1;
+        } else {
+            listed.faults.push(Fault { line: line.number, text });
+        }
+    }
+    Ok(listed)
+}
+
+/// `None` of a blank line.
+fn listed_address(line: &[u8], fields: &mut Fields) -> Result<Option<Address>, String> {
+    // A quoted local part is no quoted column.
+    if let Some(address) = std::str::from_utf8(line).ok().and_then(|line| Address::parse(line.trim()).ok()) {
+        return Ok(Some(address));
+    }
+    match fields.split(line)?.first().map(|first| first.trim()) {
+        None => Ok(None),
+        Some("") if line.iter().all(|byte| matches!(byte, b' ' | b'\t' | b',')) => Ok(None),
+        Some(first) => parse("address", first).map(Some),
+    }
+}
+
+/// Names of columns: no `@`, and several of them or the one that the directory's own header begins with.
+fn is_header(line: &[u8], fields: &mut Fields) -> bool {
+    !line.contains(&b'@')
+        && fields.split(line).is_ok_and(|fields| {
+            fields.len() > 1 || fields.first().is_some_and(|only| only.trim().eq_ignore_ascii_case(COLUMNS[0]))
+        })
+}
+
 fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError> {
     let mut builder = Builder::default();
     let mut faults = Vec::new();
@@ -445,6 +517,34 @@ mod tests {
             assert_eq!(find(&table, name), Some(expected), "{name}");
         }
         assert_eq!(table.len(), 9);
+    }
+
+    #[test]
+    fn a_list_is_one_address_a_line_or_the_first_column() {
+        for (text, expected, faulty) in [
+            ("anna@contoso.com\n\ndavid@contoso.com", &["anna@contoso.com", "david@contoso.com"][..], &[][..]),
+            ("\u{feff}address,type,target\r\nanna@contoso.com,on-premises,\r\n,,\r\n", &["anna@contoso.com"], &[]),
+            (
+                "anna@contoso.com,on-premises,\ndavid@contoso.com,cloud,d@x.example\n",
+                &["anna@contoso.com", "david@contoso.com"],
+                &[],
+            ),
+            ("Address\n anna@contoso.com \n", &["anna@contoso.com"], &[]),
+            ("\"PrimarySmtpAddress\",\"Name\"\n\"anna@contoso.com\",\"Smith, Anna\"\n", &["anna@contoso.com"], &[]),
+            (
+                "\"two words\"@contoso.com\n\"\"\"a b\"\"@contoso.com\",cloud\n",
+                &["\"two words\"@contoso.com", "\"a b\"@contoso.com"],
+                &[],
+            ),
+            // What is no header is a fault on the first line too, and a header is none but there.
+            ("anna\ndavid@contoso.com\naddress,type,target\n", &["david@contoso.com"], &[1, 3]),
+            ("", &[], &[]),
+        ] {
+            let listed = read_list(BufReader::with_capacity(5, text.as_bytes())).unwrap();
+            let addresses: Vec<_> = listed.addresses.iter().map(ToString::to_string).collect();
+            assert_eq!(addresses, expected, "{text:?}");
+            assert_eq!(listed.faults.iter().map(|fault| fault.line).collect::<Vec<_>>(), faulty, "{text:?}");
+        }
     }
 
     #[test]

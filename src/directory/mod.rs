@@ -18,8 +18,10 @@ pub mod check;
 pub mod file;
 pub mod import;
 pub mod table;
+pub mod users;
 
 pub use file::{Fault, Fingerprint, LoadError};
+use table::Behind;
 pub use table::Table;
 
 /// A file that changes while it is read is read again so often before it is refused.
@@ -58,10 +60,40 @@ pub enum Found {
     Unavailable(String),
 }
 
+/// Whose name on the other premises an address is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// This entry's: a cloud mailbox whose hybrid routing address it is, or, where there is none of those, another entry
+    /// that would have it were it one.
+    Entry {
+        /// The source, as the configuration names it.
+        source: Arc<str>,
+        /// The entry's own address.
+        address: Address,
+        /// What it says.
+        entry: Entry,
+        /// It was found for the address without its `+tag`.
+        untagged: bool,
+    },
+    /// No source knows one.
+    Unknown,
+    /// A source that might know one cannot answer. Which, and why.
+    Unavailable(String),
+}
+
 /// Something that can be asked. A trait because LDAP will stand beside the file, and tests ask tables.
 pub trait Lookup: Send + Sync {
     /// Finds `address`, without regard to case; `+tag` whole first, then without the tag.
     fn find(&self, address: &Address) -> Found;
+
+    /// Finds whose hybrid routing address `routing` is: that of the cloud mailbox whose target it is, else of the one
+    /// without a target in the first domain by `rank` that has this local part. `rank` says `None` of a domain that is
+    /// not asked about. Only `find` may know who has the address itself.
+    ///
+    /// A directory of names alone knows of none.
+    fn find_owner(&self, _routing: &Address, _rank: &dyn Fn(&Domain) -> Option<usize>) -> Owner {
+        Owner::Unknown
+    }
 }
 
 /// All sources as they were at one moment, in the order of the configuration.
@@ -165,6 +197,11 @@ impl Directory {
         self.tables().map(Table::memory).sum()
     }
 
+    /// Every address that a source knows, in no order; one that two of them know comes twice.
+    pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
+        self.tables().flat_map(Table::addresses)
+    }
+
     /// A single source with this table, or without any.
     #[cfg(test)]
     pub(crate) fn of(name: &str, table: Option<Table>) -> Self {
@@ -199,12 +236,90 @@ impl Directory {
     }
 }
 
+/// How surely an entry is the one behind a hybrid routing address; the surest comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// A cloud mailbox whose target it is.
+    Target,
+    /// A cloud mailbox without a target.
+    LocalPart,
+    /// Not in the cloud, as we know it; somebody else holds it to be.
+    OtherKind,
+}
+
+impl Claim {
+    fn of(entry: &Entry) -> Self {
+        match entry {
+            Entry::Cloud(Some(_)) => Self::Target,
+            Entry::Cloud(None) => Self::LocalPart,
+            Entry::OnPremises | Entry::Forward(_) | Entry::Group(_) | Entry::Alias(_) => Self::OtherKind,
+        }
+    }
+}
+
+impl Directory {
+    fn find_owner_as(
+        &self,
+        local: &str,
+        domain: &Domain,
+        rank: &dyn Fn(&Domain) -> Option<usize>,
+        untagged: bool,
+    ) -> Owner {
+        let mut best: Option<((Claim, usize), Arc<str>, Behind)> = None;
+        for (number, source) in self.sources.iter().enumerate() {
+            let table = match &source.state {
+                State::Good(table, _) => table,
+                // Whoever was found before it is a cloud mailbox all the same; else it might have known a better one.
+                State::Missing(_) if matches!(best, Some(((Claim::Target | Claim::LocalPart, _), ..))) => break,
+                State::Missing(why) => return Owner::Unavailable(format!("{} {why}", source.name)),
+            };
+            table.behind(local, domain, |behind| {
+                let Some(rank) = rank(behind.address.domain()) else { return };
+                let claim = (Claim::of(&behind.entry), rank);
+                if best.as_ref().is_some_and(|(best, ..)| *best <= claim) {
+                    return;
+                }
+                // What an earlier source says of somebody is what holds.
+                let (own, domain) = (behind.address.local(), behind.address.domain());
+                if self.sources[..number].iter().any(|earlier| earlier.knows(own, domain)) {
+                    return;
+                }
+                best = Some((claim, source.name.clone(), behind));
+            });
+        }
+        match best {
+            Some((_, source, Behind { address, entry })) => Owner::Entry { source, address, entry, untagged },
+            None => Owner::Unknown,
+        }
+    }
+}
+
+impl Source {
+    fn knows(&self, local: &str, domain: &Domain) -> bool {
+        match &self.state {
+            State::Good(table, _) => table.find(local, domain).is_some(),
+            State::Missing(_) => false,
+        }
+    }
+}
+
 impl Lookup for Directory {
     fn find(&self, address: &Address) -> Found {
         match self.find_as(address.local(), address.domain(), false) {
             Found::Unknown => match untagged(address.local()) {
                 Some(local) => self.find_as(local, address.domain(), true),
                 None => Found::Unknown,
+            },
+            found => found,
+        }
+    }
+
+    fn find_owner(&self, routing: &Address, rank: &dyn Fn(&Domain) -> Option<usize>) -> Owner {
+        let domain = routing.domain();
+        match self.find_owner_as(routing.local(), domain, rank, false) {
+            Owner::Unknown => match untagged(routing.local()) {
+                Some(local) => self.find_owner_as(local, domain, rank, true),
+                None => Owner::Unknown,
             },
             found => found,
         }
@@ -361,6 +476,69 @@ mod tests {
         assert_eq!(find(&directory, "anna@contoso.com"), "a.csv: OnPremises");
         for address in ["david@contoso.com", "nobody@contoso.com", "anna+x@contoso.com"] {
             assert!(find(&directory, address).starts_with("unavailable: gone.csv cannot be read"), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_hybrid_routing_address_is_found_by_its_mailbox() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = source(
+            &folder,
+            "a.csv",
+            &format!(
+                "{HEADER}anna@contoso.com,on-premises,\njulie@contoso.com,on-premises,\nkim@fabrikam.com,cloud,\n"
+            ),
+        );
+        let second = source(
+            &folder,
+            "b.csv",
+            &format!(
+                "{HEADER}david@contoso.com,cloud,\ndora@contoso.com,cloud,dora.x@cloud.example\n\
+                 julie@contoso.com,cloud,\nanna@fabrikam.com,cloud,\nkim@contoso.com,cloud,\n\
+                 x@elsewhere.example,cloud,\neve@contoso.com,cloud,david@cloud.example\n\
+                 lea@contoso.com,cloud,\nlea+vip@contoso.com,cloud,\n"
+            ),
+        );
+        let sources = [first, second];
+        let (directory, _) = Directory::load(&sources);
+        let ranked = |domain: &Domain| ["contoso.com", "fabrikam.com"].iter().position(|name| *name == domain.as_str());
+        let owner = |directory: &Directory, local: &str| match directory
+            .find_owner(&Address::parse(&format!("{local}@cloud.example")).unwrap(), &ranked)
+        {
+            Owner::Entry { source, address, untagged, .. } => {
+                format!("{source}: {address}{}", if untagged { ", untagged" } else { "" })
+            }
+            Owner::Unknown => "unknown".into(),
+            Owner::Unavailable(why) => format!("unavailable: {why}"),
+        };
+        for (local, expected) in [
+            // A target says it outright; a local part is only derived.
+            ("david", "b.csv: eve@contoso.com"),
+            ("DORA.X", "b.csv: dora@contoso.com"),
+            ("dora.x+news", "b.csv: dora@contoso.com, untagged"),
+            ("dora", "unknown"),
+            // The first source holds julie to be on-premises, and what it says holds.
+            ("julie", "a.csv: julie@contoso.com"),
+            // A cloud mailbox comes before one that is none, even in a later domain.
+            ("anna", "b.csv: anna@fabrikam.com"),
+            // Of two cloud mailboxes the first accepted domain decides, whatever the source.
+            ("kim", "b.csv: kim@contoso.com"),
+            ("lea+vip", "b.csv: lea+vip@contoso.com"),
+            ("lea+other", "b.csv: lea@contoso.com, untagged"),
+            ("x", "unknown"),
+            ("nobody", "unknown"),
+        ] {
+            assert_eq!(owner(&directory, local), expected, "{local}");
+        }
+        let missing = DirectorySource { name: "gone.csv".into(), path: folder.path().join("gone.csv") };
+        let [first, second] = sources;
+        let (directory, _) = Directory::load(&[first, missing, second]);
+        for (local, expected) in [
+            ("kim", "a.csv: kim@fabrikam.com"),
+            ("julie", "unavailable: gone.csv cannot be read"),
+            ("david", "unavailable: gone.csv cannot be read"),
+        ] {
+            assert!(owner(&directory, local).starts_with(expected), "{local}: {}", owner(&directory, local));
         }
     }
 

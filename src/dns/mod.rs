@@ -67,6 +67,19 @@ pub struct Mx {
     pub host: Option<Domain>,
 }
 
+/// One TLSA record: RFC 6698 section 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tlsa {
+    /// 0 to 3; for mail 2 and 3 only (RFC 7672 section 3.1).
+    pub usage: u8,
+    /// 0: the certificate, 1: its key.
+    pub selector: u8,
+    /// 0: as it is, 1: SHA-256, 2: SHA-512.
+    pub matching: u8,
+    /// What is matched.
+    pub data: Vec<u8>,
+}
+
 /// The questions a relay asks. A trait because tests answer from tables.
 pub trait Resolve: Send + Sync {
     /// The MX records of `domain`, following CNAMEs at the domain itself.
@@ -151,6 +164,43 @@ impl Resolver {
         }
     }
 
+    /// The texts at `name`, each with its strings joined: RFC 7208 section 3.3.
+    pub async fn txt(&self, name: &Domain) -> Answer<Vec<String>> {
+        self.records(name.as_str(), RecordType::TXT, records::texts).await
+    }
+
+    /// The texts at `label` below `domain`, such as `_mta-sts`.
+    pub async fn txt_below(&self, label: &str, domain: &Domain) -> Answer<Vec<String>> {
+        self.records(&format!("{label}.{domain}"), RecordType::TXT, records::texts).await
+    }
+
+    /// The TLSA records of the server at this port of `host`: RFC 6698 section 3. Not validated.
+    pub async fn tlsa(&self, host: &Domain, port: u16) -> Answer<Vec<Tlsa>> {
+        self.records(&format!("_{port}._tcp.{host}"), RecordType::TLSA, records::tlsa).await
+    }
+
+    async fn records<T>(
+        &self,
+        name: &str,
+        kind: RecordType,
+        read: fn(&Name, &Lookup) -> Result<Vec<T>, String>,
+    ) -> Answer<Vec<T>> {
+        let name = match absolute(name) {
+            Ok(name) => name,
+            Err(why) => return Answer::Unknown(why),
+        };
+        match self.ask(&name, kind).await {
+            Ok(answer) => match read(&name, &answer) {
+                Ok(records) if records.is_empty() => {
+                    Answer::Unknown("the answer holds no record of the name that was asked for".to_owned())
+                }
+                Ok(records) => Answer::Found(records),
+                Err(why) => Answer::Unknown(why),
+            },
+            Err(trouble) => self.settle(&name, trouble).await,
+        }
+    }
+
     async fn addresses_of(&self, name: &Name, kind: RecordType) -> Answer<Vec<IpAddr>> {
         match self.ask(name, kind).await {
             Ok(answer) => match records::addresses(name, &answer) {
@@ -176,7 +226,7 @@ impl Resolve for Resolver {
         if domain.literal().is_some() {
             return Answer::Absent(Absence::NoRecord);
         }
-        let name = match absolute(domain) {
+        let name = match absolute(domain.as_str()) {
             Ok(name) => name,
             Err(why) => return Answer::Unknown(why),
         };
@@ -190,7 +240,7 @@ impl Resolve for Resolver {
         if let Some(address) = host.literal() {
             return Answer::Found(vec![address]);
         }
-        let name = match absolute(host) {
+        let name = match absolute(host.as_str()) {
             Ok(name) => name,
             Err(why) => return Answer::Unknown(why),
         };
@@ -210,8 +260,8 @@ fn name_server(server: &SocketAddr) -> NameServerConfig {
 }
 
 /// The domain as a name of the DNS, with the final dot that keeps everybody from adding to it.
-fn absolute(domain: &Domain) -> Result<Name, String> {
-    let mut name = Name::from_ascii(domain.as_str()).map_err(|error| format!("it is no name of the DNS: {error}"))?;
+fn absolute(domain: &str) -> Result<Name, String> {
+    let mut name = Name::from_ascii(domain).map_err(|error| format!("it is no name of the DNS: {error}"))?;
     name.set_fqdn(true);
     Ok(name)
 }
@@ -356,6 +406,38 @@ mod tests {
             let answer = timeout(LIMIT, resolver.addresses(&domain(name))).await.expect(name);
             assert_eq!(address_words(&answer), expected, "{id}: {name}: {answer:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn texts_and_tlsa_answers_are_three_way() {
+        let long = "v=spf1 ".to_owned() + &"ip4:192.0.2.1 ".repeat(60) + "-all";
+        let tlsa = Tlsa { usage: 3, selector: 1, matching: 1, data: vec![1; 32] };
+        let zone = Zone::new()
+            .txt("two.example", "one")
+            .txt("two.example", "other")
+            // More than fits into one string, or into UDP.
+            .txt("long.example", &long)
+            .txt("_mta-sts.two.example", "v=STSv1; id=1;")
+            .cname("alias.example", "long.example")
+            .tlsa("mx.example", 25, &tlsa)
+            .fails("servfail.example", Failure::ServFail);
+        let (resolver, _serving) = world(zone).await;
+        let found = |text: &str| Answer::Found(vec![text.to_owned()]);
+        for (name, expected) in [
+            ("two.example", Answer::Found(vec!["one".to_owned(), "other".to_owned()])),
+            ("long.example", found(&long)),
+            ("alias.example", found(&long)),
+            ("mx.example", Answer::Absent(Absence::NoRecord)),
+            ("nothing.example", Answer::Absent(Absence::NoName)),
+        ] {
+            let answer = timeout(LIMIT, resolver.txt(&domain(name))).await.expect(name);
+            assert_eq!(answer, expected, "{name}");
+        }
+        assert!(matches!(resolver.txt(&domain("servfail.example")).await, Answer::Unknown(_)));
+        assert_eq!(resolver.txt_below("_mta-sts", &domain("two.example")).await, found("v=STSv1; id=1;"));
+        assert_eq!(resolver.tlsa(&domain("mx.example"), 25).await, Answer::Found(vec![tlsa]));
+        assert_eq!(resolver.tlsa(&domain("mx.example"), 465).await, Answer::Absent(Absence::NoName));
+        assert!(matches!(resolver.tlsa(&domain("[192.0.2.1]"), 25).await, Answer::Absent(_) | Answer::Unknown(_)));
     }
 
     #[tokio::test]

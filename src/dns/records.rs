@@ -13,13 +13,15 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, Record};
 
-use super::{Absence, Answer, Mx};
+use super::{Absence, Answer, Mx, Tlsa};
 use crate::message::Domain;
 
 /// More mail servers of one domain are not looked at (C250).
 const MAX_MX: usize = 200;
 /// More addresses of one host are not looked at (S-141).
 const MAX_ADDRESSES: usize = 64;
+/// More texts, or TLSA records, of one name are not looked at.
+const MAX_TEXTS: usize = 100;
 /// Aliases of one name (S-141). The same limit holds for aliases that the resolver must ask for one by one.
 const MAX_ALIASES: usize = 8;
 
@@ -106,6 +108,37 @@ pub(super) fn addresses(host: &Name, answer: &Lookup) -> Result<Vec<IpAddr>, Str
         }
     }
     Ok(addresses)
+}
+
+/// The texts of `name` in an answer; octets that are no text are replaced.
+pub(super) fn texts(name: &Name, answer: &Lookup) -> Result<Vec<String>, String> {
+    let mut texts = Vec::new();
+    for record in owned_by(name, answer.answers())? {
+        if let RData::TXT(text) = &record.data
+            && texts.len() < MAX_TEXTS
+        {
+            texts.push(String::from_utf8_lossy(&text.txt_data.concat()).into_owned());
+        }
+    }
+    Ok(texts)
+}
+
+/// The TLSA records of `name` in an answer.
+pub(super) fn tlsa(name: &Name, answer: &Lookup) -> Result<Vec<Tlsa>, String> {
+    let mut records = Vec::new();
+    for record in owned_by(name, answer.answers())? {
+        if let RData::TLSA(tlsa) = &record.data
+            && records.len() < MAX_TEXTS
+        {
+            records.push(Tlsa {
+                usage: tlsa.cert_usage.into(),
+                selector: tlsa.selector.into(),
+                matching: tlsa.matching.into(),
+                data: tlsa.cert_data.clone(),
+            });
+        }
+    }
+    Ok(records)
 }
 
 /// What two questions about one host say together.

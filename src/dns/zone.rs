@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::Tlsa;
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TXT};
+use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TLSA, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -99,7 +100,15 @@ impl Zone {
     /// `domain TXT text`.
     #[must_use]
     pub fn txt(self, domain: &str, text: &str) -> Self {
-        self.record(domain, RData::TXT(TXT::new(vec![text.to_owned()])))
+        // One string holds 255 octets: RFC 1035 section 3.3.14.
+        self.record(domain, RData::TXT(TXT::from_bytes(text.as_bytes().chunks(255).collect())))
+    }
+
+    /// `_port._tcp.host TLSA usage selector matching data`.
+    #[must_use]
+    pub fn tlsa(self, host: &str, port: u16, tlsa: &Tlsa) -> Self {
+        let data = TLSA::new(tlsa.usage.into(), tlsa.selector.into(), tlsa.matching.into(), tlsa.data.clone());
+        self.record(&format!("_{port}._tcp.{host}"), RData::TLSA(data))
     }
 
     /// Questions about `domain` are answered like this.

@@ -12,9 +12,12 @@ use mail_parser::HeaderValue;
 use mail_parser::parsers::MessageStream;
 use memchr::memchr;
 
+use super::Domain;
+use super::firewall::is_organization;
 use super::visit;
 
-/// The longest header block we look at, in bytes. What comes after is not searched.
+/// The longest header block we look at, in bytes. What comes after is not searched; a message whose header block goes on
+/// is not taken, or forged fields could stand where nobody looks.
 pub const HEADER_LIMIT: usize = 1 << 20;
 
 /// The most fields we look at: the loop limit is 60 `Received`, and no honest message has a hundredth of this.
@@ -34,6 +37,12 @@ pub struct Facts {
     pub eight_bit: bool,
     /// The marks of visits, by whichever relay; at most [`visit::MARK_LIMIT`].
     pub visits: Vec<visit::Mark>,
+    /// There are organization headers, true or forged.
+    pub organization: bool,
+    /// How many bytes were read as fields.
+    covered: usize,
+    /// The empty line that ends the block follows them.
+    ended: bool,
 }
 
 /// One field as it stands in the message: all its lines, with their line ends.
@@ -52,6 +61,14 @@ pub struct Fields<'a> {
     left: usize,
 }
 
+impl Facts {
+    /// Was the whole header block within our limits, in a message of so many bytes? A message without an empty line is
+    /// all header.
+    pub fn is_judged(&self, message_len: u64) -> bool {
+        self.ended || self.covered as u64 == message_len
+    }
+}
+
 /// Reads the facts from `head`, the first bytes of a message (which may be the whole of it).
 pub fn facts(head: &[u8]) -> Facts {
     let mut facts = Facts::default();
@@ -66,11 +83,48 @@ pub fn facts(head: &[u8]) -> Facts {
             b'x' if facts.visits.len() < visit::MARK_LIMIT && field.is(visit::FIELD) => {
                 facts.visits.extend(visit::Mark::parse(field.value()));
             }
+            b'x' if !facts.organization => facts.organization = is_organization(&field),
+            // Behind what is no letter at all a name may hide.
+            _ if !field.raw[0].is_ascii_graphic() && !facts.organization => {
+                facts.organization = is_organization(&field);
+            }
             _ => {}
         }
     }
     facts.eight_bit = !fields.head[..fields.at].is_ascii();
+    facts.covered = fields.at;
+    // The block with its empty line has at most HEADER_LIMIT bytes, as in `block_len`.
+    facts.ended = empty_line(&fields.head[fields.at..]).is_some();
     facts
+}
+
+/// The values of all `X-OriginatorOrg` fields: the organization of a message's author, as the cloud service vouches for
+/// it. `Err` is one that names no domain.
+pub fn originators(head: &[u8]) -> impl Iterator<Item = Result<Domain, String>> {
+    fields(head).filter(|field| field.is("X-OriginatorOrg")).map(|field| {
+        let text = without_comments(field.value());
+        text.and_then(|text| Domain::parse(text.trim()).ok())
+            .filter(|domain| domain.literal().is_none())
+            .ok_or_else(|| field.value().trim_ascii().escape_ascii().take(128).map(char::from).collect())
+    })
+}
+
+/// A field's value without its comments and folds; `None` if a comment does not end. RFC 5322 section 3.2.2.
+fn without_comments(value: &[u8]) -> Option<String> {
+    let mut text = String::with_capacity(value.len().min(256));
+    let (mut depth, mut quoted) = (0usize, false);
+    for byte in value {
+        match byte {
+            _ if quoted => quoted = false,
+            b'\\' if depth > 0 => quoted = true,
+            b'(' => depth += 1,
+            b')' if depth > 0 => depth -= 1,
+            b'\r' | b'\n' => {}
+            _ if depth == 0 => text.push(char::from(*byte)),
+            _ => {}
+        }
+    }
+    (depth == 0).then_some(text)
 }
 
 /// The length of the header block in `head`, with the empty line that ends it; `None` if it does not end there.
@@ -89,7 +143,12 @@ pub fn block_len(head: &[u8]) -> Option<usize> {
 ///
 /// A first line that begins with a blank, and a line without a colon, come as fields without a name.
 pub fn fields(head: &[u8]) -> Fields<'_> {
-    Fields { head: &head[..head.len().min(HEADER_LIMIT)], at: 0, left: FIELD_LIMIT }
+    Fields { left: FIELD_LIMIT, ..all_fields(head) }
+}
+
+/// The same, however many they are.
+pub(super) fn all_fields(head: &[u8]) -> Fields<'_> {
+    Fields { head: &head[..head.len().min(HEADER_LIMIT)], at: 0, left: usize::MAX }
 }
 
 impl<'a> Field<'a> {
@@ -273,6 +332,54 @@ mod tests {
         for (len, expected) in [(HEADER_LIMIT, Some(HEADER_LIMIT)), (HEADER_LIMIT + 1, None)] {
             let head = format!("X: {}\r\n\r\n", "a".repeat(len - 7));
             assert_eq!(block_len(head.as_bytes()), expected, "{len} bytes");
+        }
+    }
+
+    /// C116: what can be judged whole, and what goes on where nobody looks.
+    #[test]
+    fn c116_a_header_is_judged_whole_or_not_at_all() {
+        let sized = |len: usize| format!("X: {}\r\n\r\n", "a".repeat(len - 7));
+        for (what, message, expected) in [
+            ("empty", String::new(), true),
+            ("a body without a header", "\r\nbody".to_owned(), true),
+            ("a header without a body", "A: b\r\n".to_owned(), true),
+            ("without its last line end", "A: b".to_owned(), true),
+            ("a header of blanks", " ".repeat(1000), true),
+            ("a line of 100 KiB", format!("A: {}\r\n\r\nx", "y".repeat(100 << 10)), true),
+            ("as many fields as may be", "A: b\r\n".repeat(FIELD_LIMIT) + "\r\nbody", true),
+            ("as many, without a body", "A: b\r\n".repeat(FIELD_LIMIT), true),
+            ("one more", "A: b\r\n".repeat(FIELD_LIMIT + 1) + "\r\nbody", false),
+            ("one more, without a body", "A: b\r\n".repeat(FIELD_LIMIT + 1), false),
+            ("as long as may be", sized(HEADER_LIMIT) + "body", true),
+            ("longer by one", sized(HEADER_LIMIT + 1) + "body", false),
+            ("one field of the whole length", format!("A: {}", "b".repeat(HEADER_LIMIT - 3)), true),
+            ("one field that is longer", format!("A: {}", "b".repeat(HEADER_LIMIT - 2)), false),
+            ("a long body is no header", format!("A: b\r\n\r\n{}", "x".repeat(2 * HEADER_LIMIT)), true),
+        ] {
+            assert_eq!(facts(message.as_bytes()).is_judged(message.len() as u64), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_organizations_of_a_message_are_read_as_they_are_written() {
+        for (head, expected) in [
+            ("X-OriginatorOrg: contoso.com\r\n\r\n", &["contoso.com"][..]),
+            ("x-originatororg :Contoso.COM \r\n\r\n", &["contoso.com"]),
+            ("X-OriginatorOrg:\r\n\tcontoso.com\r\n \r\n", &["contoso.com"]),
+            ("X-OriginatorOrg: contoso.com (as we (really) say)\r\n\r\n", &["contoso.com"]),
+            ("X-OriginatorOrg: (\\)) contoso.com\r\n\r\n", &["contoso.com"]),
+            ("X-OriginatorOrg: a.example\r\nTo: x\r\nX-OriginatorOrg: b.example\r\n", &["a.example", "b.example"]),
+            ("Subject: x\r\n X-OriginatorOrg: contoso.com\r\n\r\nX-OriginatorOrg: contoso.com\r\n", &[]),
+            // What names no domain is not passed over.
+            ("X-OriginatorOrg:\r\n\r\n", &["?"]),
+            ("X-OriginatorOrg: contoso.com fabrikam.com\r\n", &["?contoso.com fabrikam.com"]),
+            ("X-OriginatorOrg: contoso.com, fabrikam.com\r\n", &["?contoso.com, fabrikam.com"]),
+            ("X-OriginatorOrg: contoso.com (\r\n", &["?contoso.com ("]),
+            ("X-OriginatorOrg: [192.0.2.1]\r\n", &["?[192.0.2.1]"]),
+        ] {
+            let found = originators(head.as_bytes())
+                .map(|one| one.map_or_else(|text| format!("?{text}"), |domain| domain.to_string()));
+            assert_eq!(found.collect::<Vec<_>>(), expected, "{head:?}");
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod address;
 pub mod body;
 pub mod envelope;
+pub mod firewall;
 pub mod header;
 pub mod received;
 pub mod visit;
@@ -12,3 +13,4 @@ pub mod visit;
 pub use address::{Address, Domain};
 pub use body::Body;
 pub use envelope::{BodyType, Envelope, MessageId, Notify, OriginalRecipient, Recipient, Ret};
+pub use firewall::OrganizationHeaders;

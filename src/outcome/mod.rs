@@ -65,6 +65,10 @@ pub fn judge(result: Result<(), Setback>, history: History, settings: &Settings,
     }
     let lifetime = lifetime(settings, history.report);
     let Some(left) = lifetime.checked_sub(history.age).filter(|left| !left.is_zero()) else {
+        if setback.is_permanent() {
+            // Not confirmed, but there is no time left for that: what DNS said says more than that time is over.
+            return Outcome::Failed(setback);
+        }
         return Outcome::Failed(expired(setback, lifetime));
     };
     let mut wait = jittered(ladder(&settings.retry, history.attempts), fraction);
@@ -138,6 +142,7 @@ mod tests {
 
     fn settings() -> Settings {
         Settings {
+            acknowledge: crate::config::Acknowledge::Durable,
             path: "/spool".into(),
             message_lifetime: 2 * DAY,
             delay_warning: Some(240 * MINUTE),
@@ -192,6 +197,15 @@ mod tests {
             };
             assert_eq!(setback, Setback::Expired { lifetime: "2 days".into(), last: Box::new(dns()) });
         }
+    }
+
+    /// Where the lifetime leaves no time to look up a second time, the report says what DNS said, not that time is over.
+    #[test]
+    fn a_short_life_hides_no_answer_of_dns() {
+        let settings = Settings { message_lifetime: MINUTE / 2, ..settings() };
+        let judged = |age| judge(Err(no_domain()), history(age, 2), &settings, 0.5);
+        assert!(matches!(judged(MINUTE / 4), Outcome::Again { .. }));
+        assert_eq!(judged(MINUTE), Outcome::Failed(no_domain()));
     }
 
     /// C195.

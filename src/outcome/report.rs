@@ -17,7 +17,7 @@ use memchr::memmem;
 
 use super::Setback;
 use crate::message::received::date;
-use crate::message::{Address, BodyType, Domain, Envelope, MessageId, Notify, Recipient, Ret, header};
+use crate::message::{Address, BodyType, Domain, Envelope, MessageId, Notify, Recipient, Ret, firewall, header};
 use crate::smtp::{Reply, Status};
 
 /// The longest original that is returned whole, in bytes (C190).
@@ -337,19 +337,14 @@ impl Report<'_> {
             Self::wants_whole(self.kind, self.original, self.size.max(whole.len() as u64)) && can_travel(whole)
         });
         if let Some(whole) = whole {
-            let head = header::fields(whole).map(|field| field.raw.len()).sum();
-            let mut bytes = Vec::with_capacity(whole.len());
-            for field in header::fields(whole).filter(|field| !is_internal(field)) {
-                bytes.extend_from_slice(field.raw);
-            }
-            bytes.extend_from_slice(&whole[head..]);
+            let bytes = firewall::cut(whole).into_owned();
             return Returned { whole: true, description: "Undelivered message", bytes };
         }
         let mut bytes = Vec::new();
         for field in header::fields(self.head) {
             let withheld = self.original.requiretls && !SHOWN_IN_SPITE_OF_REQUIRETLS.iter().any(|name| field.is(name));
             // A line without a name is no header field; it might be the body of a message without a header.
-            if is_internal(&field) || withheld || field.name().is_empty() {
+            if firewall::is_organization(&field) || withheld || field.name().is_empty() {
                 continue;
             }
             if bytes.len() + field.raw.len() > RETURNED_HEADER_LIMIT {
@@ -379,13 +374,6 @@ struct Returned {
     whole: bool,
     description: &'static str,
     bytes: Vec<u8>,
-}
-
-/// Fields that never leave the organization: interface section 9.
-fn is_internal(field: &header::Field<'_>) -> bool {
-    ["X-MS-Exchange-Organization-", "X-MS-Exchange-Forest-", "X-MS-Exchange-CrossPremises-"]
-        .iter()
-        .any(|prefix| field.starts_with(prefix))
 }
 
 /// Can it be sent again as it is? No bare CR or LF, no NUL, no line that is too long for a report.

@@ -1,25 +1,32 @@
 //! When a 250 is true: only here does a receipt become an answer.
 //!
-//! `durable`: the receipt exists only after the sync that covers the message's record. Nothing else makes a 250.
+//! `durable`: the receipt exists only after the sync that covers the message's record. `delivered-or-durable`: that, or the
+//! proof that every recipient was taken by its next hop. Nothing else makes a 250.
 
 use std::io;
 
+use super::early::AllDelivered;
+use crate::message::MessageId;
 use crate::smtp::Reply;
 use crate::spool::{PutError, Receipt};
 
 /// The reply to the end of data.
-pub(super) fn acknowledge(put: &Result<Receipt, PutError>) -> Reply {
-    match put {
-        Ok(receipt) => Reply::accepted(receipt.message.id),
-        Err(error) => put_failed(error),
-    }
+pub(super) fn acknowledge(receipt: &Receipt) -> Reply {
+    Reply::accepted(receipt.message.id)
 }
 
-/// 452: the client keeps the message and offers it again.
+/// The same where nothing is left to keep: the next hops have promised what a 250 promises.
+pub(super) fn delivered(id: MessageId, all: AllDelivered) -> Reply {
+    drop(all);
+    Reply::accepted(id)
+}
+
+/// 452: the client keeps the message and offers it again. What never will fit is 552, so that its sender is told.
 pub(super) fn put_failed(error: &PutError) -> Reply {
     match error {
         PutError::Full(_) => Reply::insufficient_storage(),
         PutError::Fault(_) => Reply::spool_fault(),
+        PutError::TooLong(_) => Reply::envelope_too_long(),
     }
 }
 

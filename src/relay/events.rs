@@ -1,6 +1,7 @@
 //! The tracking events of a message's way through the relay.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 
@@ -11,8 +12,9 @@ use crate::deliver::Delivered;
 use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::outcome::Setback;
 use crate::outcome::tracking::{Event, EventKind};
-use crate::route::{HopCopy, Reason, Refusal, Routed};
-use crate::smtp::Status;
+use crate::route::trust::Words;
+use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict};
+use crate::smtp::{Reply, Status};
 use crate::spool::Message;
 
 /// What resolving one recipient found, kept until the message is accepted.
@@ -43,20 +45,29 @@ impl Relay {
 
     /// RECEIVE, then RESOLVE (and EXPAND or REDIRECT) for each recipient, then TRANSFER for each copy where there
     /// are several.
-    pub(super) fn track_received(&self, message: &Message, peer: &Peer, size: u64, noted: &[Noted]) {
+    pub(super) fn track_received(&self, message: &Message, peer: &Peer, size: u64, verdict: &Verdict, noted: &[Noted]) {
+        let words = verdict.words();
+        let because = displays(&words);
         let mut asked: Vec<&Address> = noted.iter().map(|noted| &noted.asked).collect();
         asked.dedup();
         let tls: Option<&dyn fmt::Display> = match &peer.tls {
             Some(tls) => Some(tls),
             None => None,
         };
+        let user = peer.user.as_ref().map(|user| format!("authenticated as {user}"));
+        let detail: Option<&dyn fmt::Display> = match &user {
+            Some(user) => Some(user),
+            None => None,
+        };
         self.0.tracker.write(&Event {
+            detail,
             to: &asked,
             size: Some(size),
             connector: Some(&message.connector),
             peer: Some(&peer.ip),
             tls,
             status: Some(FINE),
+            because: &because,
             ..about(message, EventKind::Receive)
         });
         self.track_plan(message, noted);
@@ -92,9 +103,9 @@ impl Relay {
 
     fn track_expansion(&self, message: &Message, group: &[Noted]) {
         let Some(first) = group.first() else { return };
-        let kind = first.because.iter().find_map(|reason| match reason {
-            Reason::Found { kind, .. } if kind.starts_with("group") => Some(EventKind::Expand),
-            Reason::Found { kind, .. } if kind.starts_with("forward") => Some(EventKind::Redirect),
+        let kind = first.because.iter().find_map(|reason| match reason.found()? {
+            kind if kind.starts_with("group") => Some(EventKind::Expand),
+            kind if kind.starts_with("forward") => Some(EventKind::Redirect),
             _ => None,
         });
         if let Some(kind) = kind {
@@ -106,8 +117,12 @@ impl Relay {
 
     /// FAIL for a recipient that was refused at RCPT: there is no message yet.
     pub(super) fn track_refusal(&self, asked: &Asked<'_>, recipient: &Recipient, refusal: &Refusal) {
-        let because: Vec<&dyn fmt::Display> =
+        let stranger = Words::Originator(&asked.verdict.originator_org);
+        let mut because: Vec<&dyn fmt::Display> =
             refusal.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
+        if asked.verdict.is_stranger() {
+            because.insert(0, &stranger);
+        }
         self.0.tracker.write(&Event {
             id: None,
             from: asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref()),
@@ -127,9 +142,12 @@ impl Relay {
         envelope: &Envelope,
         connector: &ReceiveConnector,
         peer: &Peer,
+        verdict: &Verdict,
         status: Status,
         why: &dyn fmt::Display,
     ) {
+        let words = verdict.words();
+        let because = displays(&words);
         let to: Vec<&Address> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
         self.0.tracker.write(&Event {
             id: None,
@@ -138,7 +156,24 @@ impl Relay {
             connector: Some(&connector.name.0),
             peer: Some(&peer.ip),
             status: Some(status),
+            because: &because,
             detail: Some(why),
+            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+        });
+    }
+
+    /// FAIL for a sender who was refused at MAIL: nobody has been named as a recipient.
+    pub fn track_refused_sender(&self, envelope: &Envelope, peer: IpAddr, verdict: &Verdict, reply: &Reply) {
+        let words = verdict.words();
+        let because = displays(&words);
+        self.0.tracker.write(&Event {
+            id: None,
+            from: envelope.sender.as_ref(),
+            connector: Some(&verdict.claim.connector.0),
+            peer: Some(&peer),
+            status: Some(reply.status_or_class()),
+            because: &because,
+            detail: Some(reply),
             ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
         });
     }
@@ -204,6 +239,10 @@ impl Relay {
     pub(super) fn track_dropped(&self, message: &Message, to: &[&Address], why: &dyn fmt::Display) {
         self.0.tracker.write(&Event { to, detail: Some(why), ..about(message, EventKind::Drop) });
     }
+}
+
+fn displays<'a>(words: &'a [Words<'_>]) -> Vec<&'a dyn fmt::Display> {
+    words.iter().map(|word| word as &dyn fmt::Display).collect()
 }
 
 fn about(message: &Message, kind: EventKind) -> Event<'_> {

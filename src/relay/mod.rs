@@ -18,19 +18,23 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::config::{Config, ReceiveConnector};
+use crate::config::{Acknowledge, Config, ConnectorName, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
+use crate::directory::users::UserFiles;
 use crate::message::received::Received;
-use crate::message::{BodyType, Envelope, Recipient, header, visit};
+use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header, visit};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::{Routed, plan};
+use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
 use crate::smtp::Reply;
-use crate::spool::{Draft, Message, NewMessage, Recovered, Spool};
+use crate::spool::disk::crash_point;
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
 
 mod acknowledge;
+mod early;
 mod events;
+mod origin;
 pub mod schedule;
 mod settle;
 #[cfg(test)]
@@ -38,6 +42,7 @@ mod tests;
 mod visits;
 mod work;
 
+use early::Early;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -56,6 +61,9 @@ pub const ROUTED_LIMIT: usize = 20_000;
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
 
+/// Recovered copies that are put into the queue while it is held once.
+const RESUME_AT_ONCE: usize = 1000;
+
 /// What a message is judged by: replaced whole on reload.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -63,6 +71,8 @@ pub struct Snapshot {
     pub config: Arc<Config>,
     /// The directory.
     pub directory: Arc<Directory>,
+    /// Who may log in.
+    pub users: Arc<UserFiles>,
     /// Delivery under that configuration.
     pub deliverer: Deliverer,
     /// Knows again what was here before; the deliverer marks with the same.
@@ -87,6 +97,8 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    /// Mailboxes that each premises holds to be at the other.
+    disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
 }
@@ -102,6 +114,8 @@ pub struct Asked<'a> {
     pub mail: Option<&'a (Envelope, Option<u64>)>,
     /// How many recipients the message has so far, groups expanded.
     pub routed: usize,
+    /// What the message is held to be.
+    pub verdict: &'a Verdict,
 }
 
 /// Who brought a message.
@@ -115,6 +129,8 @@ pub struct Peer {
     pub extended: bool,
     /// Protocol version and cipher, where the session was in TLS.
     pub tls: Option<String>,
+    /// Who logged in.
+    pub user: Option<Box<str>>,
 }
 
 /// A message at the end of its data.
@@ -130,6 +146,8 @@ pub struct Submission {
     pub connector: Arc<ReceiveConnector>,
     /// Who brought it.
     pub peer: Peer,
+    /// What it is held to be, so far.
+    pub verdict: Arc<Verdict>,
 }
 
 impl Relay {
@@ -150,6 +168,7 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            disagreements: Mutex::default(),
             put_limit,
         }))
     }
@@ -161,8 +180,24 @@ impl Relay {
 
     /// From now on messages are judged by this. Messages under way keep what they began with.
     pub fn replace(&self, snapshot: Snapshot) -> Arc<Snapshot> {
-        self.queue().set_retry(snapshot.config.spool.retry.clone());
-        self.0.snapshot.swap(Arc::new(snapshot))
+        let next = Arc::new(snapshot);
+        let last = self.0.snapshot.swap(Arc::clone(&next));
+        // What waits for a connector that came back, or was mended, need not wait for the end of a rest.
+        let is_changed = |via: &ConnectorName| next.config.send_connector(via) != last.config.send_connector(via);
+        let start = {
+            let mut queue = self.queue();
+            queue.set_retry(next.config.spool.retry.clone());
+            if self.0.stopping.load(Ordering::Acquire) {
+                Vec::new()
+            } else {
+                queue.wake_changed(Instant::now(), is_changed)
+            }
+        };
+        for lane in start {
+            self.work(lane);
+        }
+        self.0.wake.notify_one();
+        last
     }
 
     /// How many messages wait for delivery.
@@ -180,15 +215,18 @@ impl Relay {
         }
         let snapshot = self.snapshot();
         let (now, wall) = (Instant::now(), Timestamp::now());
-        let mut queue = self.queue();
-        for waiting in recovered.waiting {
-            let max = work::max_connections(&snapshot.config, &waiting.via);
-            let lane = queue.lane(&waiting.via, &waiting.hop, max);
-            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
-            queue.later(at, lane, Item::recovered(&waiting));
+        // New mail comes meanwhile, and waits for the queue no longer than a batch takes.
+        for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
+            let mut queue = self.queue();
+            for waiting in batch {
+                let max = work::max_connections(&snapshot.config, &waiting.via);
+                let lane = queue.lane(&waiting.via, &waiting.hop, max);
+                let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
+                queue.later(at, lane, Item::recovered(waiting));
+            }
+            drop(queue);
+            self.0.wake.notify_one();
         }
-        drop(queue);
-        self.0.wake.notify_one();
     }
 
     /// May this sender send by this connector, and a message of this declared size?
@@ -219,12 +257,13 @@ impl Relay {
     ) -> Result<Vec<Routed>, Reply> {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let asking = Asking {
-            origin: asked.connector.origin,
+            origin: asked.verdict.origin,
             connector: &asked.connector.name,
-            may_relay: asked.connector.relay,
+            may_relay: asked.verdict.may_relay,
             size: asked.mail.and_then(|(_, size)| *size),
         };
         let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
+            let refusal = self.allow_for_a_move(&snapshot.config, refusal);
             self.track_refusal(asked, &recipient, &refusal);
             refusal.to_reply()
         })?;
@@ -234,6 +273,18 @@ impl Relay {
             return Err(Reply::too_many_recipients(ROUTED_LIMIT));
         }
         Ok(routed)
+    }
+
+    /// A mailbox that the two sides disagree about may be moving: for a while it is refused for now only.
+    fn allow_for_a_move(&self, config: &Config, refusal: Refusal) -> Refusal {
+        match &config.hybrid {
+            Some(hybrid) if matches!(refusal.kind, RefusalKind::Disagreement(_)) => {
+                // Nothing in it can be half done.
+                let mut known = self.0.disagreements.lock().unwrap_or_else(PoisonError::into_inner);
+                refusal.within_grace(&mut known, Instant::now(), hybrid.disagreement_grace)
+            }
+            _ => refusal,
+        }
     }
 
     /// Room for the content of a message that begins to arrive.
@@ -248,22 +299,33 @@ impl Relay {
     }
 
     /// Takes a whole message and says what the end of its data is answered with.
-    pub async fn take(&self, snapshot: &Snapshot, submission: Submission) -> Reply {
-        let Submission { mut envelope, mut routed, draft, connector, peer } = submission;
+    pub async fn take(&self, snapshot: &Arc<Snapshot>, submission: Submission) -> Reply {
+        let Submission { mut envelope, mut routed, draft, connector, peer, verdict } = submission;
         let head = draft.head();
         let facts = header::facts(&head);
-        drop(head);
-        if facts.received >= HOP_LIMIT {
-            let reply = Reply::too_many_hops();
-            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+        let size = draft.len();
+        let fault = if facts.received >= HOP_LIMIT {
+            Some(Reply::too_many_hops())
+        } else if !facts.is_judged(size) {
+            Some(Reply::header_too_long(header::HEADER_LIMIT, header::FIELD_LIMIT))
+        } else {
+            None
+        };
+        if let Some(reply) = fault {
+            self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &reply);
             return reply;
         }
-        let size = draft.len();
+        let from = (&*connector, &peer, verdict);
+        let verdict = match self.judge_header(snapshot, from, (&envelope, &head, size), &mut routed) {
+            Ok(verdict) => verdict,
+            Err(reply) => return reply,
+        };
+        drop(head);
         let config = &snapshot.config;
         let rules = Rules { config, directory: snapshot.directory.as_ref() };
         if let Err(refusal) = rules.check_size(&routed, size) {
             let reply = refusal.to_reply();
-            self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &refusal);
+            self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &refusal);
             return reply;
         }
         let accepted = Timestamp::now();
@@ -274,7 +336,8 @@ impl Relay {
                 Circling::No => {}
                 Circling::Some(indexes) => indexes.into_iter().for_each(|index| visits::cut(&mut routed[index])),
                 Circling::Refuse(reply) => {
-                    self.track_refused_message(&envelope, &connector, &peer, reply.status_or_class(), &reply);
+                    let status = reply.status_or_class();
+                    self.track_refused_message(&envelope, &connector, &peer, &verdict, status, &reply);
                     return reply;
                 }
             }
@@ -290,7 +353,7 @@ impl Relay {
             by: &config.hostname,
             extended: peer.extended,
             tls: peer.tls.as_deref(),
-            authenticated: false,
+            authenticated: peer.user.is_some(),
             utf8: envelope.smtputf8,
             id,
             only_recipient,
@@ -303,6 +366,7 @@ impl Relay {
             envelope.body = BodyType::EightBit;
         }
         let noted = Self::note_routes(&mut routed);
+        crash_point("accept.routed");
         let message = NewMessage {
             id,
             accepted,
@@ -310,40 +374,68 @@ impl Relay {
             connector: connector.name.to_string().into(),
             message_id: facts.message_id.map(String::into_boxed_str),
             prefix,
+            organization: OrganizationHeaders::of(facts.organization, verdict.internal),
             content: draft,
             copies: plan::plan(routed),
             settles: Vec::new(),
         };
-        let put = match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
-            Ok(put) => put,
+        if let Acknowledge::DeliveredOrDurable { window } = config.spool.acknowledge {
+            return self
+                .take_early(snapshot, message, window, |relay, message| {
+                    relay.track_received(message, &peer, size, &verdict, &noted);
+                })
+                .await;
+        }
+        match self.put(message).await {
+            Ok(receipt) => {
+                let reply = acknowledge::acknowledge(&receipt);
+                crash_point("accept.durable");
+                self.track_received(&receipt.message, &peer, size, &verdict, &noted);
+                self.schedule(snapshot, receipt.message);
+                reply
+            }
+            Err(reply) => reply,
+        }
+    }
+
+    /// Puts a message of a client that waits.
+    async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
+        let id = message.id;
+        match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
+            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Err(error)) => {
+                warn!(%id, %error, "a message was not accepted");
+                Err(acknowledge::put_failed(&error))
+            }
             // Dropped before its end, the put takes the message back.
             Err(_) => {
                 warn!(%id, "a message was not on stable storage after {:?} and is taken back", self.0.put_limit);
-                return Reply::took_too_long();
+                Err(Reply::took_too_long())
             }
-        };
-        let reply = acknowledge::acknowledge(&put);
-        match put {
-            Ok(receipt) => {
-                self.track_received(&receipt.message, &peer, size, &noted);
-                self.schedule(snapshot, receipt.message);
-            }
-            Err(error) => warn!(%id, %error, "a message was not accepted"),
         }
-        reply
     }
 
     /// Every copy of a message that is safe goes to its lane.
     fn schedule(&self, snapshot: &Snapshot, message: Arc<Message>) {
         let stay = self.0.resident.load(Ordering::Relaxed) < RESIDENT_LIMIT;
         let resident = stay.then(|| work::Resident::new(self, &message));
+        self.schedule_with(snapshot, &message, resident, None);
+    }
+
+    fn schedule_with(
+        &self,
+        snapshot: &Snapshot,
+        message: &Arc<Message>,
+        resident: Option<Arc<work::Resident>>,
+        early: Option<&Arc<Early>>,
+    ) {
         let mut start: Vec<LaneId> = Vec::new();
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
             // What waits for a hop that is down must not take the memory from what can go at once.
-            let resident = resident.clone().filter(|_| queue.depth(lane).resting.is_none());
-            let item = Item::fresh(&message, index, resident);
+            let resident = resident.clone().filter(|_| early.is_some() || queue.depth(lane).resting.is_none());
+            let item = Item { early: early.cloned(), ..Item::fresh(message, index, resident) };
             if queue.ready(lane, item) {
                 start.push(lane);
             }

@@ -116,6 +116,8 @@ struct Lane<T> {
     /// How often in a row it was found down.
     failures: u16,
     resting: Option<Instant>,
+    /// Why it rests, or is slow.
+    last: Option<Setback>,
 }
 
 #[derive(Debug)]
@@ -227,6 +229,48 @@ impl<T> Schedule<T> {
         start
     }
 
+    /// The connectors of which `changed` says yes are not what they were, so what was learned of their hops says nothing:
+    /// lanes that rest are woken, and what waits for its time is tried now. A lane once for each worker to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn wake_changed(&mut self, now: Instant, changed: impl Fn(&ConnectorName) -> bool) -> Vec<LaneId> {
+        let is_changed = |lane: &Lane<T>| lane.name.as_ref().is_some_and(|(via, _)| changed(via));
+        let lanes: Vec<bool> = self.lanes.iter().map(is_changed).collect();
+        if !lanes.contains(&true) {
+            return Vec::new();
+        }
+        for (index, _) in (0u32..).zip(&lanes).filter(|(_, changed)| **changed) {
+            self.wake(LaneId(index));
+            let lane = self.lane_mut(LaneId(index));
+            (lane.failures, lane.throttled, lane.last) = (0, 0, None);
+        }
+        let mut start = Vec::new();
+        let mut later = std::mem::take(&mut self.later).into_vec();
+        for Reverse(entry) in &mut later {
+            if lanes[entry.lane.0 as usize] {
+                // In their order, and no earlier than now: what is due already has its place before them.
+                entry.at = entry.at.min(now);
+            }
+        }
+        self.later = later.into();
+        for (index, _) in (0u32..).zip(&lanes).filter(|(_, changed)| **changed) {
+            let lane = self.lane_mut(LaneId(index));
+            let workers = lane.recruit(lane.ready.len());
+            start.extend(std::iter::repeat_n(LaneId(index), workers));
+        }
+        start.extend(self.due(now));
+        start
+    }
+
+    /// Why the lane rests or is slow: what its last attempt said of the hop.
+    pub fn remember(&mut self, lane: LaneId, why: Setback) {
+        self.lane_mut(lane).last = Some(why);
+    }
+
+    /// What [`Schedule::remember`] was told, unless the hop has answered since.
+    pub fn last_setback(&self, lane: LaneId) -> Option<&Setback> {
+        self.lanes[lane.0 as usize].last.as_ref()
+    }
+
     /// When [`Schedule::due`] will next have something to do. It may be earlier than before after any call.
     pub fn next_due(&self) -> Option<Instant> {
         let later = self.later.peek().map(|Reverse(later)| later.at);
@@ -263,6 +307,7 @@ impl<T> Schedule<T> {
                 let entry = self.lane_mut(lane);
                 entry.stale = entry.stale.saturating_sub(1);
                 (entry.failures, entry.throttled) = (0, 0);
+                entry.last = None;
                 let step = if entry.window < entry.threshold { 1.0 } else { 1.0 / entry.window };
                 entry.window = (entry.window + step).min(entry.max as f64);
                 // This worker takes one of them itself.
@@ -417,6 +462,7 @@ impl<T> Lane<T> {
             throttled: 0,
             failures: 0,
             resting: None,
+            last: None,
         }
     }
 
@@ -701,6 +747,45 @@ mod tests {
         assert_eq!((schedule.len(), schedule.depth(id).ready, schedule.depth(id).later), (5, 2, 3));
         assert_eq!([schedule.take(id, now), schedule.take(id, now)], [Some(0), Some(4)]);
         schedule.let_go(id);
+    }
+
+    /// After a reload: what waits for a connector that was changed is tried at once, with one worker first; the others'
+    /// rests stay.
+    #[test]
+    fn f057_a_changed_connector_is_tried_at_once() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 8);
+        let name = ConnectorName("other".into());
+        let other = schedule.lane(&name, &hop(1), 8);
+        for lane in [id, other] {
+            for item in 0..3 {
+                let _ = schedule.ready(lane, item);
+            }
+            assert_eq!(schedule.take(lane, now), Some(0));
+            let down = || Setback::Unreachable { host: "mx".into(), why: "connection refused".into() };
+            assert_eq!(schedule.feedback(lane, now, Feedback::Down, 0.5), 0);
+            schedule.remember(lane, down());
+            schedule.later(now + 300 * SECOND, lane, 0);
+            // Its other workers find it resting.
+            while schedule.depth(lane).active > 0 {
+                assert_eq!(schedule.take(lane, now), None);
+            }
+            assert_eq!(schedule.last_setback(lane), Some(&down()));
+        }
+        assert_eq!(schedule.wake_changed(now, |_| false), []);
+        assert_eq!(schedule.wake_changed(now, |via| *via == name), [other], "one probe");
+        let depth = schedule.depth(other);
+        assert_eq!((depth.resting, depth.ready, depth.later, depth.active), (None, 3, 0, 1));
+        assert_eq!(schedule.last_setback(other), None);
+        let depth = schedule.depth(id);
+        assert_eq!((depth.resting, depth.ready, depth.later), (Some(now + 60 * SECOND), 2, 1));
+        let order: Vec<_> = std::iter::from_fn(|| {
+            let item = schedule.take(other, now);
+            item.inspect(|_| assert!(schedule.feedback(other, now, Feedback::Ok, 0.5) <= 2))
+        })
+        .collect();
+        assert_eq!(order, [1, 2, 0]);
+        assert_eq!(schedule.next_due(), Some(now + 60 * SECOND));
     }
 
     /// What was swept out can be put back, however many lanes came in between.

@@ -16,13 +16,14 @@ use super::{Relay, Snapshot};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
-use crate::message::{Address, Body, Envelope, MessageId, Recipient, header};
+use crate::message::{Address, Body, Envelope, MessageId, OrganizationHeaders, Recipient, header};
 use crate::outcome::report::{End as ReportEnd, Kind, Report, Told};
 use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
-use crate::spool::{Deferral, Draft, End, Message, NewMessage, Settlement};
+use crate::spool::disk::crash_point;
+use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement};
 
 /// The name under which reports travel where a receive connector is asked for.
 const OWN_CONNECTOR: &str = "reports";
@@ -65,7 +66,7 @@ impl Relay {
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
-        let item = Item { attempts, warned, resident: None, ..tried.item };
+        let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
     }
 
@@ -132,6 +133,18 @@ impl Relay {
         for (index, _) in done {
             self.0.spool.settle(settlement(&tried.item, *index, End::Delivered));
         }
+        crash_point("settle.noted");
+        self.tell_done(snapshot, tried, done, now).await;
+    }
+
+    /// What [`Relay::settle_done`] says of deliveries whose record is made, or not needed.
+    pub(super) async fn tell_done(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        done: &[(u16, Delivered)],
+        now: Timestamp,
+    ) {
         self.track_sent(tried, done);
         let copy = tried.copy();
         if let Some((_, delivered)) = done.first() {
@@ -211,7 +224,8 @@ impl Relay {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let connector = ConnectorName(Arc::from(OWN_CONNECTOR));
         // A report comes from the relay's own side. Interface section 5.4.
-        let asking = Asking { origin: Origin::OnPremises, connector: &connector, may_relay: true, size: None };
+        let origin = snapshot.config.hybrid.as_ref().map_or(Origin::OnPremises, |hybrid| hybrid.side.origin());
+        let asking = Asking { origin, connector: &connector, may_relay: true, size: None };
         let mut routed = match rules.resolve(&asking, &to) {
             Ok(routed) => routed,
             Err(refusal) if refusal.is_temporary() => {
@@ -236,9 +250,10 @@ impl Relay {
             connector: Box::default(),
             message_id: facts.message_id.map(String::into_boxed_str),
             prefix: own_received(&snapshot.config, id, &to, now),
+            organization: OrganizationHeaders::None,
             content: Draft::from_bytes(content),
             copies: plan::plan(routed),
-            settles,
+            settles: settles.clone(),
         };
         match self.0.spool.put(new).await {
             Ok(receipt) => {
@@ -251,6 +266,13 @@ impl Relay {
                 self.track_report(message, id, what);
                 self.track_plan(&receipt.message, &noted);
                 self.schedule(snapshot, receipt.message);
+                true
+            }
+            Err(error @ PutError::TooLong(_)) => {
+                // It never could be written; trying for ever would help nobody.
+                warn!(id = %message.id, %error, "a report is dropped");
+                self.track_dropped(message, &[&to.address], &format_args!("the report to the sender: {error}"));
+                settle_alone(self);
                 true
             }
             Err(error) => {
@@ -299,7 +321,7 @@ async fn compose(
     report.write()
 }
 
-fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
+pub(super) fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {
     Settlement { id: item.id, copy: item.copy, recipient, end }
 }
 

@@ -13,6 +13,7 @@ use crate::deliver::{Attempt, Delivered};
 use crate::dns::Resolver;
 use crate::message::{Address, BodyType, Notify, visit};
 use crate::outcome::Setback;
+use crate::route::Clause;
 use crate::smtp::Status;
 use crate::spool::model::{Fault, Model, ModelDisk, Op};
 use crate::spool::{LoadError, Options, Settings};
@@ -67,7 +68,7 @@ fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
     let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
     let deliverer = deliverer.marking(Arc::clone(&visits));
-    Snapshot { config, directory: Arc::new(directory), deliverer, visits }
+    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
 }
 
 impl Fixture {
@@ -97,20 +98,36 @@ impl Fixture {
 
     /// A whole session's questions, and the answer to the end of data.
     async fn send(&self, from: &str, to: &[&str], content: &str) -> Reply {
+        self.send_by("internet", from, to, content, |_| {}).await
+    }
+
+    /// By another connector; `meanwhile` happens between the recipients and the end of data.
+    async fn send_by(
+        &self,
+        connector: &str,
+        from: &str,
+        to: &[&str],
+        content: &str,
+        meanwhile: impl FnOnce(&Self),
+    ) -> Reply {
         let snapshot = self.relay.snapshot();
-        let connector = self.connector("internet");
+        let connector = self.connector(connector);
         let mut envelope = envelope(from);
-        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: 0 };
+        let verdict = Arc::new(Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked));
+        let peer = [192, 0, 2, 1].into();
+        let asked = Asked { connector: &connector, peer, mail: None, routed: 0, verdict: &verdict };
         let mut routed = Vec::new();
         for to in to {
             let recipient = recipient(to);
             routed.extend(self.relay.check_recipient(&snapshot, &asked, recipient.clone()).unwrap());
             envelope.recipients.push(recipient);
         }
+        meanwhile(self);
+        let snapshot = self.relay.snapshot();
         let mut draft = self.relay.draft();
         draft.push(content.to_owned().into()).await.unwrap();
-        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None };
-        self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer }).await
+        let peer = Peer { ip: asked.peer, hello: "client.example".into(), extended: true, tls: None, user: None };
+        self.relay.take(&snapshot, Submission { envelope, routed, draft, connector, peer, verdict }).await
     }
 
     fn lane(&self) -> LaneId {
@@ -269,6 +286,66 @@ async fn what_is_late_is_said_once_and_postpones_nothing() {
     }
 }
 
+/// F-034: what was never tried, because its hop was down all the time, is returned with what the hop's last answer was.
+#[tokio::test]
+async fn f034_the_end_of_a_long_rest_says_what_the_lane_met() {
+    for (known, expected) in [(false, "no attempt was possible in this time"), (true, "connection refused by mx")] {
+        let fixture = Fixture::still();
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        if known {
+            let why = Setback::Unreachable { host: "mx".into(), why: "connection refused by mx".into() };
+            let lane = fixture.lane();
+            fixture.relay.queue().remember(lane, why);
+        }
+        for hours in [5, 49] {
+            let wall = Timestamp::now() + jiff::SignedDuration::try_from(hours * HOUR).unwrap();
+            fixture.relay.look_through(wall).await;
+        }
+        let failed = |event: &&String| event.contains("\"FAIL\"") && event.contains("one@contoso.com");
+        let events = fixture.events.lock().unwrap().clone();
+        let event = events.iter().find(failed).unwrap_or_else(|| panic!("{events:?}"));
+        assert!(event.contains(expected), "{event}");
+        // The warning of before is too old by now; the report of the failure waits.
+        let out = fixture.relay.queue().sweep(|_| false);
+        assert_eq!(out.len(), 1);
+        let (lane, item) = &out[0];
+        let report = fixture.relay.0.spool.load(item.id).unwrap().message;
+        let crate::message::Body::Memory(pieces) = &report.content else { panic!("not in memory") };
+        let text = String::from_utf8_lossy(&pieces.concat()).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(expected), "{text}");
+        fixture.relay.queue().let_go(*lane);
+    }
+}
+
+/// F-057: when the connector is back, what waits for it goes at once.
+#[tokio::test]
+async fn f057_a_connector_that_is_back_is_tried_at_once() {
+    let fixture = Fixture::still();
+    let last = snapshot(&|text| text.replace("name = \"to-contoso\"", "name = \"renamed\""));
+    fixture.relay.replace(last);
+    let send = fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await;
+    assert_eq!(send.code, 250);
+    let name = config::ConnectorName("renamed".into());
+    let lane = fixture.relay.queue().find(&name, &crate::route::Hop::SmartHosts).unwrap();
+    let _ = fixture.relay.queue().feedback(lane, Instant::now(), schedule::Feedback::Down, 0.5);
+    let rests = || fixture.relay.queue().depth(lane).resting.is_some();
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    fixture.relay.replace(snapshot(&|text| {
+        text.replace("name = \"to-contoso\"", "name = \"renamed\"").replace("\"to-internet\"", "\"other\"")
+    }));
+    assert!(rests(), "that was another's change");
+    fixture.relay.replace(snapshot(&|text| text));
+    assert!(!rests());
+    fixture.relay.begin_stop();
+}
+
+/// What is longer than any record is refused for good.
+#[test]
+fn an_envelope_that_never_fits_is_refused_for_good() {
+    let reply = acknowledge::put_failed(&crate::spool::PutError::TooLong("20000000 bytes".into()));
+    assert_eq!((reply.code, reply.status), (552, Some(Status(5, 3, 4))));
+}
+
 #[tokio::test]
 async fn the_end_of_data_is_answered_by_what_became_of_it() {
     let hops = "Received: from a by b\r\n".repeat(HOP_LIMIT);
@@ -285,6 +362,134 @@ async fn the_end_of_data_is_answered_by_what_became_of_it() {
         assert_eq!(reply.status.unwrap(), status, "{reply}");
         assert_eq!(fixture.relay.waiting(), usize::from(code == 250));
         assert_eq!(fixture.count("RECEIVE", ""), usize::from(code == 250));
+    }
+}
+
+/// C116, S-123: a header that cannot be judged whole is not taken: behind the limit anything could stand.
+#[tokio::test]
+async fn c116_a_header_without_end_is_refused() {
+    let forged = "X-MS-Exchange-Organization-AuthAs: Internal\r\n";
+    let long = |fields: usize| format!("{}{forged}\r\nx\r\n", "A: b\r\n".repeat(fields));
+    for (what, content, good) in [
+        ("all the fields there may be", long(header::FIELD_LIMIT - 1), true),
+        ("one more", long(header::FIELD_LIMIT), false),
+        ("a MiB in one field", format!("A: {}\r\n{forged}\r\n", "x".repeat(header::HEADER_LIMIT)), false),
+        ("a MiB and no end", format!("{forged}{}", "A: b\r\n".repeat(header::HEADER_LIMIT / 6 + 1)), false),
+        ("a MiB of body", format!("{forged}\r\n{}", "x\r\n".repeat(header::HEADER_LIMIT / 3)), true),
+        ("no body at all", forged.to_owned(), true),
+        ("no header at all", "\r\nx\r\n".to_owned(), true),
+    ] {
+        let fixture = Fixture::still();
+        // Neither is its size what is refused: this domain's connector has no limit.
+        let reply = fixture.send("erin@fabrikam.com", &["eve@elsewhere.example"], &content).await;
+        let expected = if good { (250, Status(2, 0, 0)) } else { (552, Status(5, 3, 4)) };
+        assert_eq!((reply.code, reply.status.unwrap()), expected, "{what}: {reply}");
+        assert_eq!(fixture.count("FAIL", "the header has more than"), usize::from(!good), "{what}");
+        assert_eq!(fixture.relay.waiting(), usize::from(good), "{what}");
+    }
+}
+
+/// A configuration with a connector of the cloud's that lists organizations. What it says of origin decides where
+/// mail for contoso.com goes once `[hybrid]` stands; here the right to relay is what is lost.
+fn with_cloud(text: String) -> String {
+    text + r#"
+[[receive_connector]]
+name = "from-cloud"
+listen = ["127.0.0.3:0"]
+origin = "cloud"
+tls = "off"
+internal = true
+originator_org = ["contoso.com"]
+[[receive_connector]]
+name = "from-partner"
+listen = ["127.0.0.4:0"]
+origin = "partner"
+tls = "off"
+sender_domains = ["fabrikam.example"]
+only_here = true
+internal = true
+originator_org = ["fabrikam.example"]
+"#
+}
+
+/// Interface section 3, `originator_org`: whose the message is turns out at its end, and it is taken or refused as a whole.
+#[tokio::test]
+async fn a_message_of_another_organization_counts_as_from_the_internet() {
+    const OURS: &str = "X-OriginatorOrg: contoso.com\r\n";
+    const THEIRS: &str = "X-OriginatorOrg: evil.example\r\n";
+    const INSIDE: &str = "one@contoso.com";
+    const OUTSIDE: &str = "eve@elsewhere.example";
+    type Row<'a> = (&'a str, &'a str, &'a [&'a str], &'a str, (u16, Status), &'a str);
+    let denied = (550, Status(5, 7, 1));
+    let taken = (250, Status(2, 0, 0));
+    let stranger = "originator_org: false (evil.example)";
+    let rows: &[Row<'_>] = &[
+        ("from-cloud", "anna@contoso.com", &[INSIDE, OUTSIDE], OURS, taken, "internal: yes"),
+        ("from-cloud", "anna@contoso.com", &[INSIDE, OUTSIDE], OURS, taken, "originator_org contoso.com: true"),
+        ("from-cloud", "anna@contoso.com", &[INSIDE], THEIRS, taken, stranger),
+        ("from-cloud", "anna@contoso.com", &[INSIDE], "", taken, "originator_org: false (none was named)"),
+        ("from-cloud", "anna@contoso.com", &[INSIDE], "", taken, "it counts as from the Internet"),
+        ("from-cloud", "anna@contoso.com", &[OUTSIDE], THEIRS, denied, stranger),
+        // Nobody is served where one is refused.
+        ("from-cloud", "anna@contoso.com", &[INSIDE, OUTSIDE], THEIRS, denied, stranger),
+        ("from-cloud", "anna@contoso.com", &[INSIDE, OUTSIDE], "", denied, "originator_org: false (none was named)"),
+        ("from-cloud", "", &[OUTSIDE], THEIRS, denied, stranger),
+        // A partner who must come one way is one only if the service vouches for him.
+        (
+            "from-partner",
+            "a@fabrikam.example",
+            &[INSIDE],
+            "X-OriginatorOrg: fabrikam.example\r\n",
+            taken,
+            "internal: yes",
+        ),
+        ("from-partner", "a@fabrikam.example", &[INSIDE], THEIRS, denied, stranger),
+        ("from-cloud", "a@partner.example", &[INSIDE], THEIRS, denied, "must come from its partner's servers"),
+        // A connector that lists none asks nobody.
+        ("internet", "anna@contoso.com", &[INSIDE, OUTSIDE], THEIRS, taken, "internal: no, by connector"),
+    ];
+    for (connector, from, to, header, expected, words) in rows {
+        let fixture = Fixture::still();
+        fixture.relay.replace(snapshot(&with_cloud));
+        let content = format!("{header}X-MS-Exchange-Organization-AuthAs: Internal\r\nSubject: x\r\n\r\nx\r\n");
+        let reply = fixture.send_by(connector, from, to, &content, |_| {}).await;
+        let row = format!("{connector}: {from} -> {to:?}, {header:?}");
+        assert_eq!((reply.code, reply.status.unwrap()), *expected, "{row}: {reply}");
+        let kind = if reply.is_positive() { "RECEIVE" } else { "FAIL" };
+        assert_eq!(fixture.count(kind, words), 1, "{row}: {:?}", fixture.events);
+        assert_eq!(fixture.relay.waiting(), usize::from(reply.is_positive()), "{row}");
+        if reply.is_positive() {
+            let id = fixture.events.lock().unwrap()[0].split("\"id\":\"").nth(1).unwrap()[..12].to_owned();
+            let id = crate::message::MessageId(u64::from_str_radix(&id, 16).unwrap());
+            let message = fixture.relay.0.spool.load(id).unwrap().message;
+            let internal = fixture.count("RECEIVE", "internal: yes") == 1;
+            let expected = if internal { OrganizationHeaders::Believed } else { OrganizationHeaders::Cut };
+            assert_eq!(message.organization, expected, "{row}");
+            assert_eq!(message.copies.iter().map(|copy| copy.recipients.len()).sum::<usize>(), to.len(), "{row}");
+        }
+    }
+}
+
+/// A recipient that cannot be judged now holds the whole message up, unless another is refused for good.
+#[tokio::test]
+async fn a_message_that_changes_its_origin_waits_for_what_cannot_be_judged() {
+    for (to, code, status) in [
+        (&["one@contoso.com"][..], 451, Status(4, 3, 5)),
+        (&["one@contoso.com", "two@contoso.com"], 451, Status(4, 3, 5)),
+        (&["one@contoso.com", "eve@elsewhere.example"], 550, Status(5, 7, 1)),
+        (&["eve@elsewhere.example", "one@contoso.com"], 550, Status(5, 7, 1)),
+    ] {
+        let fixture = Fixture::still();
+        fixture.relay.replace(snapshot(&with_cloud));
+        let disable = |fixture: &Fixture| {
+            fixture
+                .relay
+                .replace(snapshot(&|text| with_cloud(text.replace("smart_hosts =", "enabled = false\nsmart_hosts ="))));
+        };
+        let reply = fixture.send_by("from-cloud", "anna@contoso.com", to, "Subject: x\r\n\r\n", disable).await;
+        assert_eq!((reply.code, reply.status.unwrap()), (code, status), "{to:?}: {reply}");
+        assert_eq!((fixture.relay.waiting(), fixture.count("RECEIVE", "")), (0, 0), "{to:?}");
+        assert_eq!(fixture.count("FAIL", "originator_org: false (none was named)"), 1, "{to:?}");
     }
 }
 
@@ -407,7 +612,9 @@ async fn recipients_are_bounded_after_expansion() {
     let fixture = Fixture::still();
     let (snapshot, connector) = (fixture.relay.snapshot(), fixture.connector("internet"));
     for (before, good) in [(0, true), (ROUTED_LIMIT - 1, true), (ROUTED_LIMIT, false)] {
-        let asked = Asked { connector: &connector, peer: [192, 0, 2, 1].into(), mail: None, routed: before };
+        let verdict = Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked);
+        let peer = [192, 0, 2, 1].into();
+        let asked = Asked { connector: &connector, peer, mail: None, routed: before, verdict: &verdict };
         let answer = fixture.relay.check_recipient(&snapshot, &asked, recipient("one@contoso.com"));
         match answer {
             Ok(routed) => assert!(good && routed.len() == 1, "after {before}"),
@@ -466,4 +673,62 @@ async fn one_that_goes_in_circles_takes_nothing_from_the_other() {
     assert_eq!(fixture.count("FAIL", "one@contoso.com goes in circles"), 1, "{:?}", fixture.events);
     assert_eq!(fixture.count("DSN", "erin@fabrikam.com"), 1);
     assert_eq!(fixture.count("FAIL", "5.4.6"), 2);
+}
+
+/// The cloud side of an organization with one mailbox on-premises; `grace` as `[hybrid]` has it.
+fn cloud_side(grace: &str) -> (Fixture, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let csv = folder.path().join("recipients.csv");
+    std::fs::write(&csv, "address,type,target\njulie@contoso.com,on-premises,\n").unwrap();
+    let hybrid = format!(
+        "[hybrid]\nside = \"cloud\"\non_premises = \"to-contoso\"\ncloud = \"to-internet\"\nrouting_domain = \"r.example\"\n\
+         disagreement_grace = {grace:?}\n[[directory]]\nkind = \"file\"\npath = {:?}\n[spool]",
+        csv.to_str().unwrap()
+    );
+    let fixture = Fixture::still();
+    fixture.relay.replace(snapshot(&|text| {
+        text.replace("[spool]", &hybrid)
+            .replace("external-relay", "authoritative")
+            .replace("origin = \"internet\"", "origin = \"on-premises\"\nremote_ips = [\"10.0.0.0/8\"]")
+    }));
+    (fixture, folder)
+}
+
+/// Interface section 5.4: a mailbox that each side holds to be at the other may be moving, and is refused for now first.
+#[tokio::test]
+async fn a_mailbox_that_may_be_moving_is_refused_for_now() {
+    for (grace, expected) in [("1h", "451 4.4.6"), ("0s", "550 5.4.6")] {
+        let (fixture, _folder) = cloud_side(grace);
+        let snapshot = fixture.relay.snapshot();
+        let connector = fixture.connector("internet");
+        let verdict = Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked);
+        let peer = [10, 0, 0, 1].into();
+        let asked = Asked { connector: &connector, peer, mail: None, routed: 0, verdict: &verdict };
+        for to in ["julie@contoso.com", "julie@r.example"] {
+            let reply = fixture.relay.check_recipient(&snapshot, &asked, recipient(to)).unwrap_err();
+            assert!(reply.to_string().starts_with(expected), "{grace} {to}: {reply}");
+            assert!(reply.text.contains("has it as an on-premises") == to.ends_with("contoso.com"), "{reply}");
+            assert_eq!(fixture.count("FAIL", to), 1, "{:?}", fixture.events);
+        }
+        let status = format!("\"status\":\"{}\"", &expected[4..]);
+        assert_eq!(fixture.count("FAIL", &status), 2, "{:?}", fixture.events);
+        assert_eq!(fixture.count("FAIL", "found in "), 2, "the reasons stand in the event");
+        let known = fixture.relay.0.disagreements.lock().unwrap().len();
+        assert_eq!(known, usize::from(grace != "0s"), "both are the same mailbox");
+    }
+}
+
+/// A report that the relay writes comes from its own side: on the cloud side a sender on-premises gets it.
+#[tokio::test]
+async fn a_report_of_the_cloud_side_reaches_a_sender_on_premises() {
+    let (fixture, _folder) = cloud_side("0s");
+    assert_eq!(fixture.send("julie@contoso.com", &["eve@fabrikam.com"], "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let (lane, item) = fixture.relay.queue().sweep(|_| false).remove(0);
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    let tried = Tried { message: &message, item, lane };
+    let results = vec![(0, Err(answered(550)))];
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
+    assert_eq!((fixture.count("DSN", "julie@contoso.com"), fixture.count("DROP", "")), (1, 0), "{:?}", fixture.events);
+    let resolved = "side cloud, from the cloud, on-premises mailbox: hybrid.on_premises";
+    assert_eq!(fixture.count("RESOLVE", resolved), 1, "{:?}", fixture.events);
 }

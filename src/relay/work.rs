@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tracing::{error, warn};
 
+use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
@@ -18,6 +19,7 @@ use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
+use crate::spool::disk::crash_point;
 use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
@@ -45,6 +47,8 @@ pub(super) struct Item {
     pub(super) absent_since: Option<Instant>,
     /// The message itself while it is fresh; else it is read from the spool when its time comes.
     pub(super) resident: Option<Arc<Resident>>,
+    /// Set while its client may still wait for it, and it may not be on disk.
+    pub(super) early: Option<Arc<Early>>,
 }
 
 /// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
@@ -84,6 +88,7 @@ impl Item {
             accepted: message.accepted,
             absent_since: None,
             resident,
+            early: None,
         }
     }
 
@@ -96,6 +101,7 @@ impl Item {
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
+            early: None,
         }
     }
 }
@@ -191,7 +197,7 @@ impl Relay {
         }
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.0.stopping.load(Ordering::Acquire)
     }
 
@@ -233,11 +239,26 @@ impl Relay {
     /// `None`: the hop was not tried, so nothing is known of it.
     async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
         let snapshot = self.snapshot();
+        let early = item.early.take();
+        if early.as_ref().is_some_and(|early| early.is_over()) {
+            return None;
+        }
         let (message, open) = self.fetch(lane, &mut item).await?;
-        let attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
+        let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
+        if let Some((_, Some(why))) = &feedback {
+            // For those who wait behind it, and may never be tried themselves.
+            let why = Setback::clone(why);
+            self.queue().remember(lane, why);
+        }
+        let feedback = feedback.map(|(feedback, _)| feedback);
+        crash_point("deliver.answered");
+        if let Some(early) = early {
+            let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
+            (item, attempt) = (brought.item, brought.attempt);
+        }
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
-        Some(feedback)
+        feedback
     }
 
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
@@ -264,6 +285,9 @@ impl Relay {
         let snapshot = self.snapshot();
         let settings = &snapshot.config.spool;
         let overdue = self.queue().sweep(|item| {
+            if item.early.as_ref().is_some_and(|early| !early.is_kept()) {
+                return true;
+            }
             let age = age(item.accepted, wall);
             let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
             // An attempt that falls on the very end has its chance. Who sent it is not known here; a report's life is
@@ -282,8 +306,12 @@ impl Relay {
         let settings = &snapshot.config.spool;
         let age = age(tried.item.accepted, wall);
         let copy = tried.copy();
-        let why = "no attempt was possible in this time".to_owned();
-        let setback = Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why };
+        // It was not tried itself. What the others in its lane met says most: F-034.
+        let last = self.queue().last_setback(tried.lane).cloned();
+        let setback = last.unwrap_or_else(|| {
+            let why = "no attempt was possible in this time".to_owned();
+            Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why }
+        });
         if is_expired(settings, age, tried.message.envelope.sender.is_none()) {
             let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
             return self.settle(snapshot, tried, attempt, wall).await;
@@ -399,19 +427,70 @@ impl Drop for Worker<'_> {
     }
 }
 
-/// What an attempt says of its next hop.
-fn feedback(attempt: &Attempt) -> Feedback {
-    let mut setbacks = attempt.results.iter().filter_map(|(_, result)| result.as_ref().err()).peekable();
-    if setbacks.peek().is_none() {
-        return Feedback::Ok;
+/// What an attempt says of its next hop, and what was met there if it was nothing good; `None`: the hop was not asked.
+fn feedback(attempt: &Attempt) -> Option<(Feedback, Option<&Setback>)> {
+    // What fails on our own side is neither the hop's fault nor a sign of its life.
+    let mut told =
+        attempt.results.iter().map(|(_, result)| result.as_ref().err()).filter(|setback| !is_ours(*setback)).peekable();
+    let first = *told.peek()?;
+    if told.clone().all(|setback| setback.is_some_and(Setback::concerns_hop)) {
+        return Some((Feedback::Down, first));
     }
-    if attempt.results.iter().all(|(_, result)| result.as_ref().is_err_and(Setback::concerns_hop)) {
-        return Feedback::Down;
+    match told.flatten().find(|setback| setback.throttles()) {
+        Some(setback) => Some((Feedback::Throttled, Some(setback))),
+        None => Some((Feedback::Ok, None)),
     }
-    if setbacks.any(Setback::throttles) { Feedback::Throttled } else { Feedback::Ok }
+}
+
+/// It happened before any host was asked.
+fn is_ours(setback: Option<&Setback>) -> bool {
+    matches!(setback, Some(Setback::Spool { .. } | Setback::RequireTls { .. }))
 }
 
 /// How old a message is. A clock that was set back makes it new, not older than time.
 pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(accepted)).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deliver::Delivered;
+    use crate::smtp::Reply;
+    use crate::tls::Proof;
+
+    /// One row, one attempt: what became of its recipients, and what that says of the hop.
+    #[test]
+    fn what_an_attempt_says_of_its_hop() {
+        let ours = || Err(Setback::Spool { why: "no such file".into() });
+        let requiretls = || Err(Setback::RequireTls { why: "no way".into() });
+        let down = || Err(Setback::Unreachable { host: "mx".into(), why: "connection refused".into() });
+        let busy = || {
+            let reply = Reply { code: 450, status: Some(Status(4, 7, 1)), text: "slow down".into() };
+            Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
+        };
+        let done = || {
+            let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
+            Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false })
+        };
+        for (number, (results, expected)) in [
+            (vec![done()], Some((Feedback::Ok, false))),
+            (vec![down()], Some((Feedback::Down, true))),
+            (vec![down(), done()], Some((Feedback::Ok, false))),
+            (vec![busy(), done()], Some((Feedback::Throttled, true))),
+            (vec![ours()], None),
+            (vec![requiretls(), requiretls()], None),
+            (vec![ours(), done()], Some((Feedback::Ok, false))),
+            (vec![ours(), down()], Some((Feedback::Down, true))),
+            (vec![], None),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let results = results.into_iter().map(|result| (0, result)).collect();
+            let attempt = Attempt { results };
+            let seen = feedback(&attempt).map(|(feedback, why)| (feedback, why.is_some()));
+            assert_eq!(seen, expected, "row {number}");
+        }
+    }
 }

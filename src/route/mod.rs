@@ -7,20 +7,26 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::config::{AddressSpace, ConnectorName, Origin};
+use crate::config::{AddressSpace, ConnectorName, Origin, Side};
 use crate::message::{Address, Domain, Recipient};
 use crate::smtp::{Reply, Status};
 
+pub mod both;
+pub mod disagreement;
 pub mod matrix;
 pub mod plan;
 pub mod resolve;
 pub mod space;
+pub mod trust;
 #[cfg(test)]
 pub(crate) mod world;
 
+pub use disagreement::{Disagreement, Disagreements};
 pub use plan::plan;
 pub use resolve::{Asking, Failed, Resolution, Rules};
+pub use trust::{Clause, Verdict};
 
 /// Where one recipient goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +84,13 @@ pub struct CopyRecipient {
 /// One step of a decision, in words that an administrator reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
+    /// What follows speaks of another address than the one asked about: a forward, a group or an alias led to it.
+    About {
+        /// The address.
+        address: Address,
+        /// What is said of it; never again an `About`.
+        reason: Box<Reason>,
+    },
     /// The directory knows it.
     Found {
         /// The source's name.
@@ -86,6 +99,19 @@ pub enum Reason {
         kind: Cow<'static, str>,
         /// It was found without its `+tag`.
         untagged: bool,
+    },
+    /// The directory knows it as the hybrid routing address of another.
+    FoundBehind {
+        /// The source's name.
+        source: Arc<str>,
+        /// Whose it is.
+        owner: Address,
+        /// What the directory says of that: a cloud mailbox, as it should be, or something else, whose it would be.
+        kind: Cow<'static, str>,
+        /// It was found without its `+tag`.
+        untagged: bool,
+        /// The other premises knows it by this address, and so do we.
+        in_cloud: bool,
     },
     /// No source knows it; this is what its accepted domain says about that.
     NotFound {
@@ -108,6 +134,8 @@ pub enum Reason {
     },
     /// A row of the hybrid matrix decided.
     Matrix {
+        /// The premises that this relay serves.
+        side: Side,
         /// What the message came from.
         origin: Origin,
         /// The row, in words.
@@ -168,6 +196,10 @@ pub enum RefusalKind {
         /// The addresses of the circle, in order.
         path: Vec<Address>,
     },
+    /// 550 5.4.6: the on-premises side sent it here, where it is held to be on-premises.
+    Disagreement(Disagreed),
+    /// 451 4.4.6: the same, seen for the first time not long ago; the mailbox may be moving.
+    Moving(Disagreed),
     /// 550 5.4.4: no send connector serves it.
     NoRoute,
     /// 552 5.3.4: the connector does not take messages of this size.
@@ -188,7 +220,46 @@ pub enum RefusalKind {
     Disabled(ConnectorName),
 }
 
+/// What the two premises disagree about, seen from the cloud side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disagreed {
+    /// The mailbox under its own address; the address asked about may be its hybrid routing address or an alias.
+    pub mailbox: Address,
+    /// The source that has it on-premises.
+    pub source: Arc<str>,
+}
+
+impl Reason {
+    /// The reason itself, whomever it speaks of.
+    pub fn plain(&self) -> &Self {
+        match self {
+            Self::About { reason, .. } => reason,
+            plain => plain,
+        }
+    }
+
+    /// What the directory says, if this is where it says it: `cloud mailbox`, `group of 3` and so on.
+    pub fn found(&self) -> Option<&str> {
+        match self.plain() {
+            Self::Found { kind, .. } | Self::FoundBehind { kind, .. } => Some(kind),
+            _ => None,
+        }
+    }
+}
+
 impl Refusal {
+    /// Where the two sides disagree about a mailbox that may be moving, the answer is for now only. Everything else
+    /// stays as it is. `grace` is `[hybrid] disagreement_grace`.
+    #[must_use]
+    pub fn within_grace(mut self, known: &mut Disagreements, now: Instant, grace: Duration) -> Self {
+        if let RefusalKind::Disagreement(disagreed) = &self.kind
+            && let Disagreement::Moving { .. } = known.judge(&disagreed.mailbox.key(), now, grace)
+        {
+            self.kind = RefusalKind::Moving(disagreed.clone());
+        }
+        self
+    }
+
     /// The reply to RCPT that says this.
     pub fn to_reply(&self) -> Reply {
         let to = &self.asked;
@@ -196,6 +267,12 @@ impl Refusal {
             RefusalKind::RelayDenied => Reply::relay_denied(),
             RefusalKind::UnknownRecipient => Reply::unknown_recipient(to),
             RefusalKind::Loop { .. } => Reply::recipient_loops(to),
+            RefusalKind::Disagreement(Disagreed { mailbox, source }) => {
+                Reply::sides_disagree(to, (mailbox.key() != to.key()).then_some(mailbox), source)
+            }
+            RefusalKind::Moving(Disagreed { mailbox, source }) => {
+                Reply::sides_disagree_yet(to, (mailbox.key() != to.key()).then_some(mailbox), source)
+            }
             RefusalKind::NoRoute => Reply::no_route(to),
             RefusalKind::TooBig { limit, .. } => Reply::too_big_for_connector(*limit),
             RefusalKind::TooMany { limit } => Reply::too_many_after_expansion(*limit),
@@ -210,6 +287,8 @@ impl Refusal {
             RefusalKind::RelayDenied => (550, Status(5, 7, 1)),
             RefusalKind::UnknownRecipient => (550, Status(5, 1, 1)),
             RefusalKind::Loop { .. } => (550, Status(5, 4, 6)),
+            RefusalKind::Disagreement(_) => (550, Status(5, 4, 6)),
+            RefusalKind::Moving(_) => (451, Status(4, 4, 6)),
             RefusalKind::NoRoute => (550, Status(5, 4, 4)),
             RefusalKind::TooBig { .. } => (552, Status(5, 3, 4)),
             RefusalKind::TooMany { .. } => (550, Status(5, 3, 0)),
@@ -236,8 +315,14 @@ impl fmt::Display for Hop {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::About { address, reason } => write!(f, "{address}: {reason}"),
             Self::Found { source, kind, untagged } => {
                 write!(f, "found in {source}{}: {kind}", if *untagged { " without its tag" } else { "" })
+            }
+            Self::FoundBehind { source, owner, kind, untagged, in_cloud } => {
+                let without = if *untagged { " without its tag" } else { "" };
+                let what = if *in_cloud { "the" } else { "what would be the" };
+                write!(f, "found in {source}{without} as {what} hybrid routing address of {owner}: {kind}")
             }
             Self::NotFound { domain, kind: kind @ "external-relay" } => {
                 write!(f, "{domain} is {kind}: by address space, no directory")
@@ -250,8 +335,8 @@ impl fmt::Display for Reason {
                 f.write_str("postmaster is always accepted; the directory does not know it")
             }
             Self::Rewritten { from: _, to } => write!(f, "rewritten to {to}"),
-            Self::Matrix { origin, row, key } => {
-                write!(f, "side on-premises, {}, {row}: {key}", matrix::from_words(*origin))
+            Self::Matrix { side, origin, row, key } => {
+                write!(f, "side {}, {}, {row}: {key}", side.word(), matrix::from_words(*origin))
             }
             Self::Foreign { domain, connector } => {
                 write!(f, "{domain} is not an accepted domain; receive connector {connector} may relay")
@@ -278,6 +363,16 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl fmt::Display for Disagreed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mailbox, source } = self;
+        write!(
+            f,
+            "the on-premises side sent it here, but {source} (here, cloud) has {mailbox} as an on-premises mailbox"
+        )
+    }
+}
+
 impl fmt::Display for RefusalKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -290,6 +385,10 @@ impl fmt::Display for RefusalKind {
                 }
                 Ok(())
             }
+            Self::Disagreement(disagreed) => {
+                write!(f, "{disagreed}; mend one of the two directories")
+            }
+            Self::Moving(disagreed) => write!(f, "{disagreed}; it may be moving"),
             Self::NoRoute => f.write_str("no send connector's address space matches"),
             Self::TooBig { connector, limit } => write!(f, "send connector {connector} takes at most {limit} bytes"),
             Self::TooMany { limit } => write!(f, "more than {limit} recipients after expansion"),
@@ -311,6 +410,8 @@ mod tests {
             RefusalKind::RelayDenied,
             RefusalKind::UnknownRecipient,
             RefusalKind::Loop { path: vec![to.clone(), to.clone()] },
+            RefusalKind::Disagreement(Disagreed { mailbox: to.clone(), source: "recipients.csv".into() }),
+            RefusalKind::Moving(Disagreed { mailbox: to.clone(), source: "recipients.csv".into() }),
             RefusalKind::NoRoute,
             RefusalKind::TooBig { connector: name.clone(), limit: 5 },
             RefusalKind::TooMany { limit: 5 },

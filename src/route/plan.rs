@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{CopyRecipient, HopCopy, Reason, Routed};
+use super::{CopyRecipient, HopCopy, Routed};
 use crate::message::{Address, Notify};
 
 /// Up to so many recipients it is faster to look at all of them than to hash them.
@@ -80,7 +80,7 @@ fn recipient(one: Routed) -> CopyRecipient {
 
 /// The directory knows it, so it is a mailbox whose name has no case.
 fn is_ours(one: &Routed) -> bool {
-    one.route.because.iter().any(|reason| matches!(reason, Reason::Found { .. }))
+    one.route.because.iter().any(|reason| reason.found().is_some())
 }
 
 /// Only the host of a mailbox may say that its local part has no case. RFC 5321 section 2.4.
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::config::ConnectorName;
     use crate::message::{OriginalRecipient, Recipient};
-    use crate::route::{Hop, Route};
+    use crate::route::{Hop, Reason, Route};
 
     fn routed(via: &str, hop: Hop, to: &str, notify: Notify, ours: bool) -> Routed {
         let to = Address::parse(to).unwrap();

@@ -7,6 +7,9 @@
 //!   with Postfix. A forward and a group have another's address, which knows nothing of the tag.
 //! - Without `[hybrid]` mailboxes and unknown recipients of internal-relay domains go by address space, a cloud mailbox
 //!   under its hybrid routing address if its entry names one.
+//! - The routing domain of a hybrid is an accepted domain of the cloud side, authoritative where none is listed that covers
+//!   it. There a mailbox is known by its hybrid routing address too. Only the cloud knows that name: what goes on-premises
+//!   goes under the mailbox's own address. The on-premises side has it so only where the domain is listed.
 //! - A group of which some members cannot be reached serves the others; [`Rules::expand`] says which failed and why.
 //!   A member that cannot be judged now (4yz) holds up the whole recipient: otherwise it would be lost.
 //!
@@ -19,11 +22,13 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::matrix::{self, Bound, Side, Way};
+use super::matrix::{self, Bound, Reached, Side, Way};
 use super::space::{self, Choice};
-use super::{Hop, Reason, Refusal, RefusalKind, Route, Routed};
-use crate::config::{AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Origin, ReceiveConnector, SendConnector};
-use crate::directory::{Entry, Found, Lookup, untagged};
+use super::{Disagreed, Hop, Reason, Refusal, RefusalKind, Route, Routed};
+use crate::config::{
+    AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Hybrid, Origin, ReceiveConnector, SendConnector,
+};
+use crate::directory::{self, Entry, Found, Lookup, untagged};
 use crate::message::{Address, Domain, OriginalRecipient, Recipient};
 use crate::smtp::Reply;
 
@@ -97,7 +102,7 @@ impl<'a> Rules<'a> {
             seen: HashSet::new(),
             looped: HashSet::new(),
         };
-        walk.visit(recipient.address.clone(), asking.may_relay, Vec::new())?;
+        walk.visit(recipient.address.clone(), asking.may_relay, Trail::default())?;
         let Walk { routed, mut failed, .. } = walk;
         if !routed.is_empty() {
             return Ok(Resolution { routed, failed });
@@ -150,6 +155,23 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
+    /// May somebody from the Internet, by whatever connector, send as this sender? A partner who must come one way does
+    /// not come as a stranger.
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_stranger(&self, sender: Option<&Address>) -> Result<(), Reply> {
+        let Some(domain) = sender.map(Address::domain) else { return Ok(()) };
+        let kept = |connector: &Arc<ReceiveConnector>| {
+            let mut listed = connector.sender_domains.iter();
+            connector.only_here && listed.any(|(name, below)| domain == name || (*below && domain.is_within(name)))
+        };
+        if self.config.receive_connectors.iter().any(kept) {
+            return Err(Reply::partner_comes_another_way(domain));
+        }
+        Ok(())
+    }
+
     /// The accepted domain that `domain` is of: the longest name, and itself before a pattern.
     pub fn accepted(&self, domain: &Domain) -> Option<&'a AcceptedDomain> {
         let of = |accepted: &&AcceptedDomain| {
@@ -158,6 +180,47 @@ impl<'a> Rules<'a> {
         let rank = |accepted: &&AcceptedDomain| (accepted.name.as_str().len(), !accepted.subdomains);
         // `max_by_key` would give the last of equals; of two that say the same the first holds.
         self.config.accepted_domains.iter().rev().filter(of).max_by_key(rank)
+    }
+
+    /// The name and type of the accepted domain that `domain` is of. On the cloud side the routing domain is one too:
+    /// the mail from on-premises arrives there.
+    pub fn ours(&self, domain: &Domain) -> Option<(&'a Domain, DomainKind)> {
+        if let Some(accepted) = self.accepted(domain) {
+            return Some((&accepted.name, accepted.kind));
+        }
+        match &self.config.hybrid {
+            Some(Hybrid { side: Side::Cloud { .. }, routing_domain, .. }) if routing_domain == domain => {
+                Some((routing_domain, DomainKind::Authoritative))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the directory knows under this address, its own or a hybrid routing address.
+    fn look_up(&self, address: &Address) -> Looked {
+        match self.directory.find(address) {
+            Found::Entry { source, entry, untagged } => {
+                return Looked::Entry(Known { source, entry, untagged, owner: None });
+            }
+            Found::Unavailable(why) => return Looked::Unavailable(why),
+            Found::Unknown => {}
+        }
+        match &self.config.hybrid {
+            Some(hybrid) if hybrid.routing_domain == *address.domain() => {}
+            Some(_) | None => return Looked::Unknown,
+        }
+        // Where an address stands in the file of accepted domains; where the directory is not asked, nobody is found.
+        let rank = |domain: &Domain| {
+            let accepted = self.accepted(domain).filter(|accepted| accepted.kind != DomainKind::ExternalRelay)?;
+            self.config.accepted_domains.iter().position(|one| std::ptr::eq(one, accepted))
+        };
+        match self.directory.find_owner(address, &rank) {
+            directory::Owner::Entry { source, address, entry, untagged } => {
+                Looked::Entry(Known { source, entry, untagged, owner: Some(address) })
+            }
+            directory::Owner::Unknown => Looked::Unknown,
+            directory::Owner::Unavailable(why) => Looked::Unavailable(why),
+        }
     }
 
     /// Is it an address literal of this relay?
@@ -191,6 +254,49 @@ struct Walk<'a> {
 struct Step {
     key: String,
     address: Address,
+    kind: StepKind,
+}
+
+/// What stands between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StepKind {
+    /// Another name of the same mailbox.
+    Alias,
+    /// Somebody else is meant: a forward, a group, or postmaster, who is whom the configuration says.
+    Leads,
+}
+
+/// What the directory says of an address.
+enum Looked {
+    Entry(Known),
+    Unknown,
+    Unavailable(String),
+}
+
+/// An entry, and how it was found.
+struct Known {
+    source: Arc<str>,
+    entry: Entry,
+    untagged: bool,
+    /// The entry's own address where it was found by its hybrid routing address.
+    owner: Option<Address>,
+}
+
+/// The reasons so far, and of whom the next one speaks.
+#[derive(Debug, Clone, Default)]
+struct Trail {
+    because: Vec<Reason>,
+    /// Where it is not the address that RCPT named.
+    about: Option<Address>,
+}
+
+impl Trail {
+    fn push(&mut self, reason: Reason) {
+        self.because.push(match &self.about {
+            None => reason,
+            Some(address) => Reason::About { address: address.clone(), reason: Box::new(reason) },
+        });
+    }
 }
 
 /// `Err` ends the whole recipient; a refusal of one end is kept in `Walk::failed`.
@@ -198,8 +304,9 @@ type Ended = Result<(), Refusal>;
 
 impl Walk<'_> {
     /// Resolves `address`. `granted`: it may lie outside of the organization.
-    fn visit(&mut self, address: Address, granted: bool, because: Vec<Reason>) -> Ended {
+    fn visit(&mut self, address: Address, granted: bool, mut because: Trail) -> Ended {
         if !self.path.is_empty() {
+            because.about = Some(address.clone());
             let key = address.key();
             if let Some(start) = self.path.iter().position(|step| step.key == key) {
                 return self.fail_loop(start, address, because);
@@ -216,7 +323,7 @@ impl Walk<'_> {
             }
         }
         let rules = self.rules;
-        let accepted = rules.accepted(address.domain());
+        let accepted = rules.ours(address.domain());
         if address.local().eq_ignore_ascii_case("postmaster")
             && (accepted.is_some()
                 || *address.domain() == rules.config.hostname
@@ -226,12 +333,12 @@ impl Walk<'_> {
         }
         match accepted {
             None => self.outside(address, granted, because),
-            Some(domain) => self.inside(address, domain, granted, because),
+            Some((name, kind)) => self.inside(address, name, kind, granted, because),
         }
     }
 
     /// The domain is not an accepted domain.
-    fn outside(&mut self, address: Address, granted: bool, mut because: Vec<Reason>) -> Ended {
+    fn outside(&mut self, address: Address, granted: bool, mut because: Trail) -> Ended {
         let domain = address.domain();
         if self.rules.is_own_literal(domain) {
             because.push(Reason::Itself { domain: domain.clone() });
@@ -249,17 +356,24 @@ impl Walk<'_> {
     }
 
     /// It is.
-    fn inside(&mut self, address: Address, domain: &AcceptedDomain, granted: bool, mut because: Vec<Reason>) -> Ended {
-        if domain.kind == DomainKind::ExternalRelay {
-            because.push(not_found(domain));
-            return self.by_space(address, because);
+    fn inside(
+        &mut self,
+        address: Address,
+        name: &Domain,
+        kind: DomainKind,
+        granted: bool,
+        mut because: Trail,
+    ) -> Ended {
+        if kind == DomainKind::ExternalRelay {
+            because.push(not_found(name, kind));
+            return self.by_space(address, None, because);
         }
-        match self.rules.directory.find(&address) {
-            Found::Entry { source, entry, untagged } => self.found(address, source, entry, untagged, granted, because),
-            Found::Unavailable(why) => Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because)),
-            Found::Unknown => {
-                because.push(not_found(domain));
-                match domain.kind {
+        match self.rules.look_up(&address) {
+            Looked::Entry(known) => self.found(address, known, granted, because),
+            Looked::Unavailable(why) => Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because)),
+            Looked::Unknown => {
+                because.push(not_found(name, kind));
+                match kind {
                     DomainKind::InternalRelay => self.by_matrix(Bound::Unknown, address, because),
                     DomainKind::Authoritative | DomainKind::ExternalRelay => {
                         self.fail(address, RefusalKind::UnknownRecipient, because)
@@ -270,45 +384,49 @@ impl Walk<'_> {
     }
 
     /// The directory knows it.
-    fn found(
-        &mut self,
-        address: Address,
-        source: Arc<str>,
-        entry: Entry,
-        untagged: bool,
-        granted: bool,
-        mut because: Vec<Reason>,
-    ) -> Ended {
-        because.push(Reason::Found { source, kind: words(&entry), untagged });
+    fn found(&mut self, address: Address, known: Known, granted: bool, mut because: Trail) -> Ended {
+        let Known { source, entry, untagged, owner } = known;
+        let kind = words(&entry);
+        because.push(match &owner {
+            None => Reason::Found { source: source.clone(), kind, untagged },
+            Some(owner) => Reason::FoundBehind {
+                source: source.clone(),
+                owner: owner.clone(),
+                kind,
+                untagged,
+                in_cloud: matches!(entry, Entry::Cloud(_)),
+            },
+        });
         match entry {
-            Entry::OnPremises => self.by_matrix(Bound::OnPremisesMailbox, address, because),
+            Entry::OnPremises => self.mailbox(Bound::OnPremisesMailbox, address, owner, source, untagged, because),
             Entry::Cloud(target) => {
                 let to = match (target, &self.rules.config.hybrid) {
-                    (Some(target), _) => with_tag_of(target, &address, untagged),
-                    // It has been an address's local part, so it can be another's.
-                    (None, Some(hybrid)) => {
-                        Address::new(address.local(), hybrid.routing_domain.clone()).unwrap_or_else(|_| address.clone())
+                    // It is that address already, and in the cloud itself every name of the mailbox will do.
+                    _ if owner.is_some() => address,
+                    (_, Some(Hybrid { side: Side::Cloud { .. }, .. })) => address,
+                    (target, hybrid) => {
+                        let to = routing_address(target, hybrid.as_ref(), &address, untagged);
+                        if to != address {
+                            because.push(Reason::Rewritten { from: address, to: to.clone() });
+                        }
+                        to
                     }
-                    (None, None) => address.clone(),
                 };
-                if to != address {
-                    because.push(Reason::Rewritten { from: address, to: to.clone() });
-                }
-                self.by_matrix(Bound::CloudMailbox, to, because)
+                self.mailbox(Bound::CloudMailbox, to, owner, source, untagged, because)
             }
             Entry::Alias(of) => {
                 let of = with_tag_of(of, &address, untagged);
-                self.step(address, |walk| walk.visit(of, granted, because))
+                self.step(StepKind::Alias, address, |walk| walk.visit(of, granted, because))
             }
-            Entry::Forward(to) => self.step(address, |walk| walk.visit(to, true, because)),
-            Entry::Group(members) => self.step(address, |walk| {
+            Entry::Forward(to) => self.step(StepKind::Leads, address, |walk| walk.visit(to, true, because)),
+            Entry::Group(members) => self.step(StepKind::Leads, address, |walk| {
                 members.into_iter().try_for_each(|member| walk.visit(member, true, because.clone()))
             }),
         }
     }
 
     /// `postmaster` is always accepted. RFC 5321 section 4.5.1.
-    fn postmaster(&mut self, address: Address, mut because: Vec<Reason>) -> Ended {
+    fn postmaster(&mut self, address: Address, mut because: Trail) -> Ended {
         let rules = self.rules;
         let configured = &rules.config.postmaster;
         if self.known_postmaster(&address, &because)? {
@@ -318,12 +436,18 @@ impl Walk<'_> {
             because.push(Reason::Postmaster { instead: None });
         } else {
             because.push(Reason::Postmaster { instead: Some(configured.clone()) });
-            let reached = match rules.accepted(configured.domain()) {
-                Some(domain) if domain.kind != DomainKind::ExternalRelay => {
-                    self.known_postmaster(configured, &because)?
-                }
+            let asks_directory =
+                rules.accepted(configured.domain()).is_some_and(|domain| domain.kind != DomainKind::ExternalRelay);
+            let reached = if asks_directory {
+                let mut because = because.clone();
+                because.about = Some(configured.clone());
+                self.push(StepKind::Leads, address);
+                let reached = self.known_postmaster(configured, &because);
+                self.path.pop();
+                reached?
+            } else {
                 // There the directory is not asked: unknown to it means nothing.
-                Some(_) | None => self.attempt(|walk| walk.visit(configured.clone(), true, because.clone()))?,
+                self.attempt(|walk| walk.visit(configured.clone(), true, because.clone()))?
             };
             if reached {
                 return Ok(());
@@ -333,13 +457,11 @@ impl Walk<'_> {
     }
 
     /// Goes where the directory says that `address` goes. False: it does not know it, or that leads nowhere.
-    fn known_postmaster(&mut self, address: &Address, because: &[Reason]) -> Result<bool, Refusal> {
-        match self.rules.directory.find(address) {
-            Found::Entry { source, entry, untagged } => {
-                self.attempt(|walk| walk.found(address.clone(), source, entry, untagged, true, because.to_vec()))
-            }
-            Found::Unknown => Ok(false),
-            Found::Unavailable(why) => Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because.to_vec())),
+    fn known_postmaster(&mut self, address: &Address, because: &Trail) -> Result<bool, Refusal> {
+        match self.rules.look_up(address) {
+            Looked::Entry(known) => self.attempt(|walk| walk.found(address.clone(), known, true, because.clone())),
+            Looked::Unknown => Ok(false),
+            Looked::Unavailable(why) => Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because.clone())),
         }
     }
 
@@ -355,24 +477,81 @@ impl Walk<'_> {
     }
 
     /// Goes on from `address` to what it stands for.
-    fn step(&mut self, address: Address, go: impl FnOnce(&mut Self) -> Ended) -> Ended {
-        self.path.push(Step { key: address.key(), address });
+    fn step(&mut self, kind: StepKind, address: Address, go: impl FnOnce(&mut Self) -> Ended) -> Ended {
+        self.push(kind, address);
         let ended = go(self);
         self.path.pop();
         ended
     }
 
-    /// Where `[hybrid]` stands its matrix decides, else the address spaces.
-    fn by_matrix(&mut self, bound: Bound, to: Address, mut because: Vec<Reason>) -> Ended {
+    fn push(&mut self, kind: StepKind, address: Address) {
+        self.path.push(Step { key: address.key(), address, kind });
+    }
+
+    fn reached(&self) -> Reached {
+        match self.path.iter().any(|step| step.kind == StepKind::Leads) {
+            true => Reached::Led,
+            false => Reached::ByName,
+        }
+    }
+
+    /// A mailbox of the organization. `owner`: its own address, where `to` is its hybrid routing address.
+    fn mailbox(
+        &mut self,
+        bound: Bound,
+        to: Address,
+        owner: Option<Address>,
+        source: Arc<str>,
+        untagged: bool,
+        mut because: Trail,
+    ) -> Ended {
         let rules = self.rules;
-        let Some(hybrid) = &rules.config.hybrid else { return self.by_space(to, because) };
-        let origin = self.asking.origin;
-        let matrix::Row { row, key, way } = matrix::row(hybrid, Side::OnPremises, origin, bound);
-        because.push(Reason::Matrix { origin, row, key });
+        let Some(hybrid) = &rules.config.hybrid else { return self.by_space(to, None, because) };
+        let way = self.way(hybrid, bound, &mut because);
+        let own = |to: &Address| owner.as_ref().map(|owner| with_tag_of(owner.clone(), to, untagged));
         match way {
-            Way::AddressSpace => self.by_space(to, because),
-            Way::Refuse => self.fail(to, RefusalKind::UnknownRecipient, because),
-            Way::To(name) => match rules.config.send_connector(name) {
+            Way::Disagree => {
+                // The entry as it stands in the directory: that is what somebody has to look at.
+                let mailbox =
+                    owner.unwrap_or_else(|| match untagged.then(|| directory::untagged(to.local())).flatten() {
+                        Some(local) => Address::new(local, to.domain().clone()).unwrap_or_else(|_| to.clone()),
+                        None => to.clone(),
+                    });
+                self.fail(to, RefusalKind::Disagreement(Disagreed { mailbox, source }), because)
+            }
+            Way::To(name) if *name == hybrid.on_premises => match own(&to) {
+                Some(own) => {
+                    because.push(Reason::Rewritten { from: to, to: own.clone() });
+                    self.go(way, own, because)
+                }
+                None => self.go(way, to, because),
+            },
+            way => self.go(way, to, because),
+        }
+    }
+
+    /// Where `[hybrid]` stands its matrix decides, else the address spaces.
+    fn by_matrix(&mut self, bound: Bound, to: Address, mut because: Trail) -> Ended {
+        let rules = self.rules;
+        let Some(hybrid) = &rules.config.hybrid else { return self.by_space(to, None, because) };
+        let way = self.way(hybrid, bound, &mut because);
+        self.go(way, to, because)
+    }
+
+    fn way<'h>(&self, hybrid: &'h Hybrid, bound: Bound, because: &mut Trail) -> Way<'h> {
+        let origin = self.asking.origin;
+        let matrix::Row { row, key, way } = matrix::row(hybrid, origin, self.reached(), bound);
+        because.push(Reason::Matrix { side: hybrid.side, origin, row, key });
+        way
+    }
+
+    fn go(&mut self, way: Way<'_>, to: Address, because: Trail) -> Ended {
+        match way {
+            Way::AddressSpace => self.by_space(to, None, because),
+            Way::AddressSpaceWithout(barred) => self.by_space(to, Some(barred), because),
+            // Only of a mailbox can two sides say different things, and `mailbox` has seen to that.
+            Way::Refuse | Way::Disagree => self.fail(to, RefusalKind::UnknownRecipient, because),
+            Way::To(name) => match self.rules.config.send_connector(name) {
                 Some(connector) if connector.enabled => self.end(to, connector, because),
                 Some(connector) => self.fail(to, RefusalKind::Disabled(connector.name.clone()), because),
                 // The configuration was checked for that; but a route to nowhere is no route.
@@ -381,9 +560,9 @@ impl Walk<'_> {
         }
     }
 
-    fn by_space(&mut self, to: Address, mut because: Vec<Reason>) -> Ended {
+    fn by_space(&mut self, to: Address, barred: Option<&ConnectorName>, mut because: Trail) -> Ended {
         let rules = self.rules;
-        match space::choose(&rules.config.send_connectors, to.domain()) {
+        match space::choose_without(&rules.config.send_connectors, to.domain(), barred) {
             Choice::Won(connector, reason) => {
                 because.push(reason);
                 self.end(to, connector, because)
@@ -394,7 +573,7 @@ impl Walk<'_> {
     }
 
     /// The connector stands.
-    fn end(&mut self, to: Address, connector: &SendConnector, because: Vec<Reason>) -> Ended {
+    fn end(&mut self, to: Address, connector: &SendConnector, because: Trail) -> Ended {
         if let (Some(size), Some(limit)) = (self.asking.size, connector.max_message_size)
             && size > limit
         {
@@ -415,26 +594,26 @@ impl Walk<'_> {
         self.routed.push(Routed {
             asked: asked.clone(),
             recipient: Recipient { address: to.clone(), notify: self.asked.notify, orcpt },
-            route: Route { via: connector.name.clone(), hop, to, because },
+            route: Route { via: connector.name.clone(), hop, to, because: because.because },
         });
         Ok(())
     }
 
     /// This end leads nowhere; what the others of a group do is their own affair, unless it may be otherwise later.
-    fn fail(&mut self, address: Address, kind: RefusalKind, because: Vec<Reason>) -> Ended {
+    fn fail(&mut self, address: Address, kind: RefusalKind, because: Trail) -> Ended {
         let refusal = self.refusal(kind, because);
         if refusal.is_temporary() {
             return Err(refusal);
         }
         if self.failed.len() >= EXPANSION_LIMIT {
-            return Err(self.refusal(RefusalKind::TooMany { limit: EXPANSION_LIMIT }, refusal.because));
+            return Err(Refusal { kind: RefusalKind::TooMany { limit: EXPANSION_LIMIT }, ..refusal });
         }
         self.failed.push(Failed { address, refusal });
         Ok(())
     }
 
     /// Groups that contain each other lead back in many ways; one of them is told.
-    fn fail_loop(&mut self, start: usize, back: Address, because: Vec<Reason>) -> Ended {
+    fn fail_loop(&mut self, start: usize, back: Address, because: Trail) -> Ended {
         if !self.looped.insert(back.key()) {
             return Ok(());
         }
@@ -443,8 +622,20 @@ impl Walk<'_> {
         self.fail(back, RefusalKind::Loop { path }, because)
     }
 
-    fn refusal(&self, kind: RefusalKind, because: Vec<Reason>) -> Refusal {
-        Refusal { asked: self.asked.address.clone(), kind, because }
+    fn refusal(&self, kind: RefusalKind, because: Trail) -> Refusal {
+        Refusal { asked: self.asked.address.clone(), kind, because: because.because }
+    }
+}
+
+/// The address under which the cloud knows the cloud mailbox `address`.
+fn routing_address(target: Option<Address>, hybrid: Option<&Hybrid>, address: &Address, untagged: bool) -> Address {
+    match (target, hybrid) {
+        (Some(target), _) => with_tag_of(target, address, untagged),
+        // It has been an address's local part, so it can be another's.
+        (None, Some(hybrid)) => {
+            Address::new(address.local(), hybrid.routing_domain.clone()).unwrap_or_else(|_| address.clone())
+        }
+        (None, None) => address.clone(),
     }
 }
 
@@ -465,13 +656,13 @@ fn original(asked: &Address) -> OriginalRecipient {
     OriginalRecipient { kind: kind.into(), address: asked.to_string().into() }
 }
 
-fn not_found(domain: &AcceptedDomain) -> Reason {
-    let kind = match domain.kind {
+fn not_found(domain: &Domain, kind: DomainKind) -> Reason {
+    let kind = match kind {
         DomainKind::Authoritative => "authoritative",
         DomainKind::InternalRelay => "internal-relay",
         DomainKind::ExternalRelay => "external-relay",
     };
-    Reason::NotFound { domain: domain.name.clone(), kind }
+    Reason::NotFound { domain: domain.clone(), kind }
 }
 
 /// An entry in the words of `explain`.
@@ -536,6 +727,260 @@ mod tests {
                 ("client", "david@contoso.mail.onmicrosoft.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
                 ("internet", "david@contoso.mail.onmicrosoft.com", "550 5.7.1"),
             ],
+        );
+    }
+
+    /// The cloud side, and an organization of which each entry is in another state.
+    fn cloud_side() -> World {
+        World::cloud()
+            .accepted("fabrikam.example", "internal-relay")
+            .accepted("foreign.example", "external-relay")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox_at("dora@contoso.com", "dora.x@contoso.mail.onmicrosoft.com")
+            .mailbox("julie@contoso.com")
+            .forward("kate@contoso.com", "kate@tailspintoys.com")
+            .forward("moved@contoso.com", "julie@contoso.com")
+            .group("team@contoso.com", "david@contoso.com julie@contoso.com")
+            .alias("j@contoso.com", "julie@contoso.com")
+            .cloud_mailbox("kim@fabrikam.example")
+            .mailbox("kim@contoso.com")
+            .cloud_mailbox("lea@fabrikam.example")
+            .cloud_mailbox("lea@contoso.com")
+            .cloud_mailbox("max@foreign.example")
+            .alias("own@contoso.mail.onmicrosoft.com", "dora@contoso.com")
+    }
+
+    const ROUTING: &str = "contoso.mail.onmicrosoft.com";
+
+    #[test]
+    fn on_the_cloud_side_a_mailbox_is_known_by_its_hybrid_routing_address() {
+        let world = cloud_side();
+        for (local, expected) in [
+            ("david", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+            ("DAVID", "to-cloud: DAVID@contoso.mail.onmicrosoft.com"),
+            ("david+news", "to-cloud: david+news@contoso.mail.onmicrosoft.com"),
+            ("dora.x", "to-cloud: dora.x@contoso.mail.onmicrosoft.com"),
+            ("dora.x+news", "to-cloud: dora.x+news@contoso.mail.onmicrosoft.com"),
+            ("dora", "550 5.1.1"),
+            // A cloud mailbox of a later domain is nearer than an on-premises one of an earlier.
+            ("kim", "to-cloud: kim@contoso.mail.onmicrosoft.com"),
+            ("lea", "to-cloud: lea@contoso.mail.onmicrosoft.com"),
+            // The directory itself has it.
+            ("own", "to-cloud: dora@contoso.com"),
+            // A domain that no directory is asked about has no mailboxes.
+            ("max", "550 5.1.1"),
+            ("nobody", "550 5.1.1"),
+            ("kate", "to-internet: kate@tailspintoys.com"),
+            ("moved", "to-on-premises: julie@contoso.com"),
+            ("postmaster", "to-cloud: postmaster@contoso.com"),
+        ] {
+            for origin in ["on-premises", "internet", "cloud"] {
+                assert_eq!(world.route(origin, &format!("{local}@{ROUTING}")), expected, "{origin} -> {local}");
+            }
+        }
+        // It is an on-premises mailbox, whatever it is called: there it goes under the name that is known there.
+        check(
+            &world,
+            &[
+                ("on-premises", "julie@contoso.mail.onmicrosoft.com", "550 5.4.6"),
+                ("on-premises", "julie+x@contoso.mail.onmicrosoft.com", "550 5.4.6"),
+                ("on-premises", "j@contoso.mail.onmicrosoft.com", "550 5.4.6"),
+                ("internet", "julie@contoso.mail.onmicrosoft.com", "to-on-premises: julie@contoso.com"),
+                ("cloud", "julie+x@contoso.mail.onmicrosoft.com", "to-on-premises: julie+x@contoso.com"),
+                ("cloud", "j@contoso.mail.onmicrosoft.com", "to-on-premises: julie@contoso.com"),
+                (
+                    "on-premises",
+                    "team@contoso.mail.onmicrosoft.com",
+                    "to-cloud: david@contoso.com; to-on-premises: julie@contoso.com",
+                ),
+            ],
+        );
+        // On-premises first: there nobody has heard of the routing address.
+        let first = cloud_side().first_hop("on-premises");
+        check(
+            &first,
+            &[
+                ("internet", "dora.x@contoso.mail.onmicrosoft.com", "to-on-premises: dora@contoso.com"),
+                ("internet", "dora@contoso.com", "to-on-premises: dora@contoso.com"),
+                ("on-premises", "dora.x@contoso.mail.onmicrosoft.com", "to-cloud: dora.x@contoso.mail.onmicrosoft.com"),
+            ],
+        );
+        check(&World::cloud().unavailable(), &[("on-premises", "david@contoso.mail.onmicrosoft.com", "451 4.4.3")]);
+    }
+
+    #[test]
+    fn the_routing_domain_is_what_it_is_listed_as() {
+        let unknown = "nobody@contoso.mail.onmicrosoft.com";
+        let known = "david@contoso.mail.onmicrosoft.com";
+        for (kind, to_unknown, to_known) in [
+            ("authoritative", "550 5.1.1", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+            (
+                "internal-relay",
+                "to-on-premises: nobody@contoso.mail.onmicrosoft.com",
+                "to-cloud: david@contoso.mail.onmicrosoft.com",
+            ),
+            (
+                "external-relay",
+                "to-cloud: nobody@contoso.mail.onmicrosoft.com",
+                "to-cloud: david@contoso.mail.onmicrosoft.com",
+            ),
+        ] {
+            for name in ["contoso.mail.onmicrosoft.com", "*.onmicrosoft.com"] {
+                let world = World::cloud().cloud_mailbox("david@contoso.com").accepted(name, kind);
+                check(&world, &[("cloud", unknown, to_unknown), ("internet", known, to_known)]);
+            }
+        }
+        // The on-premises side relays it by address space, whoever is known, unless it is listed there.
+        let world = World::on_premises().cloud_mailbox("david@contoso.com").mailbox("julie@contoso.com");
+        check(
+            &world,
+            &[("client", unknown, "to-cloud: nobody@contoso.mail.onmicrosoft.com"), ("internet", known, "550 5.7.1")],
+        );
+        let world = world.internet("cloud");
+        check(&world, &[("client", unknown, "to-cloud: nobody@contoso.mail.onmicrosoft.com")]);
+        let listed = world.accepted("contoso.mail.onmicrosoft.com", "authoritative");
+        check(
+            &listed,
+            &[
+                ("client", unknown, "550 5.1.1"),
+                ("internet", known, "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                ("cloud", "julie@contoso.mail.onmicrosoft.com", "to-on-premises: julie@contoso.com"),
+            ],
+        );
+    }
+
+    #[test]
+    fn two_sides_that_disagree_are_told_what_each_believes() {
+        let world = cloud_side();
+        let refused = |to: &str| world.resolve("on-premises", to, None).unwrap_err();
+        let direct = refused("julie@contoso.com");
+        assert_eq!(
+            direct.to_reply().to_string().replace('\n', " "),
+            "550 5.4.6 <julie@contoso.com>: the on-premises side sent this here, but recipients.csv (here, cloud) has it \
+             as an on-premises mailbox; mend one of the two directories"
+        );
+        let behind = refused("julie+x@contoso.mail.onmicrosoft.com");
+        assert!(
+            behind.to_reply().to_string().contains("has julie@contoso.com as an on-premises mailbox"),
+            "{}",
+            behind.to_reply()
+        );
+        assert_eq!(
+            behind.to_string(),
+            "the on-premises side sent it here, but recipients.csv (here, cloud) has julie@contoso.com as an \
+             on-premises mailbox; mend one of the two directories"
+        );
+        let because: Vec<_> = behind.because.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            because,
+            [
+                "found in recipients.csv without its tag as what would be the hybrid routing address of \
+                 julie@contoso.com: on-premises mailbox",
+                "side cloud, from on-premises, on-premises mailbox, though it was sent here from there: none",
+            ]
+        );
+        // No line is longer than a line may be, however long the names.
+        let long = format!("{}@{}.com", "x".repeat(64), vec!["y".repeat(60); 3].join("."));
+        let world = World::cloud().accepted(&long[65..], "authoritative").mailbox(&long);
+        let mut wire = bytes::BytesMut::new();
+        world.resolve("on-premises", &long, None).unwrap_err().to_reply().write_to(&mut wire);
+        let lines: Vec<_> = std::str::from_utf8(&wire).unwrap().split_inclusive("\r\n").collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines.iter().all(|line| line.len() <= crate::smtp::reply::LINE_LIMIT), "{lines:?}");
+    }
+
+    #[test]
+    fn a_disagreement_is_temporary_for_the_grace_and_no_longer() {
+        use std::time::{Duration, Instant};
+
+        let world = cloud_side();
+        let (start, grace) = (Instant::now(), Duration::from_secs(3600));
+        let mut known = crate::route::Disagreements::default();
+        // Under whatever name it comes, it is one mailbox that moves.
+        for (minute, to, expected) in [
+            (0, "julie@contoso.com", "451 4.4.6"),
+            (30, "julie@contoso.mail.onmicrosoft.com", "451 4.4.6"),
+            (59, "julie+news@contoso.com", "451 4.4.6"),
+            (59, "JULIE@contoso.com", "451 4.4.6"),
+            (60, "julie@contoso.mail.onmicrosoft.com", "550 5.4.6"),
+            (60, "j@contoso.com", "550 5.4.6"),
+            (60, "julie+x@contoso.com", "550 5.4.6"),
+            (60, "kim@contoso.com", "451 4.4.6"),
+            // Nothing else is softened.
+            (60, "nobody@contoso.com", "550 5.1.1"),
+        ] {
+            let now = start + Duration::from_secs(minute * 60);
+            let refusal = world.resolve("on-premises", to, None).unwrap_err().within_grace(&mut known, now, grace);
+            assert_eq!(shown(Err(refusal.clone())), expected, "{to} at {minute}");
+            assert_eq!(refusal.is_temporary(), expected.starts_with('4'));
+        }
+        let refusal = world.resolve("on-premises", "julie@contoso.com", None).unwrap_err();
+        let at_once = refusal.within_grace(&mut crate::route::Disagreements::default(), start, Duration::ZERO);
+        assert_eq!(shown(Err(at_once)), "550 5.4.6");
+    }
+
+    #[test]
+    fn a_postmaster_on_the_other_side_is_reached_there() {
+        // The configuration leads to somebody else, as a forward does: no disagreement.
+        let world = World::cloud().postmaster("anna@contoso.com").mailbox("anna@contoso.com");
+        check(
+            &world,
+            &[
+                ("on-premises", "postmaster@mail.contoso.com", "to-on-premises: anna@contoso.com"),
+                ("on-premises", "anna@contoso.com", "550 5.4.6"),
+                ("internet", "postmaster@contoso.mail.onmicrosoft.com", "to-on-premises: anna@contoso.com"),
+            ],
+        );
+        assert_eq!(
+            world.reasons("on-premises", "postmaster@contoso.com"),
+            [[
+                "postmaster is always accepted, here as anna@contoso.com",
+                "anna@contoso.com: found in recipients.csv: on-premises mailbox",
+                "anna@contoso.com: side cloud, from on-premises, on-premises mailbox, by forward or group: \
+                 hybrid.on_premises",
+            ]]
+        );
+        // Always accepted, so also where the two sides disagree about it.
+        let world = World::cloud().mailbox("postmaster@contoso.com");
+        check(&world, &[("on-premises", "postmaster@contoso.com", "to-cloud: postmaster@contoso.com")]);
+    }
+
+    #[test]
+    fn reasons_behind_groups_name_the_member() {
+        let world = World::cloud()
+            .cloud_mailbox("david@contoso.com")
+            .group("team@contoso.com", "inner@contoso.com nobody@contoso.com")
+            .group("inner@contoso.com", "david@contoso.com eve@fabrikam.com");
+        assert_eq!(
+            world.reasons("on-premises", "team@contoso.com"),
+            [
+                vec![
+                    "found in recipients.csv: group of 2",
+                    "inner@contoso.com: found in recipients.csv: group of 2",
+                    "david@contoso.com: found in recipients.csv: cloud mailbox",
+                    "david@contoso.com: side cloud, from on-premises, cloud mailbox: hybrid.cloud",
+                ],
+                vec![
+                    "found in recipients.csv: group of 2",
+                    "inner@contoso.com: found in recipients.csv: group of 2",
+                    "eve@fabrikam.com: fabrikam.com is not an accepted domain; receive connector door may relay",
+                    "eve@fabrikam.com: side cloud, from on-premises, to the Internet, and it has been on-premises: \
+                     address space",
+                    "eve@fabrikam.com: address space *: to-internet (cost 1)",
+                ],
+            ]
+        );
+        let failed = world.resolve("on-premises", "team@contoso.com", None).unwrap().failed;
+        assert_eq!(
+            failed[0].refusal.because.last().unwrap().to_string(),
+            "nobody@contoso.com: not in the directory; contoso.com is authoritative"
+        );
+        assert_eq!(
+            world.reasons("on-premises", "david@contoso.mail.onmicrosoft.com"),
+            [[
+                "found in recipients.csv as the hybrid routing address of david@contoso.com: cloud mailbox",
+                "side cloud, from on-premises, cloud mailbox: hybrid.cloud",
+            ]]
         );
     }
 
@@ -975,9 +1420,9 @@ mod tests {
                 "d+x@contoso.com",
                 &[
                     "found in recipients.csv without its tag: alias of david@contoso.com",
-                    "found in recipients.csv without its tag: cloud mailbox",
-                    "rewritten to david+x@contoso.mail.onmicrosoft.com",
-                    "side on-premises, from a partner, cloud mailbox: hybrid.cloud",
+                    "david+x@contoso.com: found in recipients.csv without its tag: cloud mailbox",
+                    "david+x@contoso.com: rewritten to david+x@contoso.mail.onmicrosoft.com",
+                    "david+x@contoso.com: side on-premises, from a partner, cloud mailbox: hybrid.cloud",
                 ],
             ),
             ("internet", "nobody@contoso.com", &["not in the directory; contoso.com is authoritative"]),
@@ -986,8 +1431,8 @@ mod tests {
                 "old@contoso.com",
                 &[
                     "found in recipients.csv: forward to eve@fabrikam.com",
-                    "side on-premises, from the Internet, to the Internet: hybrid.internet = \"direct\"",
-                    "address space fabrikam.com: to-partner (cost 5); lost: to-internet by * (less specific)",
+                    "eve@fabrikam.com: side on-premises, from the Internet, to the Internet: hybrid.internet = \"direct\"",
+                    "eve@fabrikam.com: address space fabrikam.com: to-partner (cost 5); lost: to-internet by * (less specific)",
                 ],
             ),
             (

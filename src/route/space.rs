@@ -25,6 +25,16 @@ pub enum Choice<'a> {
 
 /// Chooses the send connector for `domain`.
 pub fn choose<'a>(connectors: &'a [Arc<SendConnector>], domain: &Domain) -> Choice<'a> {
+    choose_without(connectors, domain, None)
+}
+
+/// The same, but never `barred`: that leads to where the message has been. It stands among those that lost.
+pub fn choose_without<'a>(
+    connectors: &'a [Arc<SendConnector>],
+    domain: &Domain,
+    barred: Option<&ConnectorName>,
+) -> Choice<'a> {
+    let is_barred = |connector: &SendConnector| barred == Some(&connector.name);
     let matching = || {
         connectors.iter().flat_map(|connector| {
             let spaces = connector.serves.iter().filter(|space| matches(&space.pattern, domain));
@@ -33,14 +43,19 @@ pub fn choose<'a>(connectors: &'a [Arc<SendConnector>], domain: &Domain) -> Choi
     };
     // `min_by_key` gives the first of equals: the order in the file.
     let rank = |(_, space): &(&Arc<SendConnector>, &AddressSpace)| (Reverse(specificity(&space.pattern)), space.cost);
-    let Some((via, won)) = matching().filter(|(connector, _)| connector.enabled).min_by_key(rank) else {
-        return match matching().min_by_key(rank) {
+    let open = || matching().filter(|(connector, _)| !is_barred(connector));
+    let Some((via, won)) = open().filter(|(connector, _)| connector.enabled).min_by_key(rank) else {
+        return match open().min_by_key(rank) {
             Some((connector, _)) => Choice::Disabled(connector.name.clone()),
             None => Choice::Nothing,
         };
     };
     let lost = matching().filter(|(connector, space)| !(Arc::ptr_eq(connector, via) && std::ptr::eq(*space, won)));
-    let lost = lost.map(|(connector, space)| (connector.name.clone(), space.clone(), why(connector, space, won)));
+    let why = |connector: &SendConnector, space: &AddressSpace| match is_barred(connector) {
+        true => "the message has been there",
+        false => why(connector, space, won),
+    };
+    let lost = lost.map(|(connector, space)| (connector.name.clone(), space.clone(), why(connector, space)));
     Choice::Won(via, Reason::Space { via: via.name.clone(), won: won.clone(), lost: lost.collect() })
 }
 

@@ -14,7 +14,9 @@ use crate::message::{Address, Notify, Recipient};
 /// The world. Methods that take `self` add to it.
 pub(crate) struct World {
     pub(crate) config: Config,
-    hybrid: Option<&'static str>,
+    hybrid: Option<Sides>,
+    /// Of the one receive connector, for those who ask by it.
+    origin: &'static str,
     postmaster: Option<&'static str>,
     accepted: Vec<(String, &'static str)>,
     connectors: Vec<Connector>,
@@ -23,10 +25,19 @@ pub(crate) struct World {
     unavailable: bool,
 }
 
+/// `[hybrid]`: side, internet, inbound_first_hop.
+#[derive(Clone, Copy)]
+struct Sides {
+    side: &'static str,
+    internet: &'static str,
+    first_hop: &'static str,
+}
+
 struct Connector {
     name: &'static str,
     spaces: Vec<&'static str>,
     smart_host: Option<&'static str>,
+    tls: &'static str,
     rest: String,
 }
 
@@ -37,8 +48,17 @@ pub(crate) fn address(text: &str) -> Address {
 impl World {
     /// The hybrid world, on-premises side, Internet mail leaving directly.
     pub(crate) fn on_premises() -> Self {
+        Self::hybrid("on-premises")
+    }
+
+    /// The same world seen from the cloud side.
+    pub(crate) fn cloud() -> Self {
+        Self::hybrid("cloud")
+    }
+
+    fn hybrid(side: &'static str) -> Self {
         Self::plain()
-            .change(|world| world.hybrid = Some("direct"))
+            .change(|world| world.hybrid = Some(Sides { side, internet: "direct", first_hop: "here" }))
             .smart("to-on-premises", &[], "mail.inside.contoso.com")
             .smart("to-cloud", &["contoso.mail.onmicrosoft.com"], "contoso-com.mail.protection.outlook.com")
             .connector("to-internet", &["*"])
@@ -47,8 +67,9 @@ impl World {
     /// A plain relay.
     pub(crate) fn plain() -> Self {
         let mut world = Self {
-            config: config::parse(&Self::text(None, None, &[], &[]), Path::new("causeway.toml")).unwrap(),
+            config: config::parse(&Self::text(None, "internet", None, &[], &[]), Path::new("causeway.toml")).unwrap(),
             hybrid: None,
+            origin: "internet",
             postmaster: None,
             accepted: vec![("contoso.com".into(), "authoritative")],
             connectors: Vec::new(),
@@ -62,7 +83,17 @@ impl World {
 
     /// `[hybrid] internet`
     pub(crate) fn internet(self, internet: &'static str) -> Self {
-        self.change(|world| world.hybrid = Some(internet))
+        self.change(|world| world.hybrid.as_mut().unwrap().internet = internet)
+    }
+
+    /// `[hybrid] inbound_first_hop`
+    pub(crate) fn first_hop(self, first_hop: &'static str) -> Self {
+        self.change(|world| world.hybrid.as_mut().unwrap().first_hop = first_hop)
+    }
+
+    /// What the receive connector says of its senders, for those who ask by it.
+    pub(crate) fn origin(self, origin: &'static str) -> Self {
+        self.change(|world| world.origin = origin)
     }
 
     /// The configured postmaster.
@@ -78,14 +109,30 @@ impl World {
     /// A send connector that goes by MX.
     pub(crate) fn connector(self, name: &'static str, spaces: &[&'static str]) -> Self {
         let spaces = spaces.to_vec();
-        self.change(|world| world.connectors.push(Connector { name, spaces, smart_host: None, rest: String::new() }))
+        self.change(|world| {
+            world.connectors.push(Connector {
+                name,
+                spaces,
+                smart_host: None,
+                tls: "opportunistic",
+                rest: String::new(),
+            })
+        })
     }
 
     /// One with a smart host.
     pub(crate) fn smart(self, name: &'static str, spaces: &[&'static str], host: &'static str) -> Self {
         let spaces = spaces.to_vec();
-        let connector = Connector { name, spaces, smart_host: Some(host), rest: String::new() };
+        let connector = Connector { name, spaces, smart_host: Some(host), tls: "opportunistic", rest: String::new() };
         self.change(|world| world.connectors.push(connector))
+    }
+
+    /// These address spaces instead of those it had.
+    pub(crate) fn serving(self, name: &str, spaces: &[&'static str]) -> Self {
+        self.change(|world| {
+            let connector = world.connectors.iter_mut().find(|connector| connector.name == name).unwrap();
+            connector.spaces = spaces.to_vec();
+        })
     }
 
     /// `enabled = false`, even where the configuration's check would not have it.
@@ -96,6 +143,14 @@ impl World {
     /// `max_message_size`, in bytes.
     pub(crate) fn limit(self, name: &str, bytes: u64) -> Self {
         self.with(name, &format!("max_message_size = \"{bytes}B\""))
+    }
+
+    /// What its next hops must prove.
+    pub(crate) fn tls(self, name: &str, tls: &'static str) -> Self {
+        self.change(|world| {
+            let connector = world.connectors.iter_mut().find(|connector| connector.name == name).unwrap();
+            connector.tls = tls;
+        })
     }
 
     fn with(self, name: &str, line: &str) -> Self {
@@ -138,6 +193,13 @@ impl World {
     /// Any entry.
     pub(crate) fn entry(mut self, name: &str, entry: Entry) -> Self {
         self.entries.push((address(name), entry));
+        self
+    }
+
+    /// One that stands before all others, so that it holds.
+    pub(crate) fn entry_first(mut self, name: &str, entry: Entry) -> Self {
+        self.entries.retain(|(other, _)| *other != address(name));
+        self.entries.insert(0, (address(name), entry));
         self
     }
 
@@ -209,7 +271,7 @@ impl World {
         // `[hybrid]` names connectors that come later.
         let ready = self.connectors.len() >= 2;
         let hybrid = self.hybrid.filter(|_| ready);
-        let text = Self::text(hybrid, self.postmaster, &self.accepted, &self.connectors);
+        let text = Self::text(hybrid, self.origin, self.postmaster, &self.accepted, &self.connectors);
         self.config = config::parse(&text, Path::new("causeway.toml")).unwrap_or_else(|problems| panic!("{problems}"));
         for connector in &mut self.config.send_connectors {
             let connector = Arc::get_mut(connector).unwrap();
@@ -218,7 +280,8 @@ impl World {
     }
 
     fn text(
-        hybrid: Option<&str>,
+        hybrid: Option<Sides>,
+        origin: &str,
         postmaster: Option<&str>,
         accepted: &[(String, &str)],
         connectors: &[Connector],
@@ -226,20 +289,23 @@ impl World {
         let mut text = String::from("hostname = \"mail.contoso.com\"\n");
         text += &format!("postmaster = {:?}\n", postmaster.unwrap_or("postmaster@contoso.com"));
         text += "[spool]\npath = \"spool\"\n";
-        if let Some(internet) = hybrid {
+        if let Some(Sides { side, internet, first_hop }) = hybrid {
             text += &format!(
-                "[hybrid]\nside = \"on-premises\"\non_premises = \"to-on-premises\"\ncloud = \"to-cloud\"\n\
+                "[hybrid]\nside = {side:?}\ninbound_first_hop = {first_hop:?}\non_premises = \"to-on-premises\"\ncloud = \"to-cloud\"\n\
                  routing_domain = \"contoso.mail.onmicrosoft.com\"\ninternet = {internet:?}\n"
             );
         }
         for (name, kind) in accepted {
             text += &format!("[[accepted_domain]]\nname = {name:?}\ntype = {kind:?}\n");
         }
-        text += "[[receive_connector]]\nname = \"door\"\nlisten = [\"192.0.2.25:25\"]\norigin = \"internet\"\n\
-                 tls = \"off\"\n";
-        for Connector { name, spaces, smart_host, rest } in connectors {
-            text +=
-                &format!("[[send_connector]]\nname = {name:?}\naddress_spaces = {spaces:?}\ntls = \"opportunistic\"\n");
+        // Who may relay is not all the world.
+        let from = if matches!(origin, "internet" | "partner") { "0.0.0.0/0" } else { "10.0.0.0/8" };
+        text += &format!(
+            "[[receive_connector]]\nname = \"door\"\nlisten = [\"192.0.2.25:25\"]\nremote_ips = [{from:?}]\n\
+             origin = {origin:?}\ntls = \"off\"\n"
+        );
+        for Connector { name, spaces, smart_host, tls, rest } in connectors {
+            text += &format!("[[send_connector]]\nname = {name:?}\naddress_spaces = {spaces:?}\ntls = {tls:?}\n");
             if let Some(host) = smart_host {
                 text += &format!("smart_hosts = [{host:?}]\n");
             }

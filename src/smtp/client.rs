@@ -21,7 +21,7 @@ use super::Reply;
 use super::auth::{Credentials, Exchange, Next};
 use super::extension::Offered;
 use super::reply::ReplyParser;
-use crate::message::{Address, BodyType, Envelope, Notify, OriginalRecipient, Recipient, envelope::Ret};
+use crate::message::{Address, BodyType, Domain, Envelope, Notify, OriginalRecipient, Recipient, envelope::Ret};
 
 /// What a reply to the end of a message is called in a [`Fault::Answered`].
 pub const END_OF_DATA: &str = "the end of data";
@@ -460,6 +460,8 @@ pub struct Mail<'m> {
     pub max_recipients: usize,
     /// BDAT may be used where it is offered.
     pub chunking: bool,
+    /// What XOORG says in TLS where it is offered: our organization.
+    pub xoorg: Option<&'m Domain>,
 }
 
 /// What became of one recipient: the reply that took the message, or why none did.
@@ -766,6 +768,9 @@ impl<'s, 'm> Delivery<'s, 'm> {
         }
         if envelope.requiretls {
             out.extend_from_slice(b" REQUIRETLS");
+        }
+        if let Some(domain) = self.mail.xoorg.filter(|_| offered.xoorg && self.session.secure) {
+            let _ = write!(out, " XOORG={domain}");
         }
         if offered.dsn {
             match envelope.ret {
@@ -1356,6 +1361,7 @@ mod tests {
             size: (PREFIX.len() + body.len()) as u64,
             ends_in_crlf: body.ends_with(b"\r\n"),
             eight_bit: !body.is_ascii(),
+            xoorg: None,
             utf8_header: false,
             max_recipients: 1000,
             chunking: true,
@@ -1488,6 +1494,29 @@ mod tests {
         server.writes.clear();
         send(&mut server, &mut session, mail(&null, &people, b"x\r\n"), b"x\r\n");
         assert_eq!(server.writes[0], "MAIL FROM:<>\r\n");
+    }
+
+    /// Interface section 9: our organization is named to the other premises, in TLS, and to nobody else.
+    #[test]
+    fn the_organization_is_named_in_tls_where_it_is_asked_for() {
+        let (envelope, people) = (envelope(), people(1));
+        let organization = Domain::parse("contoso.com").unwrap();
+        for (offers, starttls, xoorg, expected) in [
+            ("STARTTLS\nXOORG", StartTls::Demanded, Some(&organization), " XOORG=contoso.com"),
+            ("STARTTLS\nXOORG", StartTls::Demanded, None, ""),
+            ("STARTTLS", StartTls::Demanded, Some(&organization), ""),
+            ("STARTTLS\nXOORG", StartTls::Never, Some(&organization), ""),
+        ] {
+            let mut server = Server::new(offers, &[]);
+            let mut session = open(&mut server, Terms { starttls, ..terms() });
+            for null in [false, true] {
+                let envelope = Envelope { sender: envelope.sender.clone().filter(|_| !null), ..envelope.clone() };
+                server.writes.clear();
+                send(&mut server, &mut session, Mail { xoorg, ..mail(&envelope, &people, b"x\r\n") }, b"x\r\n");
+                let sender = if null { "" } else { "anna@contoso.com" };
+                assert_eq!(server.writes[0], format!("MAIL FROM:<{sender}>{expected}\r\n"), "{offers} {starttls:?}");
+            }
+        }
     }
 
     /// C161, C162, C167, C212, C275: what a server does not offer is not asked of it.

@@ -6,8 +6,9 @@
 //!
 //! Not here: what ends a line (`framing`), what may follow what (`server`).
 //!
-//! Standards: RFC 5321 sections 4.1.1 and 4.1.2, 1870 (SIZE), 3030 (BDAT), 3461 (RET, ENVID, NOTIFY, ORCPT), 6152
-//! (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS).
+//! Standards: RFC 5321 sections 4.1.1 and 4.1.2, 1870 (SIZE), 3030 (BDAT), 3461 (RET, ENVID, NOTIFY, ORCPT), 4954
+//! (AUTH), 6152 (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS). XOORG:
+//! interface section 9.
 
 use super::Reply;
 use crate::message::address::Malformed;
@@ -21,6 +22,9 @@ const ENVID_LIMIT: usize = 100;
 
 /// The longest ORCPT, as written. RFC 3461 section 4.2.
 const ORCPT_LIMIT: usize = 500;
+
+/// The longest AUTH of MAIL, as written. RFC 4954 section 3.
+const SUBMITTER_LIMIT: usize = 500;
 
 /// SIZE has at most this many digits. RFC 1870 section 4.
 const SIZE_DIGITS: usize = 20;
@@ -55,6 +59,8 @@ pub enum Verb {
     Quit,
     /// STARTTLS.
     StartTls,
+    /// AUTH.
+    Auth,
     /// A command the standards know and we do not carry out.
     Off,
     /// Another protocol's first line: an HTTP request, an SSH banner.
@@ -76,7 +82,7 @@ const VERBS: &[(&str, Verb)] = &[
     ("VRFY", Verb::Vrfy),
     ("QUIT", Verb::Quit),
     ("STARTTLS", Verb::StartTls),
-    ("AUTH", Verb::Off),
+    ("AUTH", Verb::Auth),
     ("EXPN", Verb::Off),
     ("ETRN", Verb::Off),
     ("ATRN", Verb::Off),
@@ -149,8 +155,12 @@ pub struct Manners {
     pub extended: bool,
     /// The session is in TLS.
     pub secure: bool,
+    /// There are users who may log in, and they may do so here.
+    pub auth: bool,
     /// No blank is forgiven.
     pub strict: bool,
+    /// XOORG was offered.
+    pub xoorg: bool,
 }
 
 /// The arguments of MAIL.
@@ -170,6 +180,8 @@ pub struct Mail {
     pub envid: Option<Box<str>>,
     /// REQUIRETLS.
     pub requiretls: bool,
+    /// XOORG: the author's organization.
+    pub xoorg: Option<Domain>,
 }
 
 impl Mail {
@@ -181,6 +193,7 @@ impl Mail {
         let path = Path::parse(text(arguments)?, "FROM:", manners.strict)?;
         let mut mail = Self::default();
         let mut body = None;
+        let mut submitter = None;
         for parameter in Parameter::all(path.parameters, manners.extended, false) {
             let parameter = parameter?;
             match parameter.name.to_ascii_uppercase().as_str() {
@@ -207,6 +220,20 @@ impl Mail {
                         return Err(Reply::requiretls_needs_tls());
                     }
                 }
+                "XOORG" if manners.xoorg => parameter.once(&mut mail.xoorg, |value| {
+                    Domain::parse(value).ok().filter(|domain| domain.literal().is_none())
+                })?,
+                // Read, as it must be where AUTH is offered, and ignored: we trust nobody to say who somebody else is.
+                // RFC 4954 section 5.
+                "AUTH" if manners.auth => parameter.once(&mut submitter, |value| {
+                    if value.len() > SUBMITTER_LIMIT {
+                        None
+                    } else if value == "<>" {
+                        Some(())
+                    } else {
+                        decode_xtext(value).map(|_| ())
+                    }
+                })?,
                 _ => return Err(Reply::unknown_parameter(parameter.name)),
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! Standards: RFC 5321 section 4.1.1.1, 1870 (SIZE), 2034 (ENHANCEDSTATUSCODES), 2920 (PIPELINING), 3030
 //! (CHUNKING), 3207 (STARTTLS), 3461 (DSN), 4954 (AUTH), 6152 (8BITMIME), 6531 (SMTPUTF8), 8689 (REQUIRETLS),
-//! 9422 (LIMITS).
+//! 9422 (LIMITS). XOORG has none: it is what Exchange servers say among themselves.
 
 use std::borrow::Cow;
 
@@ -18,10 +18,14 @@ pub struct Offer {
     pub secure: bool,
     /// STARTTLS would be obeyed.
     pub starttls: bool,
+    /// AUTH would be.
+    pub auth: bool,
     /// The largest message taken, in octets.
     pub max_message_size: Option<u64>,
     /// The most recipients taken in one transaction.
     pub max_recipients: usize,
+    /// XOORG would be believed: an internal connector.
+    pub xoorg: bool,
 }
 
 /// One row: the parameter text behind the keyword, or `None` where it is not offered.
@@ -38,8 +42,11 @@ const OFFERS: &[Row] = &[
     ("CHUNKING", always),
     ("DSN", always),
     ("STARTTLS", |offer| offer.starttls.then_some(Cow::Borrowed(""))),
+    ("AUTH", |offer| offer.auth.then_some(Cow::Borrowed("PLAIN LOGIN"))),
     // RFC 8689 section 2: only in a session that is in TLS.
     ("REQUIRETLS", |offer| offer.secure.then_some(Cow::Borrowed(""))),
+    // In the clear anybody on the way could say it.
+    ("XOORG", |offer| (offer.secure && offer.xoorg).then_some(Cow::Borrowed(""))),
     ("LIMITS", |offer| Some(format!("RCPTMAX={}", offer.max_recipients).into())),
 ];
 
@@ -84,6 +91,8 @@ pub struct Offered {
     pub auth: Vec<Box<str>>,
     /// LIMITS RCPTMAX: the most recipients one transaction may have. RFC 9422.
     pub rcpt_max: Option<u64>,
+    /// XOORG: the author's organization may be named on MAIL.
+    pub xoorg: bool,
 }
 
 /// How many mechanisms of an AUTH line are kept; more do not exist.
@@ -113,6 +122,7 @@ impl Offered {
                 "STARTTLS" => offered.starttls = true,
                 "REQUIRETLS" => offered.requiretls = true,
                 "ENHANCEDSTATUSCODES" => offered.enhanced = true,
+                "XOORG" => offered.xoorg = true,
                 "AUTH" => {
                     for mechanism in words.map(|word| word.to_ascii_uppercase().into_boxed_str()) {
                         if offered.auth.len() < MECHANISMS && !offered.auth.contains(&mechanism) {
@@ -150,7 +160,7 @@ mod tests {
         let all = parse(
             "250-STARTTLS.example says hello\r\n250-pipelining\r\n250-SIZE 1000\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n\
              250-CHUNKING\r\n250-DSN\r\n250-REQUIRETLS\r\n250-ENHANCEDSTATUSCODES\r\n250-AUTH plain LOGIN\r\n\
-             250-AUTH=LOGIN\r\n250-LIMITS MAILMAX=9 RCPTMAX=50\r\n250-X-WHATEVER\r\n250 BINARYMIME\r\n",
+             250-AUTH=LOGIN\r\n250-LIMITS MAILMAX=9 RCPTMAX=50\r\n250-xoorg\r\n250-X-WHATEVER\r\n250 BINARYMIME\r\n",
         );
         let expected = Offered {
             pipelining: true,
@@ -165,6 +175,7 @@ mod tests {
             enhanced: true,
             auth: vec!["PLAIN".into(), "LOGIN".into()],
             rcpt_max: Some(50),
+            xoorg: true,
         };
         assert_eq!(all, expected);
         assert_eq!(parse("250 only.example\r\n"), Offered::default());
@@ -193,12 +204,18 @@ mod tests {
     /// C015, C016: what we offer is what we would understand.
     #[test]
     fn our_offer_is_understood_by_ourselves() {
-        for (secure, starttls) in [(false, true), (false, false), (true, false)] {
-            let offer = Offer { secure, starttls, max_message_size: Some(77), max_recipients: 5 };
+        for (secure, starttls, auth) in
+            [(false, true, false), (false, false, false), (true, false, false), (true, false, true)]
+        {
+            let offer = Offer { secure, starttls, auth, max_message_size: Some(77), max_recipients: 5, xoorg: true };
             let domain = crate::message::Domain::parse("a.example").unwrap();
             let offered = Offered::parse(&Reply::extended_hello(&domain, offer.keywords()));
             assert!(offered.pipelining && offered.chunking && offered.dsn && offered.smtputf8 && offered.enhanced);
-            assert_eq!((offered.starttls, offered.requiretls), (starttls, secure));
+            assert_eq!((offered.starttls, offered.requiretls, offered.xoorg), (starttls, secure, secure));
+            let not_internal = Offer { xoorg: false, ..offer };
+            assert!(!not_internal.keywords().any(|keyword| keyword == "XOORG"));
+            let mechanisms: Vec<&str> = offered.auth.iter().map(|mechanism| &**mechanism).collect();
+            assert_eq!(mechanisms, if auth { &["PLAIN", "LOGIN"][..] } else { &[] });
             assert_eq!((offered.size, offered.rcpt_max), (Some(Some(77)), Some(5)));
         }
     }

@@ -15,6 +15,9 @@ use bytes::{Buf, BytesMut};
 /// ours add about 1,200, so this leaves room for one that is badly folded together.
 pub const COMMAND_LIMIT: usize = 4096;
 
+/// The longest line of a login, with its CRLF. RFC 4954 section 4.
+pub const LOGIN_LIMIT: usize = 12_288;
+
 /// A line that has not ended by here will not.
 pub const ENDLESS_LINE: usize = 64 * 1024;
 
@@ -23,7 +26,7 @@ pub const ENDLESS_LINE: usize = 64 * 1024;
 pub enum Line {
     /// A command: so many octets of the buffer, and CRLF behind them.
     Whole(usize),
-    /// A line over [`COMMAND_LIMIT`] has been skipped; the next one is in order.
+    /// A line over the limit has been skipped; the next one is in order.
     TooLong,
     /// CR, LF or NUL where it must not be.
     BareControl,
@@ -42,8 +45,8 @@ pub struct LineReader {
 
 impl LineReader {
     /// The next line in `unread`; `None`: more octets are needed. The octets of a whole line are taken off with
-    /// [`LineReader::consume`], once they have been read.
-    pub fn next(&mut self, unread: &mut BytesMut) -> Option<Line> {
+    /// [`LineReader::consume`], once they have been read. `limit`: [`COMMAND_LIMIT`] or [`LOGIN_LIMIT`].
+    pub fn next(&mut self, unread: &mut BytesMut, limit: usize) -> Option<Line> {
         let window = unread.len().min(ENDLESS_LINE - self.skipped);
         let found = memchr::memchr3(b'\r', b'\n', 0, &unread[self.searched..window]).map(|at| self.searched + at);
         let at = match found {
@@ -51,13 +54,13 @@ impl LineReader {
             None if self.skipped + window == ENDLESS_LINE => return Some(Line::Endless),
             None => {
                 self.searched = window;
-                self.skip(unread);
+                self.skip(unread, limit);
                 return None;
             }
         };
         match (unread[at], unread.get(at + 1)) {
             (b'\r', Some(b'\n')) => {
-                if self.skipped + at + 2 > COMMAND_LIMIT {
+                if self.skipped + at + 2 > limit {
                     unread.advance(at + 2);
                     *self = Self::default();
                     return Some(Line::TooLong);
@@ -66,7 +69,7 @@ impl LineReader {
             }
             (b'\r', None) => {
                 self.searched = at;
-                self.skip(unread);
+                self.skip(unread, limit);
                 None
             }
             _ => Some(Line::BareControl),
@@ -80,8 +83,8 @@ impl LineReader {
     }
 
     /// Throws away what has been searched of a line that is too long already: it needs no memory.
-    fn skip(&mut self, unread: &mut BytesMut) {
-        if self.skipped + self.searched > COMMAND_LIMIT {
+    fn skip(&mut self, unread: &mut BytesMut, limit: usize) {
+        if self.skipped + self.searched > limit {
             unread.advance(self.searched);
             self.skipped += self.searched;
             self.searched = 0;
@@ -311,7 +314,7 @@ mod tests {
                 let (mut reader, mut unread, mut lines) = (LineReader::default(), BytesMut::new(), Vec::new());
                 for piece in stream.as_bytes().chunks(cut) {
                     unread.extend_from_slice(piece);
-                    while let Some(line) = reader.next(&mut unread) {
+                    while let Some(line) = reader.next(&mut unread, COMMAND_LIMIT) {
                         lines.push(line);
                         match line {
                             Line::Whole(len) => reader.consume(&mut unread, len),

@@ -154,6 +154,16 @@ impl Reply {
         Self::new(250, Status(2, 1, 5), "recipient ok")
     }
 
+    /// The answer to AUTH that asks for more; `text` is base64, and may be empty. RFC 4954 section 4.
+    pub fn challenge(text: &str) -> Self {
+        Self::bare(334, text)
+    }
+
+    /// The password is right.
+    pub fn logged_in() -> Self {
+        Self::new(235, Status(2, 7, 0), "authentication successful")
+    }
+
     /// The answer to DATA.
     pub fn start_mail_input() -> Self {
         Self::bare(354, "start mail input; end with <CRLF>.<CRLF>")
@@ -182,7 +192,7 @@ impl Reply {
         Self::new(500, Status(5, 5, 2), format!("line longer than {limit} octets"))
     }
 
-    /// A verb that exists and is off here: EXPN, ETRN, TURN.
+    /// A verb that exists and is off here: EXPN, ETRN, TURN, AUTH where nobody may log in.
     pub fn command_disabled() -> Self {
         Self::new(502, Status(5, 5, 1), "command not implemented")
     }
@@ -237,6 +247,46 @@ impl Reply {
         Self::new(530, Status(5, 7, 0), "must issue a STARTTLS command first")
     }
 
+    /// This listener's connector wants a login first. RFC 4954 section 6.
+    pub fn login_required() -> Self {
+        Self::new(530, Status(5, 7, 0), "authentication required")
+    }
+
+    /// A password would travel in the clear. RFC 4954 section 6.
+    pub fn login_needs_tls() -> Self {
+        Self::new(538, Status(5, 7, 11), "encryption required; issue STARTTLS first")
+    }
+
+    /// AUTH with a mechanism that was not offered. RFC 4954 section 4.
+    pub fn unknown_mechanism() -> Self {
+        Self::new(504, Status(5, 5, 4), "mechanism not offered")
+    }
+
+    /// The client answered `*`. RFC 4954 section 4.
+    pub fn login_cancelled() -> Self {
+        Self::new(501, Status(5, 7, 0), "authentication cancelled")
+    }
+
+    /// A line of a login beyond its limit. RFC 4954 section 6.
+    pub fn login_line_too_long() -> Self {
+        Self::new(500, Status(5, 5, 6), "authentication exchange line is too long")
+    }
+
+    /// Name and password do not belong together; which of them is wrong, nobody learns.
+    pub fn login_refused() -> Self {
+        Self::new(535, Status(5, 7, 8), "authentication credentials invalid")
+    }
+
+    /// Whether the password is right cannot be said now.
+    pub fn login_unavailable() -> Self {
+        Self::new(454, Status(4, 7, 0), "temporary authentication failure")
+    }
+
+    /// So many logins from this address failed that none is looked at for a while.
+    pub fn login_locked() -> Self {
+        Self::new(454, Status(4, 7, 0), "too many failed logins from your address; try again later")
+    }
+
     /// REQUIRETLS in a session without TLS. RFC 8689 section 3.
     pub fn requiretls_needs_tls() -> Self {
         Self::new(530, Status(5, 7, 10), "REQUIRETLS needs a session in TLS")
@@ -281,9 +331,24 @@ impl Reply {
         Self::new(552, Status(5, 3, 4), format!("message exceeds {limit} octets"))
     }
 
+    /// Its envelope alone is longer than the spool can keep.
+    pub fn envelope_too_long() -> Self {
+        Self::new(552, Status(5, 3, 4), "the envelope is too long; send to fewer recipients at a time")
+    }
+
     /// `max_errors` is reached.
     pub fn too_many_errors() -> Self {
         Self::new(421, Status(4, 7, 0), "too many errors")
+    }
+
+    /// Login after login failed in this session.
+    pub fn too_many_failed_logins() -> Self {
+        Self::new(421, Status(4, 7, 0), "too many failed logins")
+    }
+
+    /// The user has been taken out of the users file meanwhile.
+    pub fn login_withdrawn() -> Self {
+        Self::new(421, Status(4, 7, 0), "your login is no longer valid")
     }
 
     /// Command after command, and no mail.
@@ -354,6 +419,34 @@ impl Reply {
         Self::new(550, Status(5, 4, 6), format!("<{to}>: routing loop"))
     }
 
+    /// Each premises holds the mailbox to be at the other, and has for longer than a move takes. `whom`: where the
+    /// mailbox has another address than the one named. The lines are those that an administrator needs: what each side
+    /// believes, and what to mend.
+    pub fn sides_disagree(to: &Address, whom: Option<&Address>, source: &str) -> Self {
+        let whom = whom.map_or_else(|| "it".to_owned(), Address::to_string);
+        Self::new(
+            550,
+            Status(5, 4, 6),
+            format!(
+                "<{to}>: the on-premises side sent this here,\nbut {source} (here, cloud) has {whom} as an on-premises \
+                 mailbox;\nmend one of the two directories"
+            ),
+        )
+    }
+
+    /// The same, and not for long yet: the mailbox may be moving.
+    pub fn sides_disagree_yet(to: &Address, whom: Option<&Address>, source: &str) -> Self {
+        let whom = whom.map_or_else(|| "it".to_owned(), Address::to_string);
+        Self::new(
+            451,
+            Status(4, 4, 6),
+            format!(
+                "<{to}>: the on-premises side sent this here,\nbut {source} (here, cloud) has {whom} as an on-premises \
+                 mailbox;\nit may be moving, try again; if it is not, mend one of the two directories"
+            ),
+        )
+    }
+
     /// No send connector serves the domain.
     pub fn no_route(to: &Address) -> Self {
         Self::new(550, Status(5, 4, 4), format!("<{to}>: no route"))
@@ -392,6 +485,11 @@ impl Reply {
     /// The message has been through too many relays. RFC 5321 section 6.3.
     pub fn too_many_hops() -> Self {
         Self::new(554, Status(5, 4, 6), "too many hops")
+    }
+
+    /// The header block does not end where we stop looking: it could hide what is to be cut. C116, S-123.
+    pub fn header_too_long(bytes: usize, fields: usize) -> Self {
+        Self::new(552, Status(5, 3, 4), format!("the header has more than {bytes} bytes or {fields} fields"))
     }
 
     /// The message has been here before and would go the same way again; `words` tell why, one fact a line.

@@ -6,17 +6,20 @@
 //! Not here: which connector a peer belongs to (`accept::attribute`), where mail goes (`route`),
 //! when a 250 may be given (`relay::acknowledge`).
 //!
-//! Standards: RFC 5321 (SMTP), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS), 3461 (DSN), 6531 (SMTPUTF8).
+//! Standards: RFC 5321 (SMTP), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS), 3461 (DSN), 4954 (AUTH), 6531
+//! (SMTPUTF8).
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use zeroize::Zeroize as _;
 
 use super::Reply;
+use super::auth::{Credentials, Heard, Hearing};
 use super::command::{self, Mail, Manners, Verb};
 use super::extension::Offer;
-use super::framing::{COMMAND_LIMIT, ChunkReader, DotReader, Line, LineReader};
+use super::framing::{COMMAND_LIMIT, ChunkReader, DotReader, LOGIN_LIMIT, Line, LineReader};
 use crate::message::{Address, Domain, Envelope, Recipient};
 
 /// What a session is held to; the receive connector and the listener say so.
@@ -28,6 +31,10 @@ pub struct Terms {
     pub offer_starttls: bool,
     /// MAIL before STARTTLS is 530 5.7.0.
     pub require_tls: bool,
+    /// There are users who may log in; AUTH is offered in TLS.
+    pub offer_auth: bool,
+    /// MAIL before AUTH is 530 5.7.0.
+    pub require_auth: bool,
     /// Bytes; `None`: no limit.
     pub max_message_size: Option<u64>,
     /// Beyond: 452 4.5.3.
@@ -36,6 +43,8 @@ pub struct Terms {
     pub max_errors: usize,
     /// Refuse clients that talk before the greeting or pipeline out of order.
     pub strict: bool,
+    /// XOORG is offered, in TLS: an internal connector.
+    pub xoorg: bool,
     /// RFC 5321 section 4.5.3.2: the wait for a command.
     pub command_timeout: Duration,
     /// The wait for the next piece of a message.
@@ -67,12 +76,16 @@ pub enum Step {
 /// What only the stages behind can know.
 #[derive(Debug)]
 pub enum Question {
+    /// Is this the user's password? Answered `Go` or `Refuse`.
+    Login(Credentials),
     /// May this sender send here, and a message of this declared size? Answered `Go` or `Refuse`.
     Sender {
         /// The envelope so far: sender and parameters, no recipients.
         envelope: Envelope,
         /// SIZE, if it was given.
         size: Option<u64>,
+        /// XOORG, if it was given: the author's organization.
+        xoorg: Option<Domain>,
     },
     /// May this recipient come? Answered `Go` or `Refuse`.
     Recipient(Recipient),
@@ -108,6 +121,9 @@ const GREETING_PAUSE: Duration = Duration::from_millis(100);
 /// Commands that carry no mail forward, between one message and the next.
 const IDLE_COMMANDS: usize = 100;
 
+/// Logins that may fail in one session.
+const FAILED_LOGINS: usize = 3;
+
 /// BDAT 0 in one message.
 const EMPTY_CHUNKS: usize = 100;
 
@@ -133,6 +149,10 @@ const COMMAND_READ: usize = 4 * 1024;
 /// What the driver reserves at most.
 const CONTENT_READ: usize = 64 * 1024;
 
+/// A client may have pipelined a long list before it hears the first 452: it gets so many times `max_recipients` of
+/// them in one transaction, and is not a client any more if it goes on.
+const SURPLUS: usize = 10;
+
 /// Up to so many recipients, looking through all of them is the fastest way to find one given twice.
 const FEW_RECIPIENTS: usize = 32;
 
@@ -141,6 +161,8 @@ const FEW_RECIPIENTS: usize = 32;
 pub struct Session {
     terms: Terms,
     secure: bool,
+    /// AUTH succeeded.
+    logged_in: bool,
     state: State,
     hello: Option<Hello>,
     unread: BytesMut,
@@ -155,6 +177,7 @@ pub struct Session {
     discard: bool,
     shutting_down: bool,
     errors: usize,
+    failed_logins: usize,
     idle_commands: usize,
     /// Recipients accepted and refused, over all transactions.
     recipients_accepted: usize,
@@ -179,6 +202,10 @@ enum State {
     Connected,
     /// No transaction.
     Ready,
+    /// Inside AUTH: the client's next line is no command.
+    LoggingIn(Hearing),
+    /// Is this the user's password?
+    AskingLogin,
     /// MAIL was sound; may this sender send?
     AskingSender(Box<Transaction>),
     /// RCPT, DATA or BDAT may come.
@@ -211,6 +238,10 @@ struct Transaction {
     size: Option<u64>,
     /// Some RCPT was refused.
     refused: bool,
+    /// RCPTs that named a recipient again.
+    repeated: usize,
+    /// RCPTs beyond `max_recipients`.
+    surplus: usize,
     /// The recipients again, once they are many.
     index: HashSet<Address>,
 }
@@ -289,6 +320,7 @@ impl Session {
             state: if terms.strict { State::Listening } else { State::Connected },
             terms,
             secure,
+            logged_in: false,
             hello: None,
             unread: BytesMut::new(),
             lines: LineReader::default(),
@@ -298,6 +330,7 @@ impl Session {
             discard: false,
             shutting_down: false,
             errors: 0,
+            failed_logins: 0,
             idle_commands: 0,
             recipients_accepted: 0,
             recipients_refused: 0,
@@ -363,6 +396,11 @@ impl Session {
     /// The answer to the last question.
     pub fn answer(&mut self, answer: Answer) {
         match (std::mem::replace(&mut self.state, State::Ready), answer) {
+            (State::AskingLogin, Answer::Go) => {
+                self.logged_in = true;
+                self.say(&Reply::logged_in());
+            }
+            (State::AskingLogin, Answer::Refuse(reply) | Answer::Done(reply)) => self.refuse_login(reply),
             (State::AskingSender(transaction), Answer::Go) => {
                 self.say(&Reply::sender_ok());
                 self.state = State::Addressing(transaction);
@@ -402,6 +440,7 @@ impl Session {
     pub fn secured(&mut self, terms: Terms) {
         self.terms = terms;
         self.secure = true;
+        self.logged_in = false;
         self.hello = None;
         self.unread.clear();
         self.lines = LineReader::default();
@@ -441,7 +480,11 @@ impl Session {
                 self.state = State::Ready;
                 Move::Again
             }
-            state @ (State::Ready | State::Addressing(_) | State::Chunks(..) | State::Refused(_)) => {
+            state @ (State::Ready
+            | State::LoggingIn(_)
+            | State::Addressing(_)
+            | State::Chunks(..)
+            | State::Refused(_)) => {
                 self.state = state;
                 self.next_command(now)
             }
@@ -462,7 +505,7 @@ impl Session {
                 Move::Give(Step::StartTls)
             }
             // The driver owes an answer. It asked for a step all the same; so there will be none.
-            State::AskingSender(_) | State::AskingRecipient(..) | State::AskingMessage => {
+            State::AskingLogin | State::AskingSender(_) | State::AskingRecipient(..) | State::AskingMessage => {
                 debug_assert!(false, "a step was asked for while a question is open");
                 self.close(Reply::session_fault());
                 Move::Again
@@ -481,7 +524,8 @@ impl Session {
             self.close(Reply::not_smtp());
             return Move::Again;
         }
-        match self.lines.next(&mut self.unread) {
+        let limit = if matches!(self.state, State::LoggingIn(_)) { LOGIN_LIMIT } else { COMMAND_LIMIT };
+        match self.lines.next(&mut self.unread, limit) {
             None => {
                 // One deadline for the whole command: an octet now and then does not put it off.
                 let until = *self.deadline.get_or_insert(now + self.terms.command_timeout);
@@ -490,15 +534,34 @@ impl Session {
             Some(Line::Whole(len)) => {
                 self.deadline = None;
                 // Nobody looks at the buffer while the line in it is read; what lies behind is said in a word.
-                let buffer = std::mem::take(&mut self.unread);
-                let next = self.command(&buffer[..len], buffer.len() > len + 2);
+                let mut buffer = std::mem::take(&mut self.unread);
+                let next = match std::mem::replace(&mut self.state, State::Ready) {
+                    State::LoggingIn(hearing) => {
+                        let next = self.hear(hearing.hear(&buffer[..len]));
+                        buffer[..len].zeroize();
+                        next
+                    }
+                    state => {
+                        self.state = state;
+                        self.command(&buffer[..len], buffer.len() > len + 2)
+                    }
+                };
+                if matches!(self.state, State::AskingLogin) {
+                    // The password stood behind AUTH.
+                    buffer[..len].zeroize();
+                }
                 self.unread = buffer;
                 self.lines.consume(&mut self.unread, len);
                 return next;
             }
             Some(Line::TooLong) => {
                 self.deadline = None;
-                self.fail(Reply::line_too_long(COMMAND_LIMIT));
+                if let State::LoggingIn(_) = self.state {
+                    self.state = State::Ready;
+                    self.fail(Reply::login_line_too_long());
+                } else {
+                    self.fail(Reply::line_too_long(COMMAND_LIMIT));
+                }
             }
             Some(Line::BareControl) => self.close(Reply::bare_control_in_command()),
             Some(Line::Endless) => self.close(Reply::endless_line()),
@@ -511,7 +574,8 @@ impl Session {
         let (verb, arguments) = Verb::of(line);
         let extended = self.is_extended();
         // Commands whose answer has to be awaited, RFC 2920 section 3.1; without EHLO every one of them.
-        let must_be_last = matches!(verb, Verb::Ehlo | Verb::Helo | Verb::Data) || (!extended && verb != Verb::Quit);
+        let must_be_last =
+            matches!(verb, Verb::Ehlo | Verb::Helo | Verb::Data | Verb::Auth) || (!extended && verb != Verb::Quit);
         if self.terms.strict && must_be_last && more {
             self.close(Reply::spoke_too_soon());
             return Move::Again;
@@ -521,6 +585,7 @@ impl Session {
         }
         let outcome = match verb {
             Verb::Bdat => return self.bdat(arguments),
+            Verb::Auth => return self.auth(arguments),
             Verb::Mail | Verb::Rcpt | Verb::Data | Verb::Vrfy if self.terms.require_tls && !self.secure => {
                 Err(Reply::tls_required())
             }
@@ -568,8 +633,10 @@ impl Session {
             let offer = Offer {
                 secure: self.secure,
                 starttls: self.terms.offer_starttls && !self.secure,
+                auth: self.terms.offer_auth && self.secure && !self.logged_in,
                 max_message_size: self.size_limit(),
                 max_recipients: self.terms.max_recipients,
+                xoorg: self.terms.xoorg,
             };
             Reply::extended_hello(hostname, offer.keywords())
         } else {
@@ -601,13 +668,71 @@ impl Session {
         Ok(())
     }
 
+    fn auth(&mut self, arguments: &[u8]) -> Move {
+        let heard = self.check_auth().and_then(|()| Hearing::begin(arguments));
+        self.hear(heard)
+    }
+
+    /// May AUTH come now? RFC 4954 section 4.
+    fn check_auth(&self) -> Result<(), Reply> {
+        if !self.terms.offer_auth {
+            return Err(Reply::command_disabled());
+        }
+        if !self.secure {
+            return Err(Reply::login_needs_tls());
+        }
+        if !self.is_extended() {
+            return Err(Reply::bad_sequence("say EHLO first"));
+        }
+        if self.logged_in {
+            return Err(Reply::bad_sequence("already authenticated"));
+        }
+        if !matches!(self.state, State::Ready) {
+            return Err(Reply::bad_sequence("not inside a mail transaction"));
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, heard: Result<Heard, Reply>) -> Move {
+        match heard {
+            Ok(Heard::More(hearing, challenge)) => {
+                self.say(&Reply::challenge(challenge));
+                self.state = State::LoggingIn(hearing);
+                Move::Again
+            }
+            Ok(Heard::Whole(credentials)) => {
+                self.state = State::AskingLogin;
+                Move::Give(Step::Ask(Question::Login(credentials)))
+            }
+            Ok(Heard::ForAnother) => {
+                self.refuse_login(Reply::login_refused());
+                Move::Again
+            }
+            Err(reply) => {
+                self.fail(reply);
+                Move::Again
+            }
+        }
+    }
+
+    /// One slip of the finger is human; who fails again and again is guessing, or will not get in anyway.
+    fn refuse_login(&mut self, reply: Reply) {
+        self.failed_logins += 1;
+        if self.failed_logins >= FAILED_LOGINS {
+            self.close(Reply::too_many_failed_logins());
+        } else {
+            self.fail(reply);
+        }
+    }
+
     fn mail(&mut self, arguments: &[u8]) -> Move {
         match self.check_mail(arguments) {
             Ok(mail) => {
-                let Mail { sender, size, body, smtputf8, ret, envid, requiretls } = mail;
+                let Mail { sender, size, body, smtputf8, ret, envid, requiretls, xoorg } = mail;
                 let envelope = Envelope { sender, recipients: Vec::new(), ret, envid, body, smtputf8, requiretls };
-                let question = Question::Sender { envelope: envelope.clone(), size };
-                let transaction = Transaction { envelope, size, refused: false, index: HashSet::new() };
+                let question = Question::Sender { envelope: envelope.clone(), size, xoorg };
+                let transaction =
+                    Transaction { envelope, size, refused: false, repeated: 0, surplus: 0, index: HashSet::new() };
                 self.state = State::AskingSender(Box::new(transaction));
                 Move::Give(Step::Ask(question))
             }
@@ -629,6 +754,9 @@ impl Session {
         if !matches!(self.state, State::Ready) {
             return Err(Reply::bad_sequence("there is a sender already"));
         }
+        if self.terms.require_auth && !self.logged_in {
+            return Err(Reply::login_required());
+        }
         let mail = Mail::parse(arguments, self.manners())?;
         match self.size_limit() {
             Some(limit) if mail.size.is_some_and(|size| size > limit) => Err(Reply::message_too_big(limit)),
@@ -648,13 +776,26 @@ impl Session {
         let utf8 = transaction.envelope.smtputf8;
         match command::parse_recipient(arguments, self.manners(), utf8, &self.terms.hostname) {
             // Once is enough: RFC 5321 section 4.1.1.3 leaves it to us, and nobody wants a message twice.
-            Ok(recipient) if transaction.has(&recipient.address) => {
+            Ok(recipient)
+                if transaction.repeated < self.terms.max_recipients && transaction.has(&recipient.address) =>
+            {
+                transaction.repeated += 1;
                 self.state = State::Addressing(transaction);
                 self.say(&Reply::recipient_ok());
             }
-            Ok(_) if transaction.envelope.recipients.len() >= self.terms.max_recipients => {
+            // New ones or the same again and again: there is an end to both.
+            Ok(recipient)
+                if transaction.envelope.recipients.len() >= self.terms.max_recipients
+                    || transaction.has(&recipient.address) =>
+            {
+                transaction.surplus += 1;
+                let endless = transaction.surplus > self.terms.max_recipients.saturating_mul(SURPLUS);
                 self.state = State::Addressing(transaction);
-                self.say(&Reply::too_many_recipients(self.terms.max_recipients));
+                if endless {
+                    self.close(Reply::too_many_errors());
+                } else {
+                    self.say(&Reply::too_many_recipients(self.terms.max_recipients));
+                }
             }
             Ok(recipient) => {
                 self.state = State::AskingRecipient(transaction, recipient.clone());
@@ -1012,7 +1153,13 @@ impl Session {
     }
 
     fn manners(&self) -> Manners {
-        Manners { extended: self.is_extended(), secure: self.secure, strict: self.terms.strict }
+        Manners {
+            extended: self.is_extended(),
+            secure: self.secure,
+            auth: self.terms.offer_auth && self.secure,
+            strict: self.terms.strict,
+            xoorg: self.secure && self.terms.xoorg,
+        }
     }
 }
 

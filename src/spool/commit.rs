@@ -8,9 +8,15 @@
 //! segment is closed, and the first record of the next one cancels what was refused, so that none of it comes
 //! back to life. Only then are the waiters told. While no segment can be written, puts fail at once and settlements
 //! wait in memory; the disk is tried again after a pause.
+//!
+//! A sync says nothing of the name: in a folder that somebody moved, removed or replaced, a file is written to as well
+//! as before, and is not found by the next start. So each batch ends with a look whether the segment still stands where
+//! a start would look for it. If not, nothing of the batch is acknowledged, and no new mail is taken until the very
+//! folder is back: in another one there is no lock of ours, nor the mail that waits.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +97,8 @@ pub struct Put {
     pub entry: Entry,
     /// What becomes durable with it.
     pub settles: Vec<Settlement>,
+    /// See [`super::is_mail`].
+    pub is_mail: bool,
     /// Who waits for it.
     pub done: oneshot::Sender<Result<Sealed, PutError>>,
 }
@@ -197,12 +205,16 @@ struct Current {
     salt: Salt,
     /// Up to where it was written, and synced.
     at: u32,
+    /// What its file is, by whatever name.
+    identity: Option<(u64, u64)>,
 }
 
 impl Current {
     fn start(ready: &Ready) -> Self {
         let Ready { number, file, size, salt } = ready;
-        Self { number: *number, file: file.clone(), size: *size, salt: *salt, at: SEGMENT_HEAD }
+        // One that cannot be asked is not in its place either: the first write will say so.
+        let identity = file.identity().unwrap_or_default();
+        Self { number: *number, file: file.clone(), size: *size, salt: *salt, at: SEGMENT_HEAD, identity }
     }
 }
 
@@ -230,6 +242,8 @@ struct Waiter {
     id: MessageId,
     entry: Entry,
     settles: Vec<Settlement>,
+    /// It settles nothing but parts of itself: its client may still take it back.
+    is_mail: bool,
     done: oneshot::Sender<Result<Sealed, PutError>>,
 }
 
@@ -257,7 +271,7 @@ impl Record {
     /// settle what they report.
     fn makes_room(&self) -> bool {
         match &self.what {
-            What::Put(waiter) => !waiter.settles.is_empty(),
+            What::Put(waiter) => !waiter.is_mail,
             _ => true,
         }
     }
@@ -421,7 +435,13 @@ impl Committer {
                 body: Some(put.body),
                 length: put.length,
                 crc: put.crc,
-                what: What::Put(Waiter { id: put.id, entry: put.entry, settles: put.settles, done: put.done }),
+                what: What::Put(Waiter {
+                    id: put.id,
+                    entry: put.entry,
+                    is_mail: put.is_mail,
+                    settles: put.settles,
+                    done: put.done,
+                }),
             });
         }
         records
@@ -545,7 +565,26 @@ impl Committer {
         write_all_at(&*self.current.file, &mut slices, batch.into())?;
         crash_point("commit.after_write");
         self.current.file.sync()?;
+        self.check_place(chunk)?;
         self.current.at = offset;
+        Ok(())
+    }
+
+    /// Would a start find what was just written?
+    fn check_place(&self, chunk: &[Record]) -> io::Result<()> {
+        let Shared { disk, folders, places, .. } = &*self.shared;
+        let gone = |path: &Path, why: &str| io::Error::other(format!("{}: {why}", path.display()));
+        let segment = folders.segment(self.current.number);
+        match disk.identity(&segment) {
+            Ok(found) if found == self.current.identity => {}
+            Ok(_) => return Err(gone(&segment, "it was replaced while the relay runs")),
+            Err(error) => return Err(gone(&segment, &format!("it is not in its place any more: {error}"))),
+        }
+        // What has a file of its own is found by that file's name.
+        let has_own = |record: &Record| matches!(&record.what, What::Put(waiter) if waiter.entry.own.is_some());
+        if chunk.iter().any(has_own) {
+            places.check_large(&**disk, folders)?;
+        }
         Ok(())
     }
 
@@ -572,7 +611,7 @@ impl Committer {
                 What::Put(waiter) => {
                     gone.extend(index.insert(waiter.id, waiter.entry, place));
                     gone.extend(waiter.settles.iter().filter_map(|one| index.settle(one)));
-                    told.push((waiter.id, waiter.settles.is_empty(), waiter.done));
+                    told.push((waiter.id, waiter.is_mail, waiter.done));
                 }
             }
         }
@@ -653,8 +692,9 @@ impl Committer {
         let Some(broken) = self.broken.take() else { return };
         let shared = self.shared.clone();
         let before = encode_mark(self.current.number, self.current.at);
-        let ready =
-            shared.shelf.fill(1).and_then(|()| shared.shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()));
+        let ready = shared.places.check(&*shared.disk, &shared.folders).and_then(|()| {
+            shared.shelf.fill(1).and_then(|()| shared.shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()))
+        });
         let opened = ready.and_then(|ready| {
             let mut chunk = vec![Record::small(Kind::Mark, before, What::Mark)];
             for some in broken.cancel.chunks((ready.size as usize / 128).clamp(1, 1 << 16)) {

@@ -67,6 +67,16 @@ pub trait Disk: Send + Sync + Debug {
     /// What the file system says.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
+    /// What tells a file or folder from another of the same name: device and inode. A disk that has no such thing
+    /// never loses one either.
+    ///
+    /// # Errors
+    /// What the file system says; that nothing is there, mostly.
+    fn identity(&self, path: &Path) -> io::Result<Option<(u64, u64)>> {
+        let _ = path;
+        Ok(None)
+    }
+
     /// Free bytes, for us, where this folder is.
     ///
     /// # Errors
@@ -109,6 +119,14 @@ pub trait DiskFile: Send + Sync + Debug {
 
     /// The file itself, for a [`crate::message::Body`]; a disk that is not one has none.
     fn file(&self) -> Option<Arc<File>>;
+
+    /// As [`Disk::identity`], of the open file, whatever became of its name.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
 
     /// Does somebody else still hold what [`DiskFile::file`] gave? Then it must not be written over.
     fn is_shared(&self) -> bool;
@@ -280,6 +298,11 @@ impl Disk for Local {
         File::open(path)?.sync_all()
     }
 
+    fn identity(&self, path: &Path) -> io::Result<Option<(u64, u64)>> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Some((found.dev(), found.ino())))
+    }
+
     fn free(&self, path: &Path) -> io::Result<u64> {
         let found = nix::sys::statvfs::statvfs(path)?;
         Ok(found.blocks_available().saturating_mul(found.fragment_size()))
@@ -316,6 +339,11 @@ impl DiskFile for LocalFile {
 
     fn file(&self) -> Option<Arc<File>> {
         Some(self.0.clone())
+    }
+
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        let found = self.0.metadata()?;
+        Ok(Some((found.dev(), found.ino())))
     }
 
     fn is_shared(&self) -> bool {

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use super::Shared;
 use super::disk::{DiskFile, crash_point, write_all_at};
 use super::format::Checksum;
+use crate::message::Body;
 
 /// Pieces shorter than this are copied together: a vector entry costs more than so few bytes.
 const SMALL: usize = 512;
@@ -117,6 +118,18 @@ impl Draft {
         let (len, seven_bit) = (bytes.len() as u64, bytes.is_ascii());
         let pieces = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
         Self { shared: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None }
+    }
+
+    /// The whole content, if it is in memory and will stay there; the draft is as complete as before.
+    pub fn in_memory(&mut self) -> Option<Body> {
+        let stays = self.shared.as_ref().is_none_or(|shared| self.len <= shared.options.large_at);
+        if self.own.is_some() || !stays {
+            return None;
+        }
+        if !self.tail.is_empty() {
+            self.pieces.push(self.tail.split().freeze());
+        }
+        Some(Body::Memory(self.pieces.as_slice().into()))
     }
 
     /// The next piece. Waits only if the content has become large, while blocks of it are written.

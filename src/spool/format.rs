@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use super::{Deferral, End, Message, Settlement};
 use crate::config::ConnectorName;
 use crate::message::{
-    Address, BodyType, Domain, Envelope, MessageId, Notify, OriginalRecipient, Recipient, Ret, address,
+    Address, BodyType, Domain, Envelope, MessageId, Notify, OrganizationHeaders, OriginalRecipient, Recipient, Ret,
+    address,
 };
 use crate::route::{CopyRecipient, Hop, HopCopy};
 
@@ -285,6 +286,8 @@ pub struct Decoded {
     pub connector: Box<str>,
     /// The `Message-ID` field.
     pub message_id: Option<Box<str>>,
+    /// What becomes of its organization headers.
+    pub organization: OrganizationHeaders,
     /// The plan.
     pub copies: Vec<HopCopy>,
     /// What it settles by existing; in a record that was copied, also what of itself was settled before.
@@ -317,7 +320,14 @@ pub fn encode_message(message: &Message, settles: &[Settlement], deferred: &[Def
         Some(Ret::Headers) => 2,
     };
     let eight_bit = u8::from(envelope.body == BodyType::EightBit);
-    w.u8(ret | eight_bit << 2 | u8::from(envelope.smtputf8) << 3 | u8::from(envelope.requiretls) << 4);
+    // 0 is also what was written before anybody looked for them.
+    let organization = match message.organization {
+        OrganizationHeaders::Cut => 0,
+        OrganizationHeaders::None => 1,
+        OrganizationHeaders::Believed => 2,
+    };
+    let (smtputf8, requiretls) = (u8::from(envelope.smtputf8), u8::from(envelope.requiretls));
+    w.u8(ret | eight_bit << 2 | smtputf8 << 3 | requiretls << 4 | organization << 5);
     w.option(envelope.sender.as_ref(), Writer::address);
     w.option(envelope.envid.as_deref(), Writer::text);
     w.text(&message.connector);
@@ -380,9 +390,12 @@ pub fn decode_message(payload: &[u8], total: u64) -> Result<Decoded, Malformed> 
     let id = MessageId(r.u64("the number")?);
     let accepted = timestamp(r.u64("the time")?.cast_signed(), r.u32("the time")?.cast_signed())?;
     let flags = r.u8("the flags")?;
-    if flags >= 1 << 5 {
-        return Err(Malformed::Value("the flags", flags.into()));
-    }
+    let organization = match flags >> 5 {
+        0 => OrganizationHeaders::Cut,
+        1 => OrganizationHeaders::None,
+        2 => OrganizationHeaders::Believed,
+        _ => return Err(Malformed::Value("the flags", flags.into())),
+    };
     let ret = match flags & 3 {
         0 => None,
         1 => Some(Ret::Full),
@@ -435,6 +448,7 @@ pub fn decode_message(payload: &[u8], total: u64) -> Result<Decoded, Malformed> 
         envelope,
         connector,
         message_id,
+        organization,
         copies,
         settles,
         deferred,
@@ -758,6 +772,7 @@ impl Decoded {
             connector: self.connector,
             message_id: self.message_id,
             prefix,
+            organization: self.organization,
             content,
             copies: self.copies,
         }
@@ -851,6 +866,8 @@ mod tests {
                 connector: "".into(),
                 message_id: (flags & 4 == 0).then(|| "<x@y>".into()),
                 prefix: Bytes::from_static(b"Received: x\r\n"),
+                organization: [OrganizationHeaders::Cut, OrganizationHeaders::None, OrganizationHeaders::Believed]
+                    [number / 8 % 3],
                 content: crate::message::Body::from_bytes("body"),
                 copies: vec![HopCopy { via: ConnectorName("to".into()), hop, recipients: vec![recipient; number % 3] }],
             };
@@ -869,6 +886,7 @@ mod tests {
             assert_eq!(&bytes[decoded.prefix_at..][..decoded.prefix_len], b"Received: x\r\n");
             assert_eq!((decoded.id, decoded.accepted), (message.id, message.accepted));
             assert_eq!(decoded.envelope, message.envelope);
+            assert_eq!(decoded.organization, message.organization);
             assert_eq!((decoded.connector, decoded.message_id), (message.connector, message.message_id));
             assert_eq!(decoded.copies, message.copies);
             for cut in 0..bytes.len() {

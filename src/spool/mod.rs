@@ -29,7 +29,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 use crate::config::ConnectorName;
-use crate::message::{Body, Envelope, MessageId};
+use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
 use crate::route::{Hop, HopCopy};
 
 mod commit;
@@ -52,7 +52,7 @@ use draft::Finished;
 use format::{Checksum, Content, RECORD_HEAD};
 use index::{Entry, Index, Place};
 pub use recover::{CorruptRecord, Recovered, Recovery};
-use shelf::{Folders, Room, Shelf};
+use shelf::{Folders, Places, Room, Shelf};
 
 /// A message as the spool keeps it. Shared, never changed; what was settled since stands in the index.
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub struct Message {
     pub message_id: Option<Box<str>>,
     /// Fields put in front of the content: our `Received:`.
     pub prefix: Bytes,
+    /// What becomes of the organization headers in the content.
+    pub organization: OrganizationHeaders,
     /// What came.
     pub content: Body,
     /// The plan: one copy per next hop.
@@ -90,12 +92,15 @@ pub struct NewMessage {
     pub message_id: Option<Box<str>>,
     /// See [`Message`].
     pub prefix: Bytes,
+    /// See [`Message`].
+    pub organization: OrganizationHeaders,
     /// The content.
     pub content: Draft,
     /// See [`Message`].
     pub copies: Vec<HopCopy>,
     /// What this message settles by existing: a failure report and the failure it reports become durable in one
-    /// record, so a crash can neither lose the report nor write it twice.
+    /// record, so a crash can neither lose the report nor write it twice. Recipients of its own stand here too, where
+    /// they were delivered before it was put.
     pub settles: Vec<Settlement>,
 }
 
@@ -159,6 +164,9 @@ pub enum PutError {
     /// Writing or syncing failed.
     #[error("the spool cannot be written: {0}")]
     Fault(String),
+    /// Its envelope is longer than any record can be: it never will be put. 552 5.3.4.
+    #[error("the envelope is too long for the spool: {0}")]
+    TooLong(String),
 }
 
 /// What of a copy still waits, as recovery finds it.
@@ -300,6 +308,8 @@ const SMALL_CONTENT: u64 = 64 << 10;
 pub(crate) struct Shared {
     disk: Arc<dyn Disk>,
     folders: Folders,
+    /// Which folders those are.
+    places: Places,
     options: Options,
     shelf: Shelf,
     room: Room,
@@ -414,6 +424,8 @@ impl Spool {
         let first = shelf.fill(1).and_then(|()| shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()));
         let first = first.map_err(io_error(&folders.log))?;
 
+        let places = Places::now(&*disk, &folders).map_err(io_error(&folders.root))?;
+
         let mut index = Index::default();
         for old in &found.segments {
             index.segments.insert(old.number, old.segment());
@@ -421,6 +433,7 @@ impl Spool {
         let shared = Arc::new(Shared {
             disk,
             folders,
+            places,
             shelf,
             room: Room::new(settings.min_free_space),
             generation,
@@ -482,12 +495,22 @@ impl Spool {
     /// Why it was not put; nothing of it stays then.
     pub async fn put(&self, message: NewMessage) -> Result<Receipt, PutError> {
         let shared = &self.shared;
-        let NewMessage { id, accepted, mut envelope, connector, message_id, prefix, content, copies, settles } =
-            message;
+        let NewMessage {
+            id,
+            accepted,
+            mut envelope,
+            connector,
+            message_id,
+            prefix,
+            organization,
+            content,
+            copies,
+            settles,
+        } = message;
         if copies.len() > usize::from(u16::MAX)
             || copies.iter().any(|copy| copy.recipients.len() > usize::from(u16::MAX))
         {
-            return Err(PutError::Fault("more recipients than the spool can count".into()));
+            return Err(PutError::TooLong("more recipients than it can count".into()));
         }
         envelope.recipients.clear();
         let finished = content.finish(shared).await;
@@ -508,7 +531,8 @@ impl Spool {
             }
         };
         let message =
-            Arc::new(Message { id, accepted, envelope, connector, message_id, prefix, content: body, copies });
+            Message { id, accepted, envelope, connector, message_id, prefix, organization, content: body, copies };
+        let message = Arc::new(message);
         let head = format::encode_message(&message, &settles, &[], content);
         let pieces = match (&message.content, content) {
             (Body::Memory(pieces), Content::Inline { .. }) => pieces.clone(),
@@ -520,12 +544,14 @@ impl Spool {
         pieces.iter().for_each(|piece| crc.update(piece));
         let length = (head.len() - RECORD_HEAD) as u64 + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if length + RECORD_HEAD as u64 > commit::longest_record(shared.shelf.segment_size) {
-            return Err(PutError::Fault(format!("an envelope of {length} bytes is too long for the spool")));
+            let most = commit::longest_record(shared.shelf.segment_size);
+            return Err(PutError::TooLong(format!("{length} bytes, at most {most} are possible")));
         }
 
         let (done, sealed) = oneshot::channel();
         // From here on the record may reach the disk, whether or not somebody still waits for it.
-        let mut undecided = Undecided { shared, id, own, is_mail: settles.is_empty(), decided: false };
+        let is_mail = is_mail(id, &settles);
+        let mut undecided = Undecided { shared, id, own, is_mail, decided: false };
         shared.queue_put(Put {
             id,
             head,
@@ -534,6 +560,7 @@ impl Spool {
             crc: crc.value(),
             entry: Entry::new(&message.copies, content),
             settles,
+            is_mail,
             done,
         });
         let sealed = sealed.await.unwrap_or_else(|_| Err(PutError::Fault("the spool was closed".into())));
@@ -587,6 +614,12 @@ impl Spool {
         let threads = self.threads.clone();
         let _ = tokio::task::spawn_blocking(move || threads.end()).await;
     }
+}
+
+/// Does it settle nothing, or only recipients of its own? Then its client may still take it back. What settles others
+/// is a report, and the failure it reports is settled whoever waits.
+fn is_mail(id: MessageId, settles: &[Settlement]) -> bool {
+    settles.iter().all(|settlement| settlement.id == id)
 }
 
 /// A put whose outcome its caller has not read. Dropped in that state, it takes the message back; not a report, which

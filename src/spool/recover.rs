@@ -51,7 +51,8 @@ impl Old {
             live: 0,
             live_bytes: 0,
             ids: Vec::new(),
-            fate: Fate::Reuse,
+            // Whether a sync of it failed in its own run nobody knows any more; such a file is not to be touched again.
+            fate: Fate::Remove,
         }
     }
 }

@@ -79,6 +79,52 @@ impl Folders {
     }
 }
 
+/// Which folders the spool was opened with. By the same names there may be others later.
+#[derive(Debug)]
+pub struct Places {
+    root: Option<(u64, u64)>,
+    log: Option<(u64, u64)>,
+    large: Option<(u64, u64)>,
+}
+
+impl Places {
+    /// As they are now.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn now(disk: &dyn Disk, folders: &Folders) -> io::Result<Self> {
+        let (root, log) = (disk.identity(&folders.root)?, disk.identity(&folders.log)?);
+        Ok(Self { root, log, large: disk.identity(&folders.large)? })
+    }
+
+    /// Are they the same still?
+    ///
+    /// # Errors
+    /// Which is not.
+    pub fn check(&self, disk: &dyn Disk, folders: &Folders) -> io::Result<()> {
+        is_the_same(disk, &folders.root, self.root)?;
+        is_the_same(disk, &folders.log, self.log)?;
+        self.check_large(disk, folders)
+    }
+
+    /// That of the large messages only.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_large(&self, disk: &dyn Disk, folders: &Folders) -> io::Result<()> {
+        is_the_same(disk, &folders.large, self.large)
+    }
+}
+
+fn is_the_same(disk: &dyn Disk, path: &Path, expected: Option<(u64, u64)>) -> io::Result<()> {
+    let text = match disk.identity(path) {
+        Ok(found) if found == expected => return Ok(()),
+        Ok(_) => "it is another folder than at the start; put the old one back, or restart the relay".to_owned(),
+        Err(error) => format!("it is gone ({error}); put it back, or restart the relay"),
+    };
+    Err(io::Error::other(format!("{}: {text}", path.display())))
+}
+
 /// A segment ready to be written.
 #[derive(Debug)]
 pub struct Ready {

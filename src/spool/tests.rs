@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use super::model::{CHANGES, Fault, Model, ModelDisk, Op};
 use super::*;
 use crate::config::ConnectorName;
-use crate::message::{Address, BodyType, Domain, Notify, OriginalRecipient, Recipient, Ret};
+use crate::message::{Address, BodyType, Domain, Notify, OrganizationHeaders, OriginalRecipient, Recipient, Ret};
 use crate::route::{CopyRecipient, Hop};
 
 const ROOT: &str = "/spool";
@@ -89,6 +89,7 @@ fn message(spool: &Spool, content: Draft, counts: &[usize]) -> NewMessage {
         connector: "internet".into(),
         message_id: Some(format!("<{id}@example.com>").into()),
         prefix: Bytes::from(format!("Received: {id}\r\n")),
+        organization: OrganizationHeaders::None,
         content,
         copies: copies(counts),
         settles: Vec::new(),
@@ -200,6 +201,10 @@ impl World {
             if self.rng.u8(0..6) == 0 {
                 message.settles.extend(self.some_open());
             }
+            // One of its own was delivered before it was put.
+            if counts.iter().sum::<usize>() > 1 && self.rng.u8(0..6) == 0 {
+                message.settles.push(settled(message.id, 0, 0));
+            }
             let known = Known {
                 content: bytes,
                 copies: counts.iter().map(|count| vec![Doneness::Open; *count]).collect(),
@@ -207,10 +212,10 @@ impl World {
                 standing: Standing::Unknown,
             };
             let (id, settles) = (message.id, message.settles.clone());
+            self.known.insert(id, known);
             for settlement in &settles {
                 self.settlement(settlement, Doneness::Maybe);
             }
-            self.known.insert(id, known);
             let spool = self.spool.clone();
             // Some callers leave at once, some a little later.
             let leaves = self.rng.u8(0..12) == 0;
@@ -819,6 +824,7 @@ fn f020_a_spool_of_version_1_is_read_exactly() {
     assert_eq!(found.connector, expected.connector);
     assert_eq!(found.message_id, expected.message_id);
     assert_eq!(found.prefix, expected.prefix);
+    assert_eq!(found.organization, expected.organization);
     assert_eq!(found.copies, expected.copies);
     assert_eq!(read(&found.content), read(&expected.content));
     // The generation goes on from the newest segment, though its file is missing.
@@ -849,6 +855,8 @@ fn golden_message() -> Message {
         connector: "internet".into(),
         message_id: Some("<1@example.com>".into()),
         prefix: Bytes::from_static(b"Received: from here\r\n"),
+        // The first version did not look for them; what it left is looked at when it leaves.
+        organization: OrganizationHeaders::Cut,
         content: Body::from_bytes(&b"Subject: hi\r\n\r\nbody\r\n"[..]),
         copies,
     }
@@ -1153,6 +1161,112 @@ mod on_a_real_disk {
             }
             spool.flush().await;
             assert_eq!(read(&reading.content), content(1, 100_000));
+            spool.close().await;
+        });
+    }
+
+    /// F-019: the folder is moved, removed or replaced under a running relay. Nothing is acknowledged that a start would
+    /// not find; when the very folder is back, all goes on.
+    #[test]
+    fn f019_a_spool_that_is_not_in_its_place_takes_nothing() {
+        run(async {
+            type Act = fn(&Path, &Path);
+            let away: Act = |path, aside| std::fs::rename(path, aside).unwrap();
+            let replaced: Act = |path, aside| {
+                std::fs::rename(path, aside).unwrap();
+                std::fs::create_dir(path).unwrap();
+                std::fs::create_dir(path.join("log")).unwrap();
+                std::fs::create_dir(path.join("large")).unwrap();
+            };
+            let log_only: Act = |path, aside| std::fs::rename(path.join("log"), aside).unwrap();
+            let large_only: Act = |path, aside| {
+                std::fs::rename(path.join("large"), aside).unwrap();
+                std::fs::create_dir(path.join("large")).unwrap();
+            };
+            let back: Act = |path, aside| std::fs::rename(aside, path).unwrap();
+            let replaced_back: Act = |path, aside| {
+                std::fs::remove_dir_all(path).unwrap();
+                std::fs::rename(aside, path).unwrap();
+            };
+            let log_back: Act = |path, aside| std::fs::rename(aside, path.join("log")).unwrap();
+            let large_back: Act = |path, aside| {
+                std::fs::remove_dir_all(path.join("large")).unwrap();
+                std::fs::rename(aside, path.join("large")).unwrap();
+            };
+            for (what, act, undo, len) in [
+                ("moved", away, back, 1000),
+                ("replaced", replaced, replaced_back, 1000),
+                ("its log moved", log_only, log_back, 1000),
+                ("the folder of large messages replaced", large_only, large_back, 200_000),
+            ] {
+                let folder = tempfile::tempdir().unwrap();
+                let (path, aside) = (folder.path().join("spool"), folder.path().join("aside"));
+                let settings = Settings { path: path.clone(), min_free_space: 0 };
+                let pause = Duration::from_millis(5);
+                let options = Options { segment_size: Some(512 << 10), large_at: 100_000, pause, ..Options::default() };
+                let open = || Spool::open_on(Arc::new(Local), settings.clone(), options.clone()).unwrap();
+                let (spool, recovery) = open();
+                recovery.run();
+                let before = put(&spool, 1, len, &[1]).await.unwrap();
+                act(&path, &aside);
+                for seed in 2..5 {
+                    let refused = put(&spool, seed, len, &[1]).await;
+                    assert!(matches!(refused, Err(PutError::Fault(_))), "{what}: {refused:?}");
+                }
+                undo(&path, &aside);
+                let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+                let after = loop {
+                    match put(&spool, 9, len, &[1]).await {
+                        Ok(id) => break id,
+                        Err(error) => assert!(tokio::time::Instant::now() < deadline, "{what}: {error}"),
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                };
+                spool.close().await;
+                let (spool, recovery) = open();
+                let recovered = recovery.run();
+                assert_eq!(recovered.corrupt, [], "{what}");
+                let found: Vec<_> = recovered.waiting.iter().map(|waiting| waiting.id).collect();
+                assert_eq!(found, [before, after], "{what}: and nothing that was refused");
+                spool.close().await;
+            }
+        });
+    }
+
+    /// F-019: removed for good, it takes nothing until it is started again.
+    #[test]
+    fn f019_a_spool_that_is_removed_takes_nothing() {
+        run(async {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("spool");
+            let settings = Settings { path: path.clone(), min_free_space: 0 };
+            let options = Options { pause: Duration::from_millis(1), ..Options::default() };
+            let (spool, recovery) = Spool::open_on(Arc::new(Local), settings, options).unwrap();
+            recovery.run();
+            put(&spool, 1, 1000, &[1]).await.unwrap();
+            std::fs::remove_dir_all(&path).unwrap();
+            for seed in 2..20 {
+                assert!(put(&spool, seed, 1000, &[1]).await.is_err());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            assert!(spool.has_room(0).is_err(), "MAIL is refused already");
+            assert!(!path.exists(), "and nobody makes another in its place");
+            spool.close().await;
+        });
+    }
+
+    /// What no segment can hold is refused for good.
+    #[test]
+    fn an_envelope_longer_than_a_segment_never_fits() {
+        run(async {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = Settings { path: folder.path().join("spool"), min_free_space: 0 };
+            let options = Options { segment_size: Some(512 << 10), ..Options::default() };
+            let (spool, recovery) = Spool::open_on(Arc::new(Local), settings, options).unwrap();
+            recovery.run();
+            let refused = put(&spool, 1, 1000, &[60_000]).await;
+            assert!(matches!(refused, Err(PutError::TooLong(_))), "{refused:?}");
+            put(&spool, 1, 1000, &[100]).await.unwrap();
             spool.close().await;
         });
     }

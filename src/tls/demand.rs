@@ -22,6 +22,29 @@ pub enum Demand {
     Domain(Roots, Names),
 }
 
+impl std::fmt::Display for Demand {
+    /// As a report names it: `TLS and a trusted certificate for mail.contoso.com`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain | Self::Nothing => f.write_str("nothing"),
+            Self::Encryption => f.write_str("TLS"),
+            Self::Certificate(_) => f.write_str("TLS and a trusted certificate"),
+            Self::Domain(_, names) => write!(f, "TLS and a trusted certificate for {names}"),
+        }
+    }
+}
+
+impl Demand {
+    /// What was seen instead, with what was demanded, for a report that stands alone.
+    pub fn unmet(&self, seen: Unmet) -> Unmet {
+        match seen {
+            // It says so already.
+            Unmet::Name { .. } | Unmet::Demanded { .. } => seen,
+            seen => Unmet::Demanded { demanded: self.to_string(), seen: Box::new(seen) },
+        }
+    }
+}
+
 /// What the other side of a connection in TLS presented.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -56,6 +79,8 @@ pub enum Proof {
         certificate: String,
         /// The entry of `tls_domain` that matched.
         name: String,
+        /// Who issued the certificate.
+        issuer: String,
     },
 }
 
@@ -65,10 +90,10 @@ impl std::fmt::Display for Proof {
             Self::Plain => f.write_str("in the clear"),
             Self::Encrypted { protocol } => f.write_str(protocol),
             Self::Chained { protocol, certificate } => write!(f, "{protocol}, trusted certificate for {certificate}"),
-            Self::Named { protocol, certificate, name } if certificate == name => {
+            Self::Named { protocol, certificate, name, .. } if certificate == name => {
                 write!(f, "{protocol}, trusted certificate for {name}")
             }
-            Self::Named { protocol, certificate, name } => {
+            Self::Named { protocol, certificate, name, .. } => {
                 write!(f, "{protocol}, trusted certificate for {certificate}, which carries {name}")
             }
         }
@@ -78,6 +103,14 @@ impl std::fmt::Display for Proof {
 /// Why a demand was not met: what was seen instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unmet {
+    /// What was demanded, and what of it was not met.
+    #[error("demanded {demanded}, but {seen}")]
+    Demanded {
+        /// The demand.
+        demanded: String,
+        /// What was seen.
+        seen: Box<Unmet>,
+    },
     /// STARTTLS was not offered.
     #[error("the server does not offer STARTTLS")]
     NotOffered,

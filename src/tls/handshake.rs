@@ -140,6 +140,16 @@ impl Connector {
         demand: &Demand,
         deadline: Instant,
     ) -> Result<(Stream, Proof), Unmet> {
+        let (stream, seen) = self.look(stream, server_name, deadline).await?;
+        let proof = demand.judge(&seen, Timestamp::now())?;
+        Ok((stream, proof))
+    }
+
+    /// Shakes hands and judges nothing: for those who want to see what is there, and send no mail.
+    ///
+    /// # Errors
+    /// The handshake failed.
+    pub async fn look(&self, stream: TcpStream, server_name: &str, deadline: Instant) -> Result<(Stream, Seen), Unmet> {
         let handshake = |error: io::Error| Unmet::Handshake(error.to_string());
         let name = match name(server_name) {
             Some(name) => name,
@@ -155,8 +165,7 @@ impl Connector {
         let chain = session.peer_certificates().unwrap_or_default();
         let seen = Seen::new(chain, protocol(session))
             .ok_or_else(|| Unmet::Handshake("the server presented no certificate".to_owned()))?;
-        let proof = demand.judge(&seen, Timestamp::now())?;
-        Ok((Stream::Connected(Box::new(tls)), proof))
+        Ok((Stream::Connected(Box::new(tls)), seen))
     }
 }
 
@@ -491,7 +500,7 @@ mod tests {
                 Ok((_, Proof::Named { .. })) => "Named",
                 Err(Unmet::Chain { .. }) => "Chain",
                 Err(Unmet::Name { .. }) => "Name",
-                Err(Unmet::NotOffered | Unmet::Refused(_) | Unmet::Handshake(_)) => "no TLS",
+                Err(Unmet::NotOffered | Unmet::Refused(_) | Unmet::Handshake(_) | Unmet::Demanded { .. }) => "no TLS",
             };
             assert_eq!(seen, expected, "{what}: {result:?}");
         }
@@ -695,6 +704,67 @@ mod tests {
             let _ = client.read_to_end(&mut answer).await;
             assert!(answer.first().is_none_or(|&kind| kind == 21), "{what}: nothing but an alert: {answer:?}");
         }
+    }
+
+    /// A ClientHello of TLS 1.2, in which the server's certificate comes in the clear, that asks for this name.
+    fn hello_for(name: &[u8]) -> Vec<u8> {
+        fn sized(bytes: &[u8]) -> Vec<u8> {
+            [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
+        }
+        let extension = |number: u16, content: &[u8]| [&number.to_be_bytes(), &*sized(content)].concat();
+        let extensions = [
+            extension(0, &sized(&[&[0][..], &sized(name)].concat())), // the name
+            extension(10, &sized(&[0, 23])),                          // P-256
+            extension(11, &[1, 0]),                                   // uncompressed
+            extension(13, &sized(&[4, 3])),                           // ECDSA and SHA-256
+            extension(23, &[]),
+            extension(0xff01, &[0]),
+        ];
+        let ciphers = sized(&[0xc0, 0x2b]);
+        let body = [&[3, 3][..], &[7; 32], &[0], &ciphers, &[1, 0], &sized(&extensions.concat())].concat();
+        let message = [&[1, 0], &*sized(&body)].concat();
+        [&[22, 3, 1][..], &sized(&message)].concat()
+    }
+
+    /// Whatever name is asked for, there is one certificate; what is no name ends the handshake. None of it is looked for
+    /// anywhere, and the next client is served.
+    #[tokio::test]
+    async fn s066_a_name_that_is_asked_for_chooses_nothing() {
+        let identity = Authority::new("Root").identity(&[HOST]);
+        let acceptor = Acceptor::new(&identity, true);
+        let leaf = identity.certified.cert[0].to_vec();
+        let long = [b"a".repeat(63), b"b".repeat(63), b"c".repeat(63), b"d".repeat(61)].join(&b'.');
+        for (what, name, served) in [
+            ("ours", HOST.as_bytes(), true),
+            ("unknown", b"unknown.example", true),
+            ("upper case", b"MAIL.CONTOSO.COM", true),
+            ("as long as a name may be", &long[..253], true),
+            ("empty", b"", false),
+            ("255 octets", &[b'a'; 255], false),
+            ("a backslash at the end", b"mail.contoso.com\\", false),
+            ("the way to a file", b"../../etc/passwd", false),
+            ("a zero", b"mail.contoso.com\0.evil.example", false),
+            ("not ASCII", b"\xff\xfe", false),
+        ] {
+            let (mut client, server) = pair().await;
+            client.write_all(&hello_for(name)).await.unwrap();
+            // The client says no more: the server has answered, and in the end it gives up.
+            let accepting = acceptor.accept(server, deadline());
+            let answer = async {
+                let mut answer = Vec::new();
+                while memchr::memmem::find(&answer, &leaf).is_none()
+                    && client.read_buf(&mut answer).await.unwrap_or(0) > 0
+                {}
+                drop(client);
+                answer
+            };
+            let (accepted, answer) = tokio::join!(accepting, answer);
+            assert!(accepted.is_err(), "{what}: nobody went on");
+            let (kind, found) = (answer.first().copied(), memchr::memmem::find(&answer, &leaf).is_some());
+            assert_eq!((kind, found), (Some(if served { 22 } else { 21 }), served), "{what}: {answer:?}");
+        }
+        let (accepted, connected) = meet(&acceptor, &Connector::new(None), HOST, &Demand::Nothing).await;
+        assert!(accepted.is_ok() && connected.is_ok());
     }
 
     #[tokio::test]

@@ -19,6 +19,6 @@ pub use authority::Authority;
 pub use demand::{Demand, Proof, Seen, Unmet};
 pub use handshake::{Accepted, Acceptor, Connector, install_provider};
 pub use names::Names;
-pub use store::{Finding, Identity, Roots};
+pub use store::{Expiry, Finding, Identity, Roots};
 pub use stream::Stream;
 pub use verify::ClientCertificate;

@@ -16,9 +16,10 @@ use rustls::sign::CertifiedKey;
 
 use super::handshake::provider;
 use super::names::{Presented, printable};
+use super::verify;
 
 /// A certificate that ends sooner is worth a warning.
-const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
+pub const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// A certificate chain and the key that belongs to it, seen to fit together.
 #[derive(Clone)]
@@ -36,6 +37,8 @@ pub struct Identity {
 pub struct Roots {
     /// Where they came from: a file, or "the system's roots".
     pub origin: Arc<str>,
+    /// The file, if they came from one.
+    file: Option<Arc<Path>>,
     roots: Arc<[Root]>,
     /// The anchors of `roots`, in the same order: what webpki wants to see as one slice.
     anchors: Arc<[TrustAnchor<'static>]>,
@@ -64,6 +67,15 @@ pub struct Finding {
     pub error: bool,
     /// In words.
     pub text: String,
+}
+
+/// When the time of one certificate is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiry {
+    /// Which, for people: `the certificate for mail.contoso.com in certs/mail.crt`.
+    pub what: String,
+    /// Its last second.
+    pub at: Timestamp,
 }
 
 impl Identity {
@@ -137,14 +149,58 @@ impl Identity {
         self.leaf.names.all().iter().map(|name| printable(name)).collect()
     }
 
-    /// What its owner should know about the chain: out of time, soon out of time, incomplete.
-    ///
-    /// Reads the system's roots if the file does not hold the certificate of the issuer.
-    pub fn chain_findings(&self, now: Timestamp) -> Vec<Finding> {
-        self.findings(now, || Roots::system().ok())
+    /// The same chain: then it is the same certificate that is presented.
+    pub fn is_same_chain(&self, other: &Self) -> bool {
+        self.certified.cert == other.certified.cert
     }
 
-    fn findings(&self, now: Timestamp, roots: impl FnOnce() -> Option<Roots>) -> Vec<Finding> {
+    /// Why this pair is not to take the place of `serving` at `now`, in words: it is another certificate, and nobody
+    /// who checks would accept it, while the one in use is good.
+    pub fn is_no_better(&self, serving: &Self, now: Timestamp) -> Option<String> {
+        let in_time = |identity: &Self| (identity.leaf.not_before..=identity.leaf.not_after).contains(&now);
+        if self.certified.cert[0] == serving.certified.cert[0] || in_time(self) || !in_time(serving) {
+            return None;
+        }
+        let (file, Facts { not_before, not_after, .. }) = (self.certificate.display(), &*self.leaf);
+        Some(if now > *not_after {
+            format!("{file}: the certificate was valid until {not_after}, and it is now {now}")
+        } else {
+            format!("{file}: the certificate is valid from {not_before} on, and it is now {now}")
+        })
+    }
+
+    /// When the certificate's time is over, and that of each issuer that is sent along.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        let file = self.certificate.display();
+        let own = Expiry {
+            what: format!("the certificate for {} in {file}", self.leaf.names.list()),
+            at: self.leaf.not_after,
+        };
+        let issuers = self.issuers().map(|issuer| Expiry {
+            what: format!("the certificate of the issuer {} in {file}", issuer.names.short()),
+            at: issuer.not_after,
+        });
+        std::iter::once(own).chain(issuers).collect()
+    }
+
+    /// What its owner should know about the chain: out of time, soon out of time, incomplete.
+    ///
+    /// Reads the system's roots if the file does not lead to one.
+    pub fn chain_findings(&self, now: Timestamp) -> Vec<Finding> {
+        self.chain_findings_among(&[], now)
+    }
+
+    /// The same where these roots are known beside the system's: those that the configuration names.
+    pub fn chain_findings_among(&self, known: &[Roots], now: Timestamp) -> Vec<Finding> {
+        self.findings(now, known, || Roots::system().ok())
+    }
+
+    /// What of that has nothing to do with time: whoever has the roots cannot check the chain as it is sent.
+    pub fn gap_among(&self, known: &[Roots], now: Timestamp) -> Option<Finding> {
+        self.gap(now, known, || Roots::system().ok())
+    }
+
+    fn findings(&self, now: Timestamp, known: &[Roots], system: impl FnOnce() -> Option<Roots>) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut find = |error, text| findings.push(Finding { error, text });
         let Facts { not_before, not_after, .. } = *self.leaf;
@@ -153,33 +209,91 @@ impl Identity {
         } else if now < not_before {
             find(true, format!("the certificate is valid from {not_before} on, and it is now {now}"));
         } else if not_after.duration_since(now) < SOON {
-            let days = not_after.duration_since(now).as_hours() / 24;
-            find(false, format!("the certificate ends in {days} days, at {not_after}"));
+            find(false, format!("the certificate ends in {}, at {not_after}", left(not_after, now)));
         }
-        let issuers = self.certified.cert[1..].iter().filter_map(|certificate| Facts::read(certificate).ok());
-        let mut issuer_sent = false;
-        for issuer in issuers {
-            issuer_sent |= issuer.subject == self.leaf.issuer;
-            if now > issuer.not_after {
-                let (name, until) = (issuer.names.short(), issuer.not_after);
+        for issuer in self.issuers() {
+            let (name, until) = (issuer.names.short(), issuer.not_after);
+            if now > until {
                 find(false, format!("the certificate of the issuer {name} was valid until {until}"));
+            } else if until < not_after && until.duration_since(now) < SOON {
+                // One that outlives the certificate goes with it.
+                find(false, format!("the certificate of the issuer {name} ends in {}, at {until}", left(until, now)));
             }
         }
-        if !issuer_sent && self.leaf.subject != self.leaf.issuer {
-            let is_root = roots().is_some_and(|roots| roots.has(&self.leaf.issuer));
-            if !is_root {
-                let issuer = &self.leaf.issuer_name;
-                find(
-                    false,
-                    format!(
-                        "the certificate of the issuer ({issuer}) is missing from the file: others who do not have it \
-                         cannot check the chain"
-                    ),
-                );
-            }
-        }
+        findings.extend(self.gap(now, known, system));
         findings
     }
+
+    fn gap(&self, now: Timestamp, known: &[Roots], system: impl FnOnce() -> Option<Roots>) -> Option<Finding> {
+        let warning = |text| Some(Finding { error: false, text });
+        if self.leaf.subject == self.leaf.issuer {
+            // Whoever wants it has it, or takes any.
+            return None;
+        }
+        let issuers = self.issuers().collect::<Vec<_>>();
+        // Upwards by name: to a root that is known, to one that is sent along, or to where the file ends.
+        let mut top = &*self.leaf;
+        let mut roots = None;
+        for _ in 0..=issuers.len() {
+            if top.subject == top.issuer {
+                break;
+            }
+            roots = known.iter().find(|roots| roots.has(&top.issuer)).cloned();
+            if roots.is_some() {
+                break;
+            }
+            match issuers.iter().find(|issuer| issuer.subject == top.issuer) {
+                Some(issuer) => top = issuer,
+                None => {
+                    roots = system().filter(|roots| roots.has(&top.issuer));
+                    break;
+                }
+            }
+        }
+        let (is_leaf, issuer) = (std::ptr::eq(top, &*self.leaf), &top.issuer_name);
+        match roots {
+            None if top.subject == top.issuer => None,
+            None if is_leaf => warning(format!(
+                "the certificate of the issuer ({issuer}) is missing from the file: others who do not have it cannot \
+                 check the chain"
+            )),
+            None => warning(format!(
+                "no root that is known here ends the chain: the file holds the issuer {}, and not the certificate of \
+                 its issuer ({issuer}); add that, also if it is a root of your own",
+                top.names.short()
+            )),
+            // The names lead there; do the signatures? What is out of time was said already.
+            Some(roots) => verify::why_not(&self.certified.cert, &roots, now)
+                .and_then(|why| warning(format!("the chain in the file is not good: {why}"))),
+        }
+    }
+
+    /// What the certificates behind its own say, as far as they can be read.
+    fn issuers(&self) -> impl Iterator<Item = Facts> {
+        self.certified.cert[1..].iter().filter_map(|certificate| Facts::read(certificate).ok())
+    }
+}
+
+/// A chain and its key are told apart by what is presented.
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same_chain(other)
+    }
+}
+
+/// Roots are told apart by their certificates' subjects, keys and times.
+impl PartialEq for Roots {
+    fn eq(&self, other: &Self) -> bool {
+        let times = |roots: &Self| roots.roots.iter().map(|root| root.facts.not_after).collect::<Vec<_>>();
+        self.origin == other.origin && self.anchors == other.anchors && times(self) == times(other)
+    }
+}
+
+/// How long a certificate lasts, in words.
+pub fn left(at: Timestamp, now: Timestamp) -> String {
+    let hours = at.duration_since(now).as_hours();
+    let (count, unit) = if hours < 48 { (hours, "hour") } else { (hours / 24, "day") };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 impl Roots {
@@ -189,7 +303,45 @@ impl Roots {
     /// What is wrong with it; a file without certificates too.
     pub fn load(file: &Path) -> Result<Self, String> {
         let name = file.display().to_string();
-        Self::strict(certificates(&read(file)?, &name)?, &name)
+        let roots = Self::strict(certificates(&read(file)?, &name)?, &name)?;
+        Ok(Self { file: Some(file.into()), ..roots })
+    }
+
+    /// The file they were read from, to be read again when it changes; `None`: the system's, or from text.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// When the time of each of them is over; of those in a file only: the system's are not ours to renew.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        let Some(file) = self.file() else { return Vec::new() };
+        let expiry = |root: &Root| Expiry {
+            what: format!("the trusted certificate {} in {}", root.facts.names.short(), file.display()),
+            at: root.facts.not_after,
+        };
+        self.roots.iter().map(expiry).collect()
+    }
+
+    /// What who wrote the file should know: roots that are out of time, or soon will be. An error where none is left.
+    pub fn findings(&self, now: Timestamp) -> Vec<Finding> {
+        if self.file.is_none() {
+            return Vec::new();
+        }
+        let none_left = self.roots.iter().all(|root| now > root.facts.not_after);
+        let find = |root: &Root| {
+            let (name, until) = (root.facts.names.short(), root.facts.not_after);
+            if now > until {
+                let text =
+                    format!("the trusted certificate {name} was valid until {until}; nothing chains to it any more");
+                Some(Finding { error: none_left, text })
+            } else if until.duration_since(now) < SOON {
+                let text = format!("the trusted certificate {name} ends in {}, at {until}", left(until, now));
+                Some(Finding { error: false, text })
+            } else {
+                None
+            }
+        };
+        self.roots.iter().filter_map(find).collect()
     }
 
     /// The roots that the system trusts. Reads all of them, so one keeps the result rather than asking again.
@@ -239,7 +391,7 @@ impl Roots {
 
     fn of(roots: Vec<(Root, TrustAnchor<'static>)>, origin: &str) -> Self {
         let (roots, anchors): (Vec<_>, Vec<_>) = roots.into_iter().unzip();
-        Self { origin: origin.into(), roots: roots.into(), anchors: anchors.into() }
+        Self { origin: origin.into(), file: None, roots: roots.into(), anchors: anchors.into() }
     }
 
     /// How many there are.
@@ -428,6 +580,12 @@ mod tests {
         let template = || Template::new(&["mail.contoso.com"]);
         let ends_in = |days: i32| Template { not_after: Timestamp::now() + DAY * days, ..template() };
         let (self_signed, key) = Authority::self_signed(&template());
+        let blocks =
+            |pem: &str| pem.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect::<Vec<_>>();
+        let (chain, low_key) = middle.intermediate("Low").issue(&["mail.contoso.com"]);
+        let halved = blocks(&chain)[..2].concat();
+        let (chain, middle_key) = middle.issue(&["mail.contoso.com"]);
+        let wrong = blocks(&chain)[0].clone() + &root.intermediate("Middle").pem();
         for (what, identity, expected) in [
             ("ordinary", root.identity(&["mail.contoso.com"]), vec![]),
             ("with its intermediate", middle.identity(&["mail.contoso.com"]), vec![]),
@@ -437,9 +595,22 @@ mod tests {
             ("not yet", root.identity_as(&template().not_yet_valid()), vec![(true, "is valid from")]),
             ("31 days left", root.identity_as(&ends_in(31)), vec![]),
             ("29 days left", root.identity_as(&ends_in(29)), vec![(false, "ends in 28 days")]),
+            ("a day left", root.identity_as(&ends_in(1)), vec![(false, "ends in 23 hours")]),
             ("old intermediate", old.identity(&["mail.contoso.com"]), vec![(false, "issuer Old was valid until")]),
+            (
+                "half of its intermediates",
+                Identity::from_pem(&halved, &low_key).unwrap(),
+                vec![(false, "holds the issuer Low, and not the certificate of its issuer (CN=Middle)")],
+            ),
+            (
+                "an intermediate of the right name with another key",
+                Identity::from_pem(&wrong, &middle_key).unwrap(),
+                vec![(false, "the chain in the file is not good: ")],
+            ),
         ] {
-            let findings = identity.findings(Timestamp::now(), || Some(root.roots()));
+            let now = Timestamp::now();
+            let findings = identity.findings(now, &[], || Some(root.roots()));
+            assert_eq!(findings, identity.findings(now, &[root.roots()], || None), "{what}");
             let fit = findings.len() == expected.len()
                 && findings
                     .iter()
@@ -448,8 +619,53 @@ mod tests {
             assert!(fit, "{what}: {findings:?}");
         }
         // Whose root nobody has: the file should hold it.
-        let findings = root.identity(&["mail.contoso.com"]).findings(Timestamp::now(), || None);
+        let findings = root.identity(&["mail.contoso.com"]).findings(Timestamp::now(), &[], || None);
         assert_eq!(findings.len(), 1, "{findings:?}");
+    }
+
+    /// S-067: trust anchors end too, and then nobody proves anything by them.
+    #[test]
+    fn s067_findings_about_roots() {
+        let (old, new) =
+            (Authority::with_powers("Old", &Powers { expired: true, ..Powers::default() }), Authority::new("New"));
+        let now = Timestamp::now();
+        let (one, both) = (old.pem(), old.pem() + &new.pem());
+        let folder = folder(&[("old.pem", &one), ("both.pem", &both), ("new.pem", &new.pem())]);
+        for (file, at, expected) in [
+            ("new.pem", now, vec![]),
+            ("both.pem", now, vec![(false, "certificate Old was valid until")]),
+            ("old.pem", now, vec![(true, "certificate Old was valid until")]),
+            ("new.pem", now + DAY * 3645, vec![(false, "certificate New ends in ")]),
+        ] {
+            let roots = Roots::load(&folder.path().join(file)).unwrap();
+            let findings = roots.findings(at);
+            assert_eq!(findings.len(), expected.len(), "{file}: {findings:?}");
+            for (found, (error, part)) in findings.iter().zip(expected) {
+                assert!(found.error == error && found.text.contains(part), "{file}: {found:?}");
+            }
+            assert_eq!(roots.expiries().len(), roots.count());
+        }
+        assert!(new.roots().expiries().is_empty(), "of the system's, and of text, nobody is told");
+    }
+
+    /// A pair that is out of time does not take the place of one that is not.
+    #[test]
+    fn s067_a_worse_pair_is_no_successor() {
+        let root = Authority::new("Root");
+        let template = || Template::new(&["mail.contoso.com"]);
+        let (good, next) = (root.identity_as(&template()), root.identity_as(&template()));
+        let (expired, early) = (root.identity_as(&template().expired()), root.identity_as(&template().not_yet_valid()));
+        let now = Timestamp::now();
+        for (what, new, serving, refused) in [
+            ("ordinary", &next, &good, false),
+            ("expired", &expired, &good, true),
+            ("too early", &early, &good, true),
+            ("the same", &expired, &expired, false),
+            ("neither is good", &early, &expired, false),
+            ("better", &good, &expired, false),
+        ] {
+            assert_eq!(new.is_no_better(serving, now).is_some(), refused, "{what}");
+        }
     }
 
     #[test]

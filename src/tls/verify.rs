@@ -23,7 +23,7 @@ use super::demand::{Demand, Proof, Seen, Unmet};
 use super::handshake::provider;
 use super::names::{self, Presented, printable};
 use super::store::{from_unix_time, unix_time};
-use super::{Names, Roots};
+use super::{Identity, Names, Roots};
 
 impl Demand {
     /// Judges what a server presented.
@@ -42,6 +42,43 @@ impl Demand {
                 named(seen, names, constraints)
             }
         }
+    }
+}
+
+impl Identity {
+    /// What a client would see of it in a handshake: for the question whether its demand would be met.
+    pub fn as_seen(&self) -> Seen {
+        Seen::new(&self.certified.cert, "TLS".to_owned()).expect("an identity has a certificate")
+    }
+
+    /// What a server that asks for a client certificate would see of it.
+    pub fn as_client(&self) -> ClientCertificate {
+        ClientCertificate::new(self.as_seen())
+    }
+}
+
+impl Seen {
+    /// Protocol version and cipher suite, such as `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+    pub fn protocol(&self) -> &str {
+        &self.protocol
+    }
+
+    /// The names that the certificate claims, for people: it is not judged.
+    pub fn names(&self) -> Vec<String> {
+        let presented = Presented::read(self.leaf());
+        presented.map_or_else(Vec::new, |names| names.all().iter().map(|name| printable(name)).collect())
+    }
+
+    /// When the certificate's time is over; `None`: it cannot be read.
+    pub fn expiry(&self) -> Option<Timestamp> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(self.leaf()).ok()?;
+        Timestamp::from_second(certificate.validity().not_after.timestamp()).ok()
+    }
+
+    /// Who issued the certificate; `None`: it cannot be read.
+    pub fn issuer(&self) -> Option<String> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(self.leaf()).ok()?;
+        Some(printable(&certificate.issuer().to_string()))
     }
 }
 
@@ -122,6 +159,32 @@ fn chain(seen: &Seen, roots: &Roots, holder: Holder, now: Timestamp) -> Result<C
     .map_err(refuse)
 }
 
+/// Why a chain of our own does not lead to these roots, whoever is shown it; `None`: it does, or it is a matter of
+/// time only.
+pub(super) fn why_not(chain: &[CertificateDer<'static>], roots: &Roots, now: Timestamp) -> Option<String> {
+    let seen = Seen { chain: chain.into(), protocol: String::new() };
+    let anchors = roots.anchors_at(now);
+    let leaf = match EndEntityCert::try_from(&chain[0]) {
+        Ok(leaf) => leaf,
+        Err(error) => return Some(explain(&error, &seen, roots, now)),
+    };
+    let algorithms = provider().signature_verification_algorithms.all;
+    let verify = |usage| {
+        leaf.verify_for_usage(algorithms, &anchors, seen.intermediates(), unix_time(now), usage, None, None).map(|_| ())
+    };
+    match verify(KeyUsage::server_auth()) {
+        Err(webpki::Error::RequiredEkuNotFoundContext(_)) => verify(KeyUsage::client_auth()),
+        other => other,
+    }
+    .err()
+    .filter(|error| {
+        !matches!(error, webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
+            // Its root ended: of that the roots tell.
+            && !anchors.is_empty()
+    })
+    .map(|error| explain(&error, &seen, roots, now))
+}
+
 fn constraints(path: &VerifiedPath<'_>) -> Constraints {
     let limits = |der: &[u8]| {
         // What cannot be read might limit.
@@ -136,6 +199,8 @@ fn constraints(path: &VerifiedPath<'_>) -> Constraints {
 
 /// A chain that was found good carries one of the names.
 fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, Unmet> {
+    let issuer = x509_parser::parse_x509_certificate(seen.leaf())
+        .map_or_else(|_| String::new(), |(_, leaf)| printable(&leaf.issuer().to_string()));
     let presented = Presented::read(seen.leaf()).ok_or_else(|| Unmet::Chain {
         certificate: names::short(seen.leaf()),
         why: "its names cannot be read".to_owned(),
@@ -144,7 +209,7 @@ fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, 
     // domain alone, a CN could say anything.
     let names_count = presented.dns.is_some() || constraints == Constraints::None;
     if names_count && let Some(name) = names.found_in(&presented) {
-        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name });
+        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name, issuer });
     }
     Err(Unmet::Name { demanded: names.to_string(), seen: presented.list() })
 }

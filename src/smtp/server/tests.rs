@@ -40,10 +40,13 @@ fn terms() -> Terms {
         hostname: Domain::parse("mail.contoso.com").unwrap(),
         offer_starttls: true,
         require_tls: false,
+        offer_auth: false,
+        require_auth: false,
         max_message_size: Some(100_000),
         max_recipients: 1000,
         max_errors: 1000,
         strict: false,
+        xoorg: false,
         command_timeout: Duration::from_secs(300),
         data_timeout: Duration::from_secs(180),
     }
@@ -51,9 +54,13 @@ fn terms() -> Terms {
 
 impl Driver {
     fn new(terms: Terms) -> Self {
+        Self::start(terms, false)
+    }
+
+    fn start(terms: Terms, secure: bool) -> Self {
         let now = Instant::now();
         let mut driver = Self {
-            session: Session::new(terms, false, now),
+            session: Session::new(terms, secure, now),
             now,
             until: None,
             body: Vec::new(),
@@ -107,6 +114,11 @@ impl Driver {
 
     fn answer(&mut self, question: Question) -> Answer {
         match question {
+            Question::Login(Credentials { ref username, ref password }) => match (&**username, &**password) {
+                ("tim", "tanstaaftanstaaf") => Answer::Go,
+                ("later", _) => Answer::Refuse(Reply::login_unavailable()),
+                _ => Answer::Refuse(Reply::login_refused()),
+            },
             Question::Sender { envelope, .. } => {
                 match envelope.sender.is_some_and(|sender| sender.domain().as_str() == "blocked.example") {
                     true => Answer::Refuse(Reply::relay_denied()),
@@ -193,7 +205,7 @@ fn check_replies(said: &str) {
         let enhanced = word.starts_with(&format!("{}.", &code[..1])) && word.split('.').count() == 3;
         let greeting = index == 0 && code == "220";
         let hello = code == "250" && !enhanced;
-        if greeting || code == "354" {
+        if greeting || code == "354" || code == "334" {
             assert!(!enhanced, "{line}");
         } else if !hello {
             assert!(enhanced, "{line}");
@@ -528,6 +540,32 @@ fn recipients_beyond_the_limit_are_for_the_next_transaction() {
     assert_eq!(codes(&driver.ask("RCPT TO:<u99@contoso.com>\r\n")), "250");
     driver.send(b"DATA\r\n.\r\n");
     assert_eq!(driver.envelopes[0].recipients.len(), 100);
+}
+
+/// The same recipient again and again, or new ones after every 452: a client is served so long and no longer.
+#[test]
+fn endless_recipients_end_the_session() {
+    for (what, expected) in [("the same", (100, 1000)), ("new ones", (0, 1000))] {
+        let mut driver = Driver::new(Terms { max_recipients: 100, ..terms() });
+        driver.send(b"EHLO one\r\nMAIL FROM:<a@b.c>\r\n");
+        for number in 0..100 {
+            assert_eq!(codes(&driver.ask(format!("RCPT TO:<u{number}@contoso.com>\r\n"))), "250");
+        }
+        let (mut taken, mut refused) = (0, 0);
+        for number in 100.. {
+            let number = if what == "the same" { 0 } else { number };
+            match codes(&driver.ask(format!("RCPT TO:<u{number}@contoso.com>\r\n"))).as_str() {
+                "250" => taken += 1,
+                "452" => refused += 1,
+                other => {
+                    assert_eq!(other, "421", "{what}");
+                    break;
+                }
+            }
+        }
+        assert_eq!((taken, refused), expected, "{what}");
+        assert!(driver.outcome.closed, "{what}");
+    }
 }
 
 /// C066.
@@ -1101,6 +1139,13 @@ fn phrase() -> impl Strategy<Value = Vec<u8>> {
         "\r",
         "\n",
         "hopping\r\n",
+        "AUTH PLAIN AHRpbQB0YW5zdGFhZnRhbnN0YWFm\r\n",
+        "AUTH PLAIN AHRpbQB0\r\n",
+        "AUTH PLAIN\r\n",
+        "AUTH LOGIN\r\n",
+        "dGlt\r\n",
+        "AHRpbQB0YW5zdGFhZnRhbnN0YWFm\r\n",
+        "*\r\n",
     ]);
     let whole = prop::collection::vec(prop::sample::select(vec!["a", ".", "..", "\r\n", "\r\n.", "é"]), 0..40)
         .prop_map(|parts| format!("{TRANSACTION}DATA\r\n{}\r\n.\r\n", parts.concat()).into_bytes());
@@ -1118,7 +1163,8 @@ fn phrase() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn transcript(terms: Terms, stream: &[u8], cuts: &[usize]) -> Outcome {
-    let mut driver = Driver::new(terms);
+    let secure = terms.offer_auth;
+    let mut driver = Driver::start(terms, secure);
     let mut rest = stream;
     for cut in cuts.iter().copied().cycle() {
         if rest.is_empty() || driver.outcome.closed {
@@ -1141,9 +1187,10 @@ proptest! {
         cuts in prop::collection::vec(1_usize..60, 1..20),
         limit in prop::sample::select(vec![None, Some(20), Some(100_000)]),
         max_errors in 2_usize..20,
+        (offer_auth, require_auth) in any::<(bool, bool)>(),
     ) {
         let stream = phrases.concat();
-        let terms = Terms { max_message_size: limit, max_errors, offer_starttls: false, ..terms() };
+        let terms = Terms { max_message_size: limit, max_errors, offer_starttls: false, offer_auth, require_auth, ..terms() };
         let whole = transcript(terms.clone(), &stream, &[usize::MAX]);
         prop_assert_eq!(&transcript(terms.clone(), &stream, &[1]), &whole);
         prop_assert_eq!(&transcript(terms, &stream, &cuts), &whole);
