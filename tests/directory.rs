@@ -117,6 +117,13 @@ fn from_an_exchange_export_to_a_recipient_that_is_shown() {
     assert_eq!((routes[0]["via"].as_str(), routes[1]["via"].as_str()), (Some("to-on-premises"), Some("to-cloud")));
     assert_eq!(routes[1]["as"], "david@contoso.mail.onmicrosoft.com");
 
+    let (status, out, _) = directory(&scratch, &["show", "david@contoso.mail.onmicrosoft.com"], PATIENCE);
+    assert_eq!(status, Some(0), "{out}");
+    assert!(
+        out.contains("found in recipients.csv, line 3 as hybrid routing address of david@contoso.com: a cloud"),
+        "{out}"
+    );
+
     let (status, out, _) = directory(&scratch, &["show", "nobody@contoso.com"], PATIENCE);
     assert_eq!(status, Some(1));
     assert!(out.contains("not in the directory") && out.contains("refused: 550 5.1.1"), "{out}");

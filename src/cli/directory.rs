@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use super::WRONG;
 use super::explain::{next_hop, origin_word};
-use crate::config::{self, Config, Origin, ReceiveConnector};
+use crate::config::{self, Config, DomainKind, Origin, ReceiveConnector};
 use crate::directory::check::{self, Checked, Surroundings};
-use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, file, import, untagged};
+use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, import, untagged};
 use crate::message::{Address, Domain, Notify, Recipient};
 use crate::route::{Asking, Refusal, Resolution, Rules};
 
@@ -92,6 +92,8 @@ fn ended(answer: io::Result<bool>) -> ExitCode {
 struct Shown<'a> {
     address: &'a Address,
     found: Found,
+    /// Whose hybrid routing address it is, if it was found as one.
+    owner: Option<Address>,
     /// The line it stands in.
     line: Option<u64>,
     /// What becomes of mail for it, by the origins that the relay takes mail from.
@@ -117,13 +119,18 @@ fn show(config: &Config, address: &Address, as_json: bool) -> io::Result<bool> {
 
 impl<'a> Shown<'a> {
     fn of(config: &'a Config, directory: &dyn Lookup, address: &'a Address) -> Self {
-        let found = directory.find(address);
+        let rules = Rules { config, directory };
+        let (found, owner) = match (directory.find(address), &config.hybrid) {
+            (Found::Unknown, Some(hybrid)) if hybrid.routing_domain == *address.domain() => owner(&rules, address),
+            (found, _) => (found, None),
+        };
         // As it stands in the directory: without its tag, perhaps.
-        let entered = match &found {
-            Found::Entry { untagged: true, .. } => untagged(address.local())
+        let entered = match (&found, &owner) {
+            (_, Some(owner)) => owner.clone(),
+            (Found::Entry { untagged: true, .. }, None) => untagged(address.local())
                 .and_then(|local| Address::new(local, address.domain().clone()).ok())
                 .unwrap_or_else(|| address.clone()),
-            Found::Entry { .. } | Found::Unknown | Found::Unavailable(_) => address.clone(),
+            (Found::Entry { .. } | Found::Unknown | Found::Unavailable(_), None) => address.clone(),
         };
         let (key, mut line, mut named_by) = (entered.key(), None, Vec::new());
         for source in &config.directories {
@@ -144,7 +151,6 @@ impl<'a> Shown<'a> {
                 named_by.push((source.name.to_string(), number, owner, what));
             });
         }
-        let rules = Rules { config, directory };
         let ways = [Origin::Internet, Origin::Partner, Origin::OnPremises, Origin::Cloud, Origin::Client]
             .into_iter()
             .filter_map(|origin| config.receive_connectors.iter().find(|connector| connector.origin == origin))
@@ -159,7 +165,7 @@ impl<'a> Shown<'a> {
                 (&**connector, rules.expand(&asking, &recipient))
             })
             .collect();
-        Self { address, found, line, ways, named_by }
+        Self { address, found, owner, line, ways, named_by }
     }
 
     fn found_words(&self) -> String {
@@ -167,7 +173,8 @@ impl<'a> Shown<'a> {
             Found::Entry { source, entry, untagged } => {
                 let line = self.line.map(|line| format!(", line {line}")).unwrap_or_default();
                 let tag = if *untagged { " without its tag" } else { "" };
-                format!("found in {source}{line}{tag}: {}", check::words(entry))
+                let owner = self.owner.as_ref().map(|owner| format!(" as hybrid routing address of {owner}"));
+                format!("found in {source}{line}{tag}{}: {}", owner.unwrap_or_default(), check::words(entry))
             }
             Found::Unknown => "not in the directory".to_owned(),
             Found::Unavailable(why) => format!("the directory cannot answer: {why}"),
@@ -206,6 +213,7 @@ impl<'a> Shown<'a> {
         let found = match &self.found {
             Found::Entry { source, entry, untagged } => json!({
                 "source": &**source, "line": self.line, "untagged": untagged, "entry": entry_json(entry),
+                "owner": self.owner.as_ref().map(ToString::to_string),
             }),
             Found::Unknown => Value::Null,
             Found::Unavailable(why) => json!({ "unavailable": why }),
@@ -246,6 +254,20 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// Whose hybrid routing address it is, by the order in which `route` asks.
+fn owner(rules: &Rules<'_>, address: &Address) -> (Found, Option<Address>) {
+    let domains = &rules.config.accepted_domains;
+    let rank = |domain: &Domain| {
+        let accepted = rules.accepted(domain).filter(|accepted| accepted.kind != DomainKind::ExternalRelay)?;
+        domains.iter().position(|one| std::ptr::eq(one, accepted))
+    };
+    match rules.directory.find_owner(address, &rank) {
+        Owner::Entry { source, address, entry, untagged } => (Found::Entry { source, entry, untagged }, Some(address)),
+        Owner::Unknown => (Found::Unknown, None),
+        Owner::Unavailable(why) => (Found::Unavailable(why), None),
+    }
+}
+
 const BOLD: anstyle::Style = anstyle::Style::new().bold();
 const GREEN: anstyle::Style = anstyle::AnsiColor::Green.on_default();
 const RED: anstyle::Style = anstyle::AnsiColor::Red.on_default();
@@ -264,7 +286,7 @@ fn entry_json(entry: &Entry) -> Value {
 
 fn examine(config: &Config, as_json: bool) -> io::Result<bool> {
     let rules = Rules { config, directory: &Directory::default() };
-    let accepted = |domain: &Domain| rules.accepted(domain).map(|accepted| accepted.kind);
+    let accepted = |domain: &Domain| rules.ours(domain).map(|(_, kind)| kind);
     let routing_domain = config.hybrid.as_ref().map(|hybrid| &hybrid.routing_domain);
     let Checked { problems, recipients } =
         check::check(&config.directories, &Surroundings { accepted: &accepted, routing_domain });

@@ -10,7 +10,7 @@ use std::collections::hash_map::{Entry as Place, RandomState};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
 
-use super::{Directory, Entry, Found, LoadOutcome, Lookup, State, file, untagged};
+use super::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, State, file, untagged};
 use crate::config::{DirectorySource, DomainKind, Problem, Problems, Severity};
 use crate::message::{Address, Domain};
 
@@ -318,8 +318,20 @@ impl Check<'_> {
             Found::Unknown if (self.around.accepted)(target.domain()) == Some(DomainKind::InternalRelay) => {
                 Leads::Somewhere
             }
+            Found::Unknown if self.is_owned(target) => Leads::Somewhere,
             Found::Unknown => Leads::Nowhere(format!("{target}, which is not in the directory")),
         }
+    }
+}
+
+impl Check<'_> {
+    /// Is it the hybrid routing address of somebody? That is a name too, where the routing domain is accepted.
+    fn is_owned(&self, target: &Address) -> bool {
+        let rank = |domain: &Domain| {
+            (self.around.accepted)(domain).filter(|kind| *kind != DomainKind::ExternalRelay).map(|_| 0)
+        };
+        self.around.routing_domain == Some(target.domain())
+            && !matches!(self.directory.find_owner(target, &rank), Owner::Unknown)
     }
 }
 
@@ -428,6 +440,11 @@ mod tests {
     use super::*;
 
     fn checked(files: &[&str]) -> (Vec<String>, usize) {
+        checked_in(files, false)
+    }
+
+    /// `cloud`: on that side, where the routing domain is accepted too.
+    fn checked_in(files: &[&str], cloud: bool) -> (Vec<String>, usize) {
         let folder = tempfile::tempdir().unwrap();
         let sources: Vec<DirectorySource> = files
             .iter()
@@ -443,6 +460,7 @@ mod tests {
             "contoso.com" => Some(DomainKind::Authoritative),
             "relay.example" => Some(DomainKind::InternalRelay),
             "external.example" => Some(DomainKind::ExternalRelay),
+            "contoso.mail.onmicrosoft.com" if cloud => Some(DomainKind::Authoritative),
             _ => None,
         };
         let routing = Domain::parse("contoso.mail.onmicrosoft.com").unwrap();
@@ -537,6 +555,21 @@ mod tests {
             let (found, _) = checked(&files);
             assert_eq!(found, expected, "{files:?}");
         }
+    }
+
+    #[test]
+    fn on_the_cloud_side_a_routing_address_is_a_name() {
+        let file = "david@contoso.com,cloud,\ndora@contoso.com,cloud,d@contoso.mail.onmicrosoft.com\n\
+                    a@contoso.com,forward,david@contoso.mail.onmicrosoft.com\n\
+                    b@contoso.com,alias,d@contoso.mail.onmicrosoft.com\n\
+                    c@contoso.com,forward,nobody@contoso.mail.onmicrosoft.com\n";
+        let (found, _) = checked_in(&[file], true);
+        assert_eq!(
+            found,
+            [
+                "error: a.csv:6:1: c@contoso.com: forward to nobody@contoso.mail.onmicrosoft.com, which is not in the directory"
+            ]
+        );
     }
 
     #[test]
