@@ -280,7 +280,7 @@ fn origin(text: &str) -> Result<Origin, String> {
 }
 
 /// The interface's word.
-fn origin_word(origin: Origin) -> &'static str {
+pub(super) fn origin_word(origin: Origin) -> &'static str {
     match origin {
         Origin::Internet => "internet",
         Origin::OnPremises => "on-premises",
@@ -505,7 +505,7 @@ fn refusal_json(refusal: &Refusal) -> Value {
 }
 
 /// `contoso-com.mail.protection.outlook.com:25`, or `the MX of fabrikam.com, port 25`.
-fn next_hop(connector: Option<&Arc<SendConnector>>, hop: &Hop) -> String {
+pub(super) fn next_hop(connector: Option<&Arc<SendConnector>>, hop: &Hop) -> String {
     let Some(connector) = connector else { return hop.to_string() };
     match (hop, &connector.hops) {
         (Hop::SmartHosts, Hops::SmartHosts(hosts)) => {

@@ -10,11 +10,13 @@ use clap::{Parser, Subcommand};
 
 pub mod check;
 pub mod demo;
+pub mod directory;
 pub mod explain;
 mod hash_password;
 mod health;
 pub mod init;
 mod run;
+pub mod trace;
 
 /// The command line or the configuration is wrong.
 pub const WRONG: u8 = 2;
@@ -57,12 +59,10 @@ enum Command {
     /// The queue of the running daemon (not in this version)
     #[command(hide = true)]
     Queue(Unbuilt),
-    /// Message tracking (not in this version)
-    #[command(hide = true)]
-    Trace(Unbuilt),
-    /// One recipient as the relay sees it (not in this version)
-    #[command(hide = true)]
-    Directory(Unbuilt),
+    /// Every event of matching messages, as a timeline
+    Trace(trace::Args),
+    /// One recipient as the relay sees it, the faults of the recipient files, and importing them from Exchange
+    Directory(directory::Args),
     /// Read a password, and print the line for `users_file`
     HashPassword(hash_password::Args),
     /// Health and queue depth (not in this version)
@@ -91,8 +91,8 @@ pub fn main() -> ExitCode {
         Command::Health(args) => health::run(&args),
         Command::Init(args) => init::run(*args),
         Command::Queue(_) => unbuilt("queue"),
-        Command::Trace(_) => unbuilt("trace"),
-        Command::Directory(_) => unbuilt("directory"),
+        Command::Trace(args) => trace::run(&cli.config, &args),
+        Command::Directory(args) => directory::run(&cli.config, &args),
         Command::HashPassword(args) => hash_password::run(&args),
         Command::Status(_) => unbuilt("status"),
         Command::Top(_) => unbuilt("top"),

@@ -123,7 +123,7 @@ impl Pattern {
 }
 
 /// `"90s"`, `"4h"`, `"2d"`, `"5m"`, `"200ms"`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let expected = || r#"expected a duration such as "90s", "5m", "4h" or "2d""#.to_owned();
     let (number, unit) = number_and_unit(text).ok_or_else(expected)?;
     let duration = match unit {

@@ -204,22 +204,13 @@ fn is_header(line: &[u8], fields: &mut Fields) -> bool {
 }
 
 fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError> {
-    let mut lines = Lines { from, line: Vec::new(), number: 0 };
-    let mut fields = Fields::default();
-    header(lines.next()?, &mut fields)?;
-
     let mut builder = Builder::default();
     let mut faults = Vec::new();
     let mut unlisted = 0;
-    while let Some(line) = lines.next()? {
-        let read = match line.content {
-            Some(content) => fields.split(content).and_then(|fields| record(&fields)),
-            None => Err(format!("it is longer than {} KiB", LINE_LIMIT / 1024)),
-        };
+    each(from, |line, read| {
         let text = match read {
-            Ok(None) => continue,
-            Ok(Some((address, entry))) => match builder.insert(&address, &entry) {
-                Ok(()) => continue,
+            Ok((address, entry)) => match builder.insert(&address, &entry) {
+                Ok(()) => return Ok(()),
                 Err(rejected @ Rejected::Duplicate) => format!("{address}: {rejected}"),
                 Err(Rejected::Full) => return Err(LoadError::TooLarge),
             },
@@ -227,12 +218,51 @@ fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError> {
         };
         if faults.len() == FAULT_LIMIT {
             unlisted += 1;
-            continue;
+        } else {
+            faults.push(Fault { line, text });
         }
-        let text = if line.ended { text } else { format!("{text} (the file ends in it: was it still being written?)") };
-        faults.push(Fault { line: line.number, text });
-    }
+        Ok(())
+    })?;
     if builder.is_empty() { Err(LoadError::NothingUsable(faults)) } else { Ok((builder.finish(), faults, unlisted)) }
+}
+
+/// Shows every line of the file at `path` that says anything, with its number; or what is wrong with it. Nothing is
+/// compared: of two lines for one address both are shown. Blocking.
+///
+/// # Errors
+/// The file cannot be read, or is of no use at all.
+pub fn lines(path: &Path, mut show: impl FnMut(u64, Result<(Address, Entry), String>)) -> Result<(), LoadError> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(LoadError::NotAFile);
+    }
+    each(BufReader::with_capacity(CHUNK, File::open(path)?), |line, read| {
+        show(line, read);
+        Ok(())
+    })
+}
+
+fn each(
+    from: impl BufRead,
+    mut show: impl FnMut(u64, Result<(Address, Entry), String>) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let mut lines = Lines { from, line: Vec::new(), number: 0 };
+    let mut fields = Fields::default();
+    header(lines.next()?, &mut fields)?;
+    while let Some(line) = lines.next()? {
+        let read = match line.content {
+            Some(content) => fields.split(content).and_then(|fields| record(&fields)),
+            None => Err(format!("it is longer than {} KiB", LINE_LIMIT / 1024)),
+        };
+        match read {
+            Ok(None) => {}
+            Ok(Some(entry)) => show(line.number, Ok(entry))?,
+            Err(text) if line.ended => show(line.number, Err(text))?,
+            Err(text) => {
+                show(line.number, Err(format!("{text} (the file ends in it: was it still being written?)")))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn header(line: Option<Line<'_>>, fields: &mut Fields) -> Result<(), LoadError> {

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use crate::config::DirectorySource;
 use crate::message::{Address, Domain};
 
+pub mod check;
 pub mod file;
+pub mod import;
 pub mod table;
 pub mod users;
 

@@ -5,26 +5,35 @@
 //! a writer without work sleeps. The buffer is bounded: when the disk is slow or full, events are dropped and
 //! counted, that is logged once, and mail goes on (F-059).
 //!
+//! A day that is over is compressed and gets an index (`files`, `shelf`); `search` reads all of it.
+//!
 //! A line has its fields in the order of [`Event`]; `time` and `event` always, `from` always when there is an `id`
 //! (`<>` is the null sender), the others where there is something to say. `to` and `because` are lists. Values are
 //! escaped and cut at 4 KiB (S-093).
 
 use std::fmt::{self, Write as _};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::Offset;
-use jiff::{Timestamp, ToSpan};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config;
 use crate::message::{Address, MessageId};
 use crate::smtp::Status;
+
+mod facts;
+mod files;
+mod index;
+pub mod search;
+mod shelf;
+
+use files::{Files, GRACE};
+pub use files::{day_of_file, file_name, files, finish_before};
 
 /// The longest value, in bytes before escaping; the rest is cut off.
 const VALUE_LIMIT: usize = 4096;
@@ -140,7 +149,7 @@ impl Event<'_> {
 
 /// An event as it is read from a file again. Unknown fields are passed over, so that a newer daemon's files can be
 /// read; what a line does not say is empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "see Event")]
 pub struct Record {
@@ -191,7 +200,7 @@ impl Tracker {
     /// # Errors
     /// The folder cannot be made or today's file not be opened.
     pub fn open(settings: &config::Tracking) -> io::Result<Self> {
-        Self::open_at(settings, Timestamp::now())
+        Self::open_at(settings, Timestamp::now(), GRACE)
     }
 
     /// Events go nowhere.
@@ -226,9 +235,9 @@ impl Tracker {
         self.file.as_ref().map_or(0, |writer| writer.shared.lock().dropped)
     }
 
-    fn open_at(settings: &config::Tracking, now: Timestamp) -> io::Result<Self> {
+    fn open_at(settings: &config::Tracking, now: Timestamp, grace: Duration) -> io::Result<Self> {
         std::fs::create_dir_all(&settings.path)?;
-        let mut files = Files { folder: settings.path.clone(), keep: settings.keep, current: None };
+        let mut files = Files::new(settings.path.clone(), settings.keep, grace);
         files.of_day(day(now))?;
         let shared = Arc::new(Shared { buffer: Mutex::default(), work: Condvar::new(), written: Condvar::new() });
         let thread = std::thread::Builder::new().name("tracking".into()).spawn({
@@ -237,17 +246,6 @@ impl Tracker {
         })?;
         Ok(Self { watch: None, file: Some(Arc::new(Writer { shared, thread: Some(thread) })) })
     }
-}
-
-/// The name of the file of a day.
-pub fn file_name(day: Date) -> String {
-    format!("tracking-{day}.jsonl")
-}
-
-/// The day whose file has this name.
-pub fn day_of_file(name: &str) -> Option<Date> {
-    let day: Date = name.strip_prefix("tracking-")?.strip_suffix(".jsonl")?.parse().ok()?;
-    (file_name(day) == name).then_some(day)
 }
 
 fn day(at: Timestamp) -> Date {
@@ -376,12 +374,23 @@ impl Shared {
         let mut faulty = false;
         let mut buffer = self.lock();
         loop {
+            if files.due().is_some_and(|due| due <= Instant::now()) {
+                drop(buffer);
+                files.finish();
+                buffer = self.lock();
+            }
             if buffer.days.is_empty() {
                 if buffer.closing {
                     return;
                 }
                 buffer.asleep = true;
-                buffer = self.work.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+                buffer = match files.due() {
+                    None => self.work.wait(buffer).unwrap_or_else(PoisonError::into_inner),
+                    Some(due) => {
+                        let left = due.saturating_duration_since(Instant::now());
+                        self.work.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
                 buffer.asleep = false;
                 continue;
             }
@@ -432,86 +441,6 @@ impl Shared {
     }
 }
 
-/// The folder and today's file.
-struct Files {
-    folder: PathBuf,
-    keep: Duration,
-    current: Option<(Date, File)>,
-}
-
-impl Files {
-    fn append(&mut self, day: Date, lines: &[u8]) -> io::Result<()> {
-        let written = self.of_day(day)?.write_all(lines);
-        if written.is_err() {
-            // A part of a line may stand there now; opening the file again looks for that.
-            self.current = None;
-        }
-        written
-    }
-
-    fn of_day(&mut self, day: Date) -> io::Result<&mut File> {
-        let current = match self.current.take().filter(|(current, _)| *current == day) {
-            Some(current) => current,
-            None => {
-                let mut file =
-                    OpenOptions::new().create(true).append(true).read(true).open(self.folder.join(file_name(day)))?;
-                if ends_within_a_line(&mut file)? {
-                    file.write_all(b"\n")?;
-                }
-                self.remove_old(day);
-                (day, file)
-            }
-        };
-        Ok(&mut self.current.insert(current).1)
-    }
-
-    /// Removes the files whose last event is older than `keep`. What cannot be removed is logged and left.
-    fn remove_old(&self, today: Date) {
-        let days = i32::try_from(self.keep.as_secs().div_ceil(86_400)).unwrap_or(i32::MAX);
-        // A `keep` that reaches back before the calendar keeps everything.
-        let Ok(oldest) = today.checked_sub(days.days()) else { return };
-        let entries = match std::fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(error) => return tracing::warn!("tracking: cannot list {}: {error}", self.folder.display()),
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let day = path.file_name().and_then(|name| name.to_str()).and_then(day_of_file);
-            if day.is_some_and(|day| day < oldest)
-                && let Err(error) = std::fs::remove_file(&path)
-            {
-                tracing::warn!("tracking: cannot remove {}: {error}", path.display());
-            }
-        }
-    }
-}
-
-/// True if the last byte is no line end: a crash or a full disk cut the line off.
-fn ends_within_a_line(file: &mut File) -> io::Result<bool> {
-    if file.seek(SeekFrom::End(0))? == 0 {
-        return Ok(false);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last[0] != b'\n')
-}
-
-/// The files in `folder`, oldest first, for those who read them.
-///
-/// # Errors
-/// The folder cannot be listed.
-pub fn files(folder: &Path) -> io::Result<Vec<(Date, PathBuf)>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if let Some(day) = path.file_name().and_then(|name| name.to_str()).and_then(day_of_file) {
-            files.push((day, path));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
 /// A line under construction. serde would need an owned value, or a type for each kind of borrowed one; this writes
 /// what is lent, in the interface's order, without a copy.
 struct Line(Vec<u8>);
@@ -553,6 +482,41 @@ impl Line {
         }
         self.list("because", event.because.iter().copied());
         if let Some(detail) = event.detail {
+            self.field("detail", detail);
+        }
+        self.0.push(b'}');
+    }
+
+    /// The same of an event that was read; `time` is its own.
+    fn record(&mut self, record: &Record, time: Timestamp) {
+        self.0.extend_from_slice(b"{\"time\":\"");
+        self.time(time);
+        self.0.extend_from_slice(b"\",\"event\":");
+        self.value(&record.event);
+        let mut field = |name: &str, value: &Option<String>| {
+            if let Some(value) = value {
+                self.field(name, value);
+            }
+        };
+        field("id", &record.id);
+        field("message_id", &record.message_id);
+        field("from", &record.from);
+        self.list("to", record.to.iter().map(|to| to as &dyn fmt::Display));
+        if let Some(size) = record.size {
+            // Writing to a Vec cannot fail.
+            let _ = write!(self.0, ",\"size\":{size}");
+        }
+        let mut field = |name: &str, value: &Option<String>| {
+            if let Some(value) = value {
+                self.field(name, value);
+            }
+        };
+        field("connector", &record.connector);
+        field("peer", &record.peer);
+        field("tls", &record.tls);
+        field("status", &record.status);
+        self.list("because", record.because.iter().map(|reason| reason as &dyn fmt::Display));
+        if let Some(detail) = &record.detail {
             self.field("detail", detail);
         }
         self.0.push(b'}');
@@ -661,6 +625,8 @@ fn is_unsafe(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -736,7 +702,7 @@ mod tests {
     #[test]
     fn a_file_per_day_and_nothing_is_lost() {
         let folder = tempfile::tempdir().unwrap();
-        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon()).unwrap();
+        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon(), GRACE).unwrap();
         let other = tracker.clone();
         let thread = std::thread::spawn(move || {
             for id in 0..1000 {
@@ -760,7 +726,7 @@ mod tests {
     #[test]
     fn the_last_tracker_writes_what_waits_when_it_goes() {
         let folder = tempfile::tempdir().unwrap();
-        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon()).unwrap();
+        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon(), GRACE).unwrap();
         for id in 0..100 {
             tracker.write(&Event::new(noon(), EventKind::Receive, MessageId(id)));
         }
@@ -773,7 +739,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("tracking-2025-07-01.jsonl");
         std::fs::write(&file, "{\"time\":\"half").unwrap();
-        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon()).unwrap();
+        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon(), GRACE).unwrap();
         tracker.write(&Event::new(noon(), EventKind::Receive, MessageId(1)));
         assert!(tracker.flush());
         let text = std::fs::read_to_string(&file).unwrap();
@@ -788,29 +754,53 @@ mod tests {
             "tracking-2025-06-29.jsonl",
             "tracking-2020-01-01.jsonl",
             "tracking-2020-01-01.jsonl.gz",
+            "tracking-2020-01-01.idx",
+            "tracking-2020-01-02.2.jsonl.gz.new",
             "tracking-old.jsonl",
             "notes.txt",
         ] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let _tracker = Tracker::open_at(&settings(folder.path(), 2), noon()).unwrap();
+        let _tracker = Tracker::open_at(&settings(folder.path(), 2), noon(), GRACE).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(
-            left,
-            [
-                "notes.txt",
-                "tracking-2020-01-01.jsonl.gz",
-                "tracking-2025-06-29.jsonl",
-                "tracking-2025-07-01.jsonl",
-                "tracking-old.jsonl"
-            ]
-        );
+        assert_eq!(left, ["notes.txt", "tracking-2025-06-29.jsonl", "tracking-2025-07-01.jsonl", "tracking-old.jsonl"]);
         let days: Vec<_> = files(folder.path()).unwrap().into_iter().map(|(day, _)| day.to_string()).collect();
         assert_eq!(days, ["2025-06-29", "2025-07-01"]);
+    }
+
+    /// The day before is compressed while events go on, and a late one of it gets a part of its own.
+    #[test]
+    fn a_day_that_is_over_is_finished_beside_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |tracker: &Tracker, time: &str, id| {
+            tracker.write(&Event::new(at(time), EventKind::Receive, MessageId(id)));
+            assert!(tracker.flush());
+        };
+        let tracker = Tracker::open_at(&settings(folder.path(), 30), noon(), Duration::ZERO).unwrap();
+        write(&tracker, "2025-07-01T23:59:59Z", 1);
+        write(&tracker, "2025-07-02T00:00:00Z", 2);
+        let packed = folder.path().join("tracking-2025-07-01.jsonl.gz");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !packed.exists() || folder.path().join("tracking-2025-07-01.jsonl").exists() {
+            assert!(Instant::now() < deadline, "the day is not finished");
+            std::thread::yield_now();
+        }
+        write(&tracker, "2025-07-01T23:59:59Z", 3);
+        write(&tracker, "2025-07-02T00:00:01Z", 4);
+        let ids = |name: &str| -> Vec<String> {
+            lines(folder.path().join(name)).into_iter().filter_map(|record| record.id).collect()
+        };
+        assert_eq!(ids("tracking-2025-07-01.2.jsonl"), ["000000000003"]);
+        assert_eq!(ids("tracking-2025-07-02.jsonl"), ["000000000002", "000000000004"]);
+        drop(tracker);
+        let relay = [search::Relay::open("here", folder.path()).unwrap()];
+        let query = search::Query { since: Some(at("2025-07-01T00:00:00Z")), limit: 9, ..Default::default() };
+        let traced = search::trace(&relay, &query);
+        assert_eq!(traced.stories.len(), 4, "{traced:?}");
     }
 
     /// F-059: the folder is gone, then back.
@@ -818,7 +808,7 @@ mod tests {
     fn f059_a_fault_costs_events_and_nothing_else() {
         let outer = tempfile::tempdir().unwrap();
         let folder = outer.path().join("tracking");
-        let tracker = Tracker::open_at(&settings(&folder, 30), noon()).unwrap();
+        let tracker = Tracker::open_at(&settings(&folder, 30), noon(), GRACE).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
         let tomorrow = at("2025-07-02T12:00:00Z");
         for id in 0..3 {

@@ -1,0 +1,368 @@
+//! `causeway directory`: one recipient as the relay sees it, the faults of all sources, and the way here from Exchange.
+//!
+//! Not here: what is a fault and what becomes of an export (`directory::check`, `directory::import`), and where mail
+//! goes (`route`).
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::WRONG;
+use super::explain::{next_hop, origin_word};
+use crate::config::{self, Config, DomainKind, Origin, ReceiveConnector};
+use crate::directory::check::{self, Checked, Surroundings};
+use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, import, untagged};
+use crate::message::{Address, Domain, Notify, Recipient};
+use crate::route::{Asking, Refusal, Resolution, Rules};
+
+/// What is asked.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// One recipient as the relay sees it: who says so, where its mail goes, and who names it
+    Show {
+        /// The address
+        #[arg(value_name = "ADDRESS", value_parser = |text: &str| Address::parse(text).map_err(|malformed| malformed.to_string()))]
+        address: Address,
+        /// One JSON object rather than text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Every fault of every source
+    Check {
+        /// One JSON object rather than text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Turn an Exchange export (Export-Csv) into a recipient file
+    Import {
+        /// The export
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Write here rather than to standard output
+        #[arg(short = 'o', long, value_name = "OUT")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// Does it. Exit status: 0 done; 1 the recipient is unknown, there are errors, nothing could be used; 2 the question
+/// or the configuration is wrong.
+pub fn run(path: &Path, args: &Args) -> ExitCode {
+    match &args.what {
+        What::Import { file, output } => convert(file, output.as_deref()),
+        What::Show { address, json } => with(path, |config| show(config, address, *json)),
+        What::Check { json } => with(path, |config| examine(config, *json)),
+    }
+}
+
+fn with(path: &Path, then: impl FnOnce(&Config) -> io::Result<bool>) -> ExitCode {
+    match config::load(path) {
+        Ok(config) => ended(then(&config)),
+        Err(problems) => {
+            eprint!("{problems}");
+            eprintln!("causeway: the configuration cannot be used");
+            ExitCode::from(WRONG)
+        }
+    }
+}
+
+/// The answer as an exit status.
+fn ended(answer: io::Result<bool>) -> ExitCode {
+    match answer {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("causeway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All that there is to say of one recipient.
+struct Shown<'a> {
+    address: &'a Address,
+    found: Found,
+    /// Whose hybrid routing address it is, if it was found as one.
+    owner: Option<Address>,
+    /// The line it stands in.
+    line: Option<u64>,
+    /// What becomes of mail for it, by the origins that the relay takes mail from.
+    ways: Vec<(&'a ReceiveConnector, Result<Resolution, Refusal>)>,
+    /// Forwards, groups and aliases that name it: source, line, address, what.
+    named_by: Vec<(String, u64, Address, &'static str)>,
+}
+
+fn show(config: &Config, address: &Address, as_json: bool) -> io::Result<bool> {
+    let (directory, reports) = Directory::load(&config.directories);
+    for report in reports.iter().filter(|report| matches!(report.outcome, LoadOutcome::Refused { .. })) {
+        eprintln!("causeway: {report}");
+    }
+    let shown = Shown::of(config, &directory, address);
+    let mut out = anstream::stdout();
+    if as_json {
+        writeln!(out, "{:#}", shown.json(config))?
+    } else {
+        shown.write(&mut out, config)?
+    }
+    Ok(matches!(shown.found, Found::Entry { .. }))
+}
+
+impl<'a> Shown<'a> {
+    fn of(config: &'a Config, directory: &dyn Lookup, address: &'a Address) -> Self {
+        let rules = Rules { config, directory };
+        let (found, owner) = match (directory.find(address), &config.hybrid) {
+            (Found::Unknown, Some(hybrid)) if hybrid.routing_domain == *address.domain() => owner(&rules, address),
+            (found, _) => (found, None),
+        };
+        // As it stands in the directory: without its tag, perhaps.
+        let entered = match (&found, &owner) {
+            (_, Some(owner)) => owner.clone(),
+            (Found::Entry { untagged: true, .. }, None) => untagged(address.local())
+                .and_then(|local| Address::new(local, address.domain().clone()).ok())
+                .unwrap_or_else(|| address.clone()),
+            (Found::Entry { .. } | Found::Unknown | Found::Unavailable(_), None) => address.clone(),
+        };
+        let (key, mut line, mut named_by) = (entered.key(), None, Vec::new());
+        for source in &config.directories {
+            let here = matches!(&found, Found::Entry { source: of, .. } if *of == source.name);
+            // A file that cannot be read was reported when it was loaded.
+            let _ = file::lines(&source.path, |number, read| {
+                let Ok((owner, entry)) = read else { return };
+                if here && line.is_none() && owner.key() == key {
+                    line = Some(number);
+                }
+                let names = |targets: &[Address]| targets.iter().any(|target| target.key() == key);
+                let what = match &entry {
+                    Entry::Alias(of) if of.key() == key => "alias",
+                    Entry::Forward(to) if to.key() == key => "forward",
+                    Entry::Group(members) if names(members) => "group",
+                    _ => return,
+                };
+                named_by.push((source.name.to_string(), number, owner, what));
+            });
+        }
+        let ways = [Origin::Internet, Origin::Partner, Origin::OnPremises, Origin::Cloud, Origin::Client]
+            .into_iter()
+            .filter_map(|origin| config.receive_connectors.iter().find(|connector| connector.origin == origin))
+            .map(|connector| {
+                let asking = Asking {
+                    origin: connector.origin,
+                    connector: &connector.name,
+                    may_relay: connector.relay,
+                    size: None,
+                };
+                let recipient = Recipient { address: address.clone(), notify: Notify::Unsaid, orcpt: None };
+                (&**connector, rules.expand(&asking, &recipient))
+            })
+            .collect();
+        Self { address, found, owner, line, ways, named_by }
+    }
+
+    fn found_words(&self) -> String {
+        match &self.found {
+            Found::Entry { source, entry, untagged } => {
+                let line = self.line.map(|line| format!(", line {line}")).unwrap_or_default();
+                let tag = if *untagged { " without its tag" } else { "" };
+                let owner = self.owner.as_ref().map(|owner| format!(" as hybrid routing address of {owner}"));
+                format!("found in {source}{line}{tag}{}: {}", owner.unwrap_or_default(), check::words(entry))
+            }
+            Found::Unknown => "not in the directory".to_owned(),
+            Found::Unavailable(why) => format!("the directory cannot answer: {why}"),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write, config: &Config) -> io::Result<()> {
+        writeln!(out, "{BOLD}{}{BOLD:#}", self.address)?;
+        writeln!(out, "    {}", self.found_words())?;
+        for (connector, way) in &self.ways {
+            writeln!(out, "\nmail from {} (receive connector {})", origin_word(connector.origin), connector.name)?;
+            match way {
+                Ok(resolution) => {
+                    for routed in &resolution.routed {
+                        let via = config.send_connector(&routed.route.via);
+                        let hop = next_hop(via, &routed.route.hop);
+                        writeln!(out, "    {GREEN}-> {}, {hop}{GREEN:#}, as {}", routed.route.via, routed.route.to)?;
+                    }
+                    for failed in &resolution.failed {
+                        writeln!(out, "    {RED}not to {}: {}{RED:#}", failed.address, failed.refusal)?;
+                    }
+                }
+                Err(refusal) => writeln!(out, "    {RED}refused: {}{RED:#}", refusal.to_reply())?,
+            }
+        }
+        if !self.named_by.is_empty() {
+            writeln!(out, "\nnamed by")?;
+        }
+        for (source, line, owner, what) in &self.named_by {
+            writeln!(out, "    {what} {owner} ({source}, line {line})")?;
+        }
+        Ok(())
+    }
+
+    fn json(&self, config: &Config) -> Value {
+        let found = match &self.found {
+            Found::Entry { source, entry, untagged } => json!({
+                "source": &**source, "line": self.line, "untagged": untagged, "entry": entry_json(entry),
+                "owner": self.owner.as_ref().map(ToString::to_string),
+            }),
+            Found::Unknown => Value::Null,
+            Found::Unavailable(why) => json!({ "unavailable": why }),
+        };
+        let ways = self.ways.iter().map(|(connector, way)| {
+            let (routes, refused) = match way {
+                Ok(resolution) => (resolution.routed.as_slice(), Value::Null),
+                Err(refusal) => ([].as_slice(), Value::from(refusal.to_reply().to_string())),
+            };
+            let failed = way.as_ref().map_or(Vec::new(), |resolution| {
+                let one = |failed: &crate::route::Failed| {
+                    json!({ "address": failed.address.to_string(), "why": failed.refusal.to_string() })
+                };
+                resolution.failed.iter().map(one).collect()
+            });
+            json!({
+                "origin": origin_word(connector.origin),
+                "connector": connector.name.to_string(),
+                "routes": routes.iter().map(|routed| json!({
+                    "via": routed.route.via.to_string(),
+                    "hop": next_hop(config.send_connector(&routed.route.via), &routed.route.hop),
+                    "as": routed.route.to.to_string(),
+                    "because": routed.route.because.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+                "failed": failed,
+                "refused": refused,
+            })
+        });
+        let named_by = self.named_by.iter().map(|(source, line, owner, what)| {
+            json!({ "address": owner.to_string(), "type": what, "source": source, "line": line })
+        });
+        json!({
+            "address": self.address.to_string(),
+            "found": found,
+            "mail": ways.collect::<Vec<_>>(),
+            "named_by": named_by.collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Whose hybrid routing address it is, by the order in which `route` asks.
+fn owner(rules: &Rules<'_>, address: &Address) -> (Found, Option<Address>) {
+    let domains = &rules.config.accepted_domains;
+    let rank = |domain: &Domain| {
+        let accepted = rules.accepted(domain).filter(|accepted| accepted.kind != DomainKind::ExternalRelay)?;
+        domains.iter().position(|one| std::ptr::eq(one, accepted))
+    };
+    match rules.directory.find_owner(address, &rank) {
+        Owner::Entry { source, address, entry, untagged } => (Found::Entry { source, entry, untagged }, Some(address)),
+        Owner::Unknown => (Found::Unknown, None),
+        Owner::Unavailable(why) => (Found::Unavailable(why), None),
+    }
+}
+
+const BOLD: anstyle::Style = anstyle::Style::new().bold();
+const GREEN: anstyle::Style = anstyle::AnsiColor::Green.on_default();
+const RED: anstyle::Style = anstyle::AnsiColor::Red.on_default();
+
+/// In the words of the file.
+fn entry_json(entry: &Entry) -> Value {
+    let (kind, target) = match entry {
+        Entry::OnPremises => ("on-premises", String::new()),
+        Entry::Cloud(target) => ("cloud", target.as_ref().map(ToString::to_string).unwrap_or_default()),
+        Entry::Forward(to) => ("forward", to.to_string()),
+        Entry::Alias(of) => ("alias", of.to_string()),
+        Entry::Group(members) => ("group", members.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+    };
+    json!({ "type": kind, "target": target })
+}
+
+fn examine(config: &Config, as_json: bool) -> io::Result<bool> {
+    let rules = Rules { config, directory: &Directory::default() };
+    let accepted = |domain: &Domain| rules.ours(domain).map(|(_, kind)| kind);
+    let routing_domain = config.hybrid.as_ref().map(|hybrid| &hybrid.routing_domain);
+    let Checked { problems, recipients } =
+        check::check(&config.directories, &Surroundings { accepted: &accepted, routing_domain });
+    let (errors, warnings) = (problems.errors().count(), problems.warnings().count());
+    let mut out = io::BufWriter::new(io::stdout());
+    if as_json {
+        let findings = problems.0.iter().map(|problem| {
+            json!({
+                "severity": problem.severity.to_string(),
+                "file": problem.file.display().to_string(),
+                "line": problem.place.map(|(line, _)| line),
+                "text": problem.text,
+            })
+        });
+        let findings: Vec<Value> = findings.collect();
+        let answer = json!({ "recipients": recipients, "errors": errors, "warnings": warnings, "findings": findings });
+        writeln!(out, "{answer:#}")?;
+    } else {
+        write!(out, "{problems}")?;
+        let count = |many: usize, word: &str| format!("{many} {word}{}", if many == 1 { "" } else { "s" });
+        writeln!(
+            out,
+            "{}: {}, {}",
+            count(recipients, "recipient"),
+            count(errors, "error"),
+            count(warnings, "warning")
+        )?;
+    }
+    out.flush()?;
+    Ok(errors == 0)
+}
+
+fn convert(path: &Path, output: Option<&Path>) -> ExitCode {
+    let wrong = |why: &str| {
+        eprintln!("causeway: {}: {why}", path.display());
+        ExitCode::from(WRONG)
+    };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return wrong(&error.to_string()),
+    };
+    let imported = match import::import(&bytes) {
+        Ok(imported) => imported,
+        Err(why) => return wrong(&why),
+    };
+    for remark in &imported.remarks {
+        let lead = if remark.left_out { "left out: " } else { "" };
+        eprintln!("{}:{}: {lead}{}", path.display(), remark.line, remark.text);
+    }
+    let kinds = ["on-premises", "cloud", "forward", "group", "alias"].map(|kind| match imported.count(kind) {
+        0 => None,
+        count => Some(format!("{count} {kind}")),
+    });
+    let kinds: Vec<String> = kinds.into_iter().flatten().collect();
+    let left_out = imported.remarks.iter().filter(|remark| remark.left_out).count();
+    eprintln!("causeway: {} lines ({}), {left_out} left out", imported.len(), kinds.join(", "));
+    if imported.is_empty() {
+        // The daemon would refuse such a file, and an old one of this name is worth more.
+        return ExitCode::FAILURE;
+    }
+    let written = match output {
+        Some(output) => replace(output, &imported.to_csv()),
+        None => io::stdout().write_all(imported.to_csv().as_bytes()),
+    };
+    ended(written.map(|()| true))
+}
+
+/// Whoever reads the file meanwhile, the daemon for one, sees the old one or the new one.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    let written = std::fs::File::create(&fresh).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, path)
+    });
+    written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
