@@ -41,6 +41,18 @@ pub(crate) struct Old {
 }
 
 impl Old {
+    /// Looks at its head, which is there as well if it can be read.
+    fn open(number: u32, file: Arc<dyn DiskFile>) -> io::Result<(Self, Option<SegmentHead>)> {
+        let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
+        // A head that does not read is damage in one block; the first record behind it still has the salt.
+        let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
+        let head = SegmentHead::decode(&bytes[..read]);
+        let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
+        let size = u32::try_from(file.length()?).unwrap_or(u32::MAX);
+        // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
+        Ok((Self { number, file, size, salt: salt.unwrap_or_else(Salt::random) }, head))
+    }
+
     /// As the index keeps it, before it was read.
     pub fn segment(&self) -> Segment {
         Segment {
@@ -83,11 +95,7 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
         }
         let Some(number) = Folders::segment_number(&name) else { continue };
         let file = disk.open(&path).map_err(io_error(&path))?;
-        let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
-        // A head that does not read is damage in one block; the first record behind it still has the salt.
-        let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
-        let head = SegmentHead::decode(&bytes[..read]);
-        let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
+        let (old, head) = Old::open(number, file).map_err(io_error(&path))?;
         if let Some(head) = head {
             if head.version > VERSION {
                 return Err(OpenError::Newer { path, found: head.version });
@@ -95,9 +103,7 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
             found.generation = found.generation.max(head.generation);
         }
         found.next = found.next.max(number.saturating_add(1));
-        let size = u32::try_from(file.length().map_err(io_error(&path))?).unwrap_or(u32::MAX);
-        // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
-        found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random) });
+        found.segments.push(old);
     }
     found.segments.sort_by_key(|old| old.number);
     Ok(found)
@@ -158,19 +164,7 @@ impl Recovery {
     /// Reads it. Blocking, for as long as the disk takes to give all that waits.
     pub fn run(self) -> Recovered {
         let Self { shared, old, own } = self;
-        let mut scan = Scan::default();
-        let mut buffer = Vec::new();
-        for segment in &old {
-            scan.segment(segment, &mut buffer);
-            crash_point("recover.segment");
-        }
-        scan.judge();
-        for (by, settlement) in std::mem::take(&mut scan.settles) {
-            if !scan.cancelled.contains(&by) {
-                scan.settle(&settlement);
-            }
-        }
-
+        let scan = Scan::of(&old);
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
         for (segment, from, to, reason) in scan.damaged {
             let Some(file) = old.iter().find(|old| old.number == segment).map(|old| &old.file) else { continue };
@@ -227,6 +221,55 @@ impl Recovery {
     }
 }
 
+/// What a segment says, for whoever has nothing but the file.
+#[derive(Debug)]
+pub struct Survey {
+    /// The messages that wait in it, in the order of their numbers.
+    pub messages: Vec<Surveyed>,
+    /// Stretches that could not be read: from, to, why.
+    pub damaged: Vec<(u32, u32, String)>,
+    /// Stretches that a crash left unfinished.
+    pub torn: usize,
+    /// Up to where it holds records.
+    pub end: u32,
+}
+
+/// A message that waits.
+#[derive(Debug)]
+pub struct Surveyed {
+    /// Its number.
+    pub id: MessageId,
+    /// Where its record stands.
+    pub offset: u32,
+    /// For each of its copies, which recipients are not settled.
+    pub open: Vec<Vec<u16>>,
+    /// Those of its copies of which somebody is open.
+    pub copies: Vec<Waiting>,
+}
+
+/// Reads one segment as a start would read it were it the only one, and changes nothing.
+///
+/// # Errors
+/// What the file system says. What is wrong with the segment is no error: it is in the answer.
+pub fn survey(number: u32, file: Arc<dyn DiskFile>) -> io::Result<Survey> {
+    let (old, _) = Old::open(number, file)?;
+    let scan = Scan::of(&[old]);
+    let mut messages: Vec<_> = scan
+        .messages
+        .into_iter()
+        .map(|(id, Seen { entry, accepted, hops })| Surveyed {
+            id,
+            offset: entry.place.offset,
+            open: entry.open(),
+            copies: entry.waiting(id, accepted, hops).collect(),
+        })
+        .collect();
+    messages.sort_unstable_by_key(|message| message.id);
+    let damaged = scan.damaged.into_iter().map(|(_, from, to, reason)| (from, to, reason)).collect();
+    let end = scan.ends.first().map_or(SEGMENT_HEAD, |&(_, end)| end);
+    Ok(Survey { messages, damaged, torn: scan.torn, end })
+}
+
 /// What reading the log brings to light.
 #[derive(Debug, Default)]
 struct Scan {
@@ -268,6 +311,23 @@ struct Bad {
 }
 
 impl Scan {
+    /// Reads all segments, which are in order.
+    fn of(segments: &[Old]) -> Self {
+        let mut scan = Self::default();
+        let mut buffer = Vec::new();
+        for segment in segments {
+            scan.segment(segment, &mut buffer);
+            crash_point("recover.segment");
+        }
+        scan.judge();
+        for (by, settlement) in std::mem::take(&mut scan.settles) {
+            if !scan.cancelled.contains(&by) {
+                scan.settle(&settlement);
+            }
+        }
+        scan
+    }
+
     /// Reads one segment.
     fn segment(&mut self, old: &Old, buffer: &mut Vec<u8>) {
         let mut window = Window { file: &*old.file, buffer, start: 0, filled: 0 };
