@@ -78,8 +78,7 @@ pub fn session(data: &[u8]) {
 fn run(words: &[&str], stream: &[u8], now: Instant, cuts: Cuts) -> Transcript {
     let is = |word: &str| words.contains(&word);
     let mut now = now;
-    let mut flights: Vec<&[u8]> =
-        stream.split_inclusive(|&octet| octet == SILENCE || octet == FLIGHT).collect();
+    let mut flights: Vec<&[u8]> = stream.split_inclusive(|&octet| octet == SILENCE || octet == FLIGHT).collect();
     flights.reverse();
     let mut server = Server { flights, cuts };
     let mut said = Vec::new();

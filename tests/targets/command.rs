@@ -137,7 +137,10 @@ pub fn address(data: &[u8]) {
     }
     if let Ok(domain) = Domain::parse(text) {
         assert_eq!(Domain::parse(domain.as_str()).as_ref(), Ok(&domain));
-        assert_eq!(Domain::parse(&text.to_uppercase()).ok().filter(|_| text.is_ascii()), Some(domain).filter(|_| text.is_ascii()));
+        assert_eq!(
+            Domain::parse(&text.to_uppercase()).ok().filter(|_| text.is_ascii()),
+            Some(domain).filter(|_| text.is_ascii())
+        );
     }
 }
 

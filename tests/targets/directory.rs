@@ -136,7 +136,9 @@ pub fn import(data: &[u8]) {
             assert_eq!(faults, [], "{text}");
             assert_eq!(table.len(), imported.len(), "{text}");
         }
-        Err(LoadError::NothingUsable(faults)) => assert!(imported.is_empty() && faults.is_empty(), "{faults:?}: {text}"),
+        Err(LoadError::NothingUsable(faults)) => {
+            assert!(imported.is_empty() && faults.is_empty(), "{faults:?}: {text}")
+        }
         Err(error) => panic!("{error}: {text}"),
     }
     let lines = 1 + text_lines(data);

@@ -185,7 +185,10 @@ impl<'t> World<'t> {
     fn answer(&mut self, question: Question) -> Answer {
         match question {
             Question::Login(credentials) => {
-                assert!(self.secure && self.terms.offer_auth && !self.logged_in, "a password nobody should have asked for");
+                assert!(
+                    self.secure && self.terms.offer_auth && !self.logged_in,
+                    "a password nobody should have asked for"
+                );
                 self.logged_in = credentials.password == "right";
                 self.seen.logins.push((credentials.username.clone(), credentials.password.clone()));
                 if self.logged_in { Answer::Go } else { Answer::Refuse(Reply::login_refused()) }

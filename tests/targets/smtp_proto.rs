@@ -56,7 +56,9 @@ const STRICTER: &[Difference] = &[
     Difference {
         reason: "a parameter given twice, with a value it cannot have or without one is 501: they take the last, cut \
                  broken xtext short, and take `+hh` in small letters (RFC 3461 section 4 has none)",
-        concerns: |line| line.refusal.starts_with("501 5.5.4 parameter ") || line.refusal.contains("malformed parameter"),
+        concerns: |line| {
+            line.refusal.starts_with("501 5.5.4 parameter ") || line.refusal.contains("malformed parameter")
+        },
     },
     Difference {
         reason: "UTF-8 in an address needs SMTPUTF8: RFC 6531 section 3.4",
@@ -100,6 +102,10 @@ const MORE_LENIENT: &[Difference] = &[
         reason: "source routes and quoted local parts are read as RFC 5321 section 4.1.2 writes them, `<@a:b@c>` with \
                  literals in the route and `\"\"@d` among them",
         concerns: |line| line.text.contains("<@") || line.text.contains('"'),
+    },
+    Difference {
+        reason: "an address literal, and whatever else RFC 5321 section 4.1.3 writes in brackets, is a domain too",
+        concerns: |line| line.text.contains("@["),
     },
     Difference {
         reason: "blanks at the end of a line and between parameters do not count",

@@ -14,7 +14,8 @@ pub fn spf(data: &[u8]) {
     }
     let records = texts.iter().filter(|text| {
         let version = text.as_bytes().get(..6);
-        version.is_some_and(|version| version.eq_ignore_ascii_case(b"v=spf1")) && matches!(text.as_bytes().get(6), None | Some(b' '))
+        version.is_some_and(|version| version.eq_ignore_ascii_case(b"v=spf1"))
+            && matches!(text.as_bytes().get(6), None | Some(b' '))
     });
     match records.collect::<Vec<_>>()[..] {
         [] => assert!(spf.record.is_none() && spf.lookups == 0 && spf.includes.is_empty()),
@@ -27,9 +28,17 @@ pub fn spf(data: &[u8]) {
             // Blanks between terms, and case, mean nothing. RFC 7208 sections 4.6.1 and 12.
             let spread = record.replace(' ', "   ");
             let again = spf::read(&[spread]);
-            assert_eq!((again.lookups, &again.includes, again.mistakes.len()), (spf.lookups, &spf.includes, spf.mistakes.len()));
+            assert_eq!(
+                (again.lookups, &again.includes, again.mistakes.len()),
+                (spf.lookups, &spf.includes, spf.mistakes.len())
+            );
             let upper = spf::read(&[record.to_ascii_uppercase()]);
-            assert_eq!((upper.lookups, upper.mistakes.len()), (spf.lookups, spf.mistakes.len()), "{:?}", upper.mistakes);
+            assert_eq!(
+                (upper.lookups, upper.mistakes.len()),
+                (spf.lookups, spf.mistakes.len()),
+                "{:?}",
+                upper.mistakes
+            );
             // Records beside it are nobody's business.
             let beside = spf::read(&[record.clone(), "google-site-verification=x".to_owned()]);
             assert_eq!(beside, spf);

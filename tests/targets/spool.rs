@@ -245,9 +245,10 @@ pub fn segment(data: &[u8]) {
         }
         let changed = bits.to_le_bytes().into_iter().zip(at..).filter(|(bits, _)| *bits != 0).map(|(_, at)| at);
         let changed: Vec<usize> = changed.collect();
-        broken.extend((0..records.len()).filter(|&index| {
-            changed.iter().any(|at| (records[index].from..records[index].to).contains(at))
-        }));
+        broken.extend(
+            (0..records.len())
+                .filter(|&index| changed.iter().any(|at| (records[index].from..records[index].to).contains(at))),
+        );
     }
     if let Some(cut) = cut {
         image.truncate(cut.max(SEGMENT_HEAD as usize));
@@ -365,7 +366,8 @@ fn expected(records: &[Written], broken: &[usize]) -> BTreeMap<u64, Expected> {
             Act::Settle(settlement) => settle(&mut messages, settlement),
             Act::Defer(deferral) => {
                 let message = messages.get_mut(&deferral.id.0);
-                if let Some(attempts) = message.and_then(|message| message.attempts.get_mut(usize::from(deferral.copy))) {
+                if let Some(attempts) = message.and_then(|message| message.attempts.get_mut(usize::from(deferral.copy)))
+                {
                     *attempts = deferral.attempts;
                 }
             }
@@ -433,7 +435,12 @@ fn whatever(image: &[u8]) {
     assert!(survey.end >= SEGMENT_HEAD && survey.end as usize <= image.len().max(SEGMENT_HEAD as usize));
     for message in &survey.messages {
         let at = message.offset as usize;
-        let head = RecordHead::decode(&image[at..], Salt::of_record(&image[at..]).expect("it begins so"), SEGMENT, message.offset);
+        let head = RecordHead::decode(
+            &image[at..],
+            Salt::of_record(&image[at..]).expect("it begins so"),
+            SEGMENT,
+            message.offset,
+        );
         let head = head.expect("a message stands where its record does");
         let payload = &image[at + RECORD_HEAD..][..head.length as usize];
         assert_eq!(format::checksum(payload), head.crc);
