@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use targets::TARGETS;
 
-/// Mutations of each target's corpus. The seed is always the same, so that a failure is no matter of luck.
+/// Mutations of each target's corpus. The seed is always the same, so that a failure is no matter of luck; with
+/// `CAUSEWAY_MUTATIONS=seconds:seed` each target gets so many seconds, and others.
 const MUTATIONS: usize = 200;
 
 /// Of each target, however slow the machine.
@@ -87,13 +88,18 @@ fn every_case_of_the_corpus_keeps_every_promise() {
 
 #[test]
 fn so_does_what_becomes_of_them_by_chance() {
+    let wanted = std::env::var("CAUSEWAY_MUTATIONS").ok();
+    let wanted = wanted.as_deref().and_then(|wanted| wanted.split_once(':'));
+    let (mutations, budget, seed) = wanted.map_or((MUTATIONS, BUDGET, 0), |(seconds, seed)| {
+        (usize::MAX, Duration::from_secs(seconds.parse().unwrap()), seed.parse().unwrap())
+    });
     let mut failed = Vec::new();
     for target in TARGETS {
         let cases = cases(target.name);
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ seed);
         let begun = Instant::now();
-        for number in 0..MUTATIONS {
-            if begun.elapsed() > BUDGET {
+        for number in 0..mutations {
+            if begun.elapsed() > budget {
                 break;
             }
             let mut data = cases[random.below(cases.len())].1.clone();

@@ -116,7 +116,7 @@ pub fn users(data: &[u8]) {
         let secret = line.split_once(':').map_or(line.trim(), |(_, secret)| secret.trim());
         // Short words may stand in our own sentences, and names are said.
         let named = line.split_once(':').map_or("", |(name, _)| name);
-        let long = secret.len() >= 12 && !named.contains(secret) && !secret.contains("$argon2id$");
+        let long = secret.len() >= 12 && !named.contains(secret) && !secret.contains('$');
         assert!(!long || !fault.text.contains(secret), "{:?} repeats {secret:?}", fault.text);
         assert!(!fault.text.chars().any(char::is_control), "{:?}", fault.text);
     }

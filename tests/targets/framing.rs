@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use causeway::smtp::client::Stuffer;
 use causeway::smtp::framing::{COMMAND_LIMIT, ChunkReader, DotReader, ENDLESS_LINE, LOGIN_LIMIT, Line, LineReader};
 
-use super::Cuts;
+use super::{Cuts, is_clean};
 
 /// What became of a stream of DATA.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub fn data(data: &[u8]) {
     }
 
     // What our client writes, our server reads, however either is cut; and it ends nowhere else.
-    let clean = !reference(&[data, b"\r\n.\r\n"].concat()).bare_control;
+    let clean = is_clean(data);
     for cuts in Cuts::of(data) {
         let mut stuffer = Stuffer::default();
         let mut wire = Vec::new();
@@ -99,14 +99,7 @@ pub fn data(data: &[u8]) {
 
 /// A chunk may be cut within a line end, and so may a message between chunks; the verdict is that of all its octets.
 pub fn bdat(data: &[u8]) {
-    let mut expected = false;
-    for (at, octet) in data.iter().enumerate() {
-        expected |= match octet {
-            b'\r' => data.get(at + 1) != Some(&b'\n'),
-            b'\n' => at == 0 || data[at - 1] != b'\r',
-            octet => *octet == 0,
-        };
-    }
+    let expected = !is_clean(data);
     for cuts in Cuts::of(data) {
         let mut reader = ChunkReader::default();
         let found = cuts.pieces(data).into_iter().any(|piece| reader.has_bare_control(piece));

@@ -123,3 +123,16 @@ fn directives(data: &[u8]) -> (Vec<&str>, &[u8]) {
 fn is_printable(text: &str) -> bool {
     text.bytes().all(|octet| matches!(octet, b' '..=b'~'))
 }
+
+/// No CR, LF or NUL on its own. Written without memchr, so that it is not the reader itself.
+fn is_clean(content: &[u8]) -> bool {
+    let mut octets = content.iter().peekable();
+    while let Some(octet) = octets.next() {
+        match octet {
+            b'\r' if octets.next_if(|next| **next == b'\n').is_some() => {}
+            b'\r' | b'\n' | 0 => return false,
+            _ => {}
+        }
+    }
+    true
+}

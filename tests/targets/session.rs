@@ -15,7 +15,7 @@ use causeway::smtp::framing::ENDLESS_LINE;
 use causeway::smtp::reply::{LINE_LIMIT, ReplyParser};
 use causeway::smtp::server::{Answer, Question, Session, Step, Terms};
 
-use super::{Cuts, directives};
+use super::{Cuts, directives, is_clean};
 
 const SILENCE: u8 = 0xff;
 const MINUTE: u8 = 0xfe;
@@ -261,19 +261,6 @@ fn check(seen: &Transcript, terms: &Terms) {
     // Recipients that are refused and what follows a refused MAIL do not count for as long as others are taken.
     let pardoned = seen.recipients.len() + (seen.senders.len() + 1) * (terms.max_recipients + 1);
     assert!(errors <= terms.max_errors + 2 + 3 + pardoned, "{errors} errors and no end");
-}
-
-/// No CR, LF or NUL on its own. Written without memchr, so that it is not the reader itself.
-fn is_clean(content: &[u8]) -> bool {
-    let mut octets = content.iter().peekable();
-    while let Some(octet) = octets.next() {
-        match octet {
-            b'\r' if octets.next_if(|next| **next == b'\n').is_some() => {}
-            b'\r' | b'\n' | 0 => return false,
-            _ => {}
-        }
-    }
-    true
 }
 
 fn has(text: &[u8], what: &[u8]) -> bool {
