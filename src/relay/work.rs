@@ -128,10 +128,15 @@ pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
     Routed { asked: group.address.clone(), recipient, route }
 }
 
-/// What routing says now of the recipients of a copy to nowhere.
-fn unroutable(snapshot: &Snapshot, copy: &HopCopy, open: &[u16]) -> Attempt {
+/// What routing says now of the recipients of a copy to nowhere. They are members of groups, whoever wrote: so they may
+/// lie outside of the organization.
+fn unroutable(snapshot: &Snapshot, message: &Message, copy: &HopCopy, open: &[u16]) -> Attempt {
     let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
-    let asking = Asking { origin: Origin::Internet, connector: &copy.via, may_relay: true, size: None };
+    let by = ConnectorName(Arc::from(&*message.connector));
+    // What a member is depends on where the message came from. What its header said of that is not known any more.
+    let origin = snapshot.config.receive_connectors.iter().find(|connector| connector.name == by);
+    let origin = origin.map_or(Origin::Internet, |connector| connector.origin);
+    let asking = Asking { origin, connector: &by, may_relay: true, size: None };
     let judge = |index: &u16| {
         let recipient = &copy.recipients.get(usize::from(*index))?.recipient;
         let address = recipient.address.to_string();
@@ -150,14 +155,29 @@ pub(super) fn max_connections(config: &Config, via: &ConnectorName) -> usize {
     config.send_connector(via).map_or(UNKNOWN_CONNECTOR_CONNECTIONS, |connector| connector.max_connections)
 }
 
+/// Counted as long as it lives, also where what it is for panics: a stop waits for its end.
+pub(super) struct AtWork(Relay);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if self.0.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.0.idle.notify_waiters();
+        }
+    }
+}
+
 impl Relay {
+    /// Something begins that a stop has to wait for.
+    pub(super) fn at_work(&self) -> AtWork {
+        self.0.workers.fetch_add(1, Ordering::AcqRel);
+        AtWork(self.clone())
+    }
+
     /// Starts one worker on a lane that asked for it.
     pub(super) fn work(&self, lane: LaneId) {
-        self.0.workers.fetch_add(1, Ordering::AcqRel);
-        let relay = self.clone();
+        let at_work = self.at_work();
         tokio::spawn(async move {
-            // The guard counts the worker out even if an attempt panics.
-            let worker = Worker { relay: &relay, lane, ended: false };
+            let worker = Worker { relay: &at_work.0, lane, ended: false };
             worker.run().await;
         });
     }
@@ -342,7 +362,7 @@ impl Relay {
             None => "missing",
         };
         if *via.0 == *NOWHERE {
-            return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+            return unroutable(snapshot, message, &message.copies[usize::from(copy)], open);
         }
         if *via.0 == *visits::CIRCLES {
             let copy = &message.copies[usize::from(copy)];
@@ -420,9 +440,6 @@ impl Drop for Worker<'_> {
             for _ in 0..more {
                 self.relay.work(self.lane);
             }
-        }
-        if self.relay.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.relay.0.idle.notify_waiters();
         }
     }
 }
