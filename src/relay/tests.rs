@@ -733,6 +733,42 @@ async fn a_report_of_the_cloud_side_reaches_a_sender_on_premises() {
     assert_eq!(fixture.count("RESOLVE", resolved), 1, "{:?}", fixture.events);
 }
 
+/// `retry = ["1s"]` is more attempts in two days than sixteen bits count: the copy goes on being tried and reported.
+#[tokio::test]
+async fn attempts_may_be_more_than_their_counter_counts() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = Item { attempts: u16::MAX, ..fixture.item() };
+    fixture.settle(item, vec![(0, Err(answered(451)))]).await;
+    assert_eq!((fixture.depth().later, fixture.count("DEFER", "attempt 65536")), (1, 1), "{:?}", fixture.events);
+}
+
+/// Tried while its client waits, a message of which one recipient goes in circles is kept for the other and answered 250;
+/// each is settled once, and what is cut is reported.
+#[tokio::test]
+async fn early_a_recipient_that_is_cut_is_kept_and_reported_like_any_other() {
+    let fixture = Fixture::still();
+    let hybrid = "[hybrid]\non_premises = \"to-contoso\"\ncloud = \"to-internet\"\nrouting_domain = \"r.example\"\n\
+                  disagreement_grace = \"0s\"\n[spool]\nacknowledge = \"delivered-or-durable\"";
+    fixture.relay.replace(snapshot(&|text| text.replace("[spool]", hybrid)));
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    let one = Address::parse(THREE[0]).unwrap();
+    let visit = visit::Visit { by: "internet", asked: &one, via: "to-contoso", to: &one };
+    let mark = fixture.relay.snapshot().visits.field(crate::message::MessageId(9), Timestamp::now(), [visit]);
+    let content = format!("{mark}Message-ID: <a@b>\r\n\r\nx\r\n");
+    assert_eq!(fixture.send("erin@fabrikam.com", &[THREE[0], THREE[1]], &content).await.code, 250);
+    let end = Instant::now() + Duration::from_secs(30);
+    while fixture.count("DSN", "erin@fabrikam.com") < 1 || fixture.count("DEFER", THREE[1]) < 1 {
+        assert!(Instant::now() < end, "{:?}", fixture.events);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fixture.relay.begin_stop();
+    fixture.relay.0.spool.flush().await;
+    assert_eq!(fixture.count("FAIL", "one@contoso.com goes in circles"), 1, "{:?}", fixture.events);
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("RECEIVE", "")), (1, 1), "{:?}", fixture.events);
+    assert_eq!(fixture.relay.waiting(), 2, "the message for the other, and the report");
+}
+
 /// A copy whose message is settled by its session, after the worker has left, waits in the lane of its hop, also where
 /// the place of that lane was given to another hop meanwhile: there it would be lost, or counted where it never was.
 #[tokio::test]
