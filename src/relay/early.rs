@@ -333,6 +333,7 @@ mod tests {
             copy,
             attempts: 0,
             warned: false,
+            panics: 0,
             accepted: Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,

@@ -769,6 +769,29 @@ async fn early_a_recipient_that_is_cut_is_kept_and_reported_like_any_other() {
     assert_eq!(fixture.relay.waiting(), 2, "the message for the other, and the report");
 }
 
+/// F-061, F-062: an attempt that ends inside the relay takes neither its lane nor its message with it; a copy that does it
+/// again and again waits for the next start.
+#[tokio::test]
+async fn f062_what_a_failed_attempt_was_about_is_tried_again() {
+    for (before, later) in [(0, 1), (1, 1), (2, 0)] {
+        let fixture = Fixture::still();
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        // A copy that the message does not have.
+        let (lane, planted) = (fixture.lane(), Item { copy: 9, panics: before, ..fixture.item() });
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        let start = fixture.relay.queue().ready(lane, planted);
+        if start {
+            fixture.relay.work(lane);
+        }
+        let end = Instant::now() + Duration::from_secs(30);
+        while fixture.depth().active > 0 {
+            assert!(Instant::now() < end, "the worker never ends");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!((fixture.depth().later, fixture.depth().ready), (later, 0), "after {before}");
+    }
+}
+
 /// A copy whose message is settled by its session, after the worker has left, waits in the lane of its hop, also where
 /// the place of that lane was given to another hop meanwhile: there it would be lost, or counted where it never was.
 #[tokio::test]

@@ -28,6 +28,12 @@ const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 
+/// An attempt that ended inside the relay is made again after this, if something else was the cause…
+const PANIC_RETRY: Duration = Duration::from_secs(60);
+
+/// …but a copy that ended so many of them is left alone until the next start (F-061).
+const PANICS: u8 = 3;
+
 /// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
 const NOWHERE: &str = "";
 
@@ -41,6 +47,8 @@ pub(super) struct Item {
     pub(super) copy: u16,
     pub(super) attempts: u16,
     pub(super) warned: bool,
+    /// How many attempts ended inside the relay, in this run.
+    pub(super) panics: u8,
     /// When the message was accepted.
     pub(super) accepted: Timestamp,
     /// When a look-up first said that its domain does not exist; forgotten at a restart.
@@ -85,6 +93,7 @@ impl Item {
             copy: copy as u16,
             attempts: 0,
             warned: false,
+            panics: 0,
             accepted: message.accepted,
             absent_since: None,
             resident,
@@ -98,6 +107,7 @@ impl Item {
             copy: waiting.copy,
             attempts: waiting.attempts,
             warned: waiting.warned,
+            panics: 0,
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
@@ -177,7 +187,7 @@ impl Relay {
     pub(super) fn work(&self, lane: LaneId) {
         let at_work = self.at_work();
         tokio::spawn(async move {
-            let worker = Worker { relay: &at_work.0, lane, ended: false };
+            let worker = Worker { relay: &at_work.0, lane, under_way: None, ended: false };
             worker.run().await;
         });
     }
@@ -409,13 +419,18 @@ enum Unreadable {
 struct Worker<'a> {
     relay: &'a Relay,
     lane: LaneId,
+    /// What it tries, as it would be tried again.
+    under_way: Option<Item>,
     ended: bool,
 }
 
 impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
-            let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
+            self.under_way = Some(Item { resident: None, early: item.early.clone(), ..item });
+            let feedback = self.relay.attempt(self.lane, item).await;
+            self.under_way = None;
+            let Some(feedback) = feedback else { continue };
             let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
             if feedback != Feedback::Ok {
                 // The lane may rest now, and the timekeeper is to wake it.
@@ -433,9 +448,17 @@ impl Drop for Worker<'_> {
     fn drop(&mut self) {
         // A task that is dropped in the middle, because the runtime ends, leaves nothing to be done.
         if !self.ended && std::thread::panicking() {
-            // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
-            // must not wait for this worker.
-            error!("an attempt failed inside the relay; its message stays in the spool until the next start");
+            // The attempt panicked. What it was about is still in the spool; the lane must not wait for this worker.
+            if let Some(mut item) = self.under_way.take() {
+                item.panics = item.panics.saturating_add(1);
+                let id = item.id;
+                if item.panics < PANICS {
+                    error!(%id, "an attempt failed inside the relay; the message is tried again in {PANIC_RETRY:?}");
+                    self.relay.again(self.lane, item, PANIC_RETRY);
+                } else {
+                    error!(%id, "an attempt failed inside the relay again; its message stays in the spool until the next start");
+                }
+            }
             let more = self.relay.queue().abandoned(self.lane);
             for _ in 0..more {
                 self.relay.work(self.lane);
