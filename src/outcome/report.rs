@@ -247,7 +247,11 @@ impl Report<'_> {
             match told.end {
                 End::Setback(setback) => {
                     words.item("Expected:", &format!("{}.", setback.expected()));
-                    words.item("What came:", &capped(&setback.to_string(), DIAGNOSTIC_LIMIT, utf8));
+                    words.item("What came:", &capped(&setback.came(), DIAGNOSTIC_LIMIT, utf8));
+                    // Not cut short because the other side said much.
+                    if let Some(here) = setback.beside() {
+                        words.item("While:", &capped(here, DIAGNOSTIC_LIMIT, utf8));
+                    }
                     words.item("Status:", &setback.status().to_string());
                     words.item("What to do:", setback.advice());
                 }
