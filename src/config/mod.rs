@@ -399,6 +399,12 @@ pub struct Log {
 }
 
 impl Config {
+    /// What XOORG says is ours: the first authoritative domain, or where there is none the first at all.
+    pub fn organization(&self) -> Option<&Domain> {
+        let authoritative = self.accepted_domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+        authoritative.or(self.accepted_domains.first()).map(|domain| &domain.name)
+    }
+
     /// The send connector of this name.
     pub fn send_connector(&self, name: &ConnectorName) -> Option<&Arc<SendConnector>> {
         self.send_connectors.iter().find(|connector| connector.name == *name)

@@ -199,7 +199,9 @@ fn from_other_side(page: &mut Page, plan: &Plan) {
         (Other::ExchangeOnline, _) => {
             "all customers of Exchange Online show that certificate; by this we know ours, the others count as strangers"
         }
-        (Other::Causeway, Premises::OnPremises) => "its mail must say that it is ours, or counts as a stranger's",
+        (Other::Causeway, Premises::OnPremises) => {
+            "its mail must say that it is ours, or counts as a stranger's; it says the second where its first authoritative domain is that"
+        }
         // A certificate of our own servers says enough.
         (Other::Causeway | Other::ExchangeServer, _) => "",
     };
