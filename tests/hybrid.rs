@@ -462,7 +462,12 @@ async fn check_finds_nothing_wrong_with_either_side() {
                 let output = run(causeway().arg("-c").arg(&premises.configuration).arg("check").args(with), PATIENCE);
                 let text = said(&output);
                 assert_eq!(output.status.code(), Some(0), "scenario {}\n{text}", scenario.number);
-                assert_eq!(text.contains("the two sides fit"), !with.is_empty(), "scenario {}\n{text}", scenario.number);
+                assert_eq!(
+                    text.contains("the two sides fit"),
+                    !with.is_empty(),
+                    "scenario {}\n{text}",
+                    scenario.number
+                );
             }
         }
         test.world.stop().await;

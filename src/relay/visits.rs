@@ -307,7 +307,8 @@ tls = "off"
         let wild = "<a';touch /tmp/x;'@b>";
         let line = see(wild);
         let command = line.strip_prefix("see: causeway").unwrap();
-        let output = std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n'{command}")]).output().unwrap();
+        let output =
+            std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n'{command}")]).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("trace\n--message-id\n{wild}\n"));
     }
 
