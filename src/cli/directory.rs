@@ -174,7 +174,7 @@ impl<'a> Shown<'a> {
             Found::Entry { source, entry, untagged } => {
                 let line = self.line.map(|line| format!(", line {line}")).unwrap_or_default();
                 let tag = if *untagged { " without its tag" } else { "" };
-                let owner = self.owner.as_ref().map(|owner| format!(" as hybrid routing address of {owner}"));
+                let owner = self.owner.as_ref().map(|owner| format!(", as the hybrid routing address of {owner}"));
                 format!("found in {source}{line}{tag}{}: {}", owner.unwrap_or_default(), check::words(entry))
             }
             Found::Unknown => "not in the directory".to_owned(),

@@ -353,7 +353,7 @@ impl fmt::Display for Report {
                 write!(f, "{path}: {why}; until it is there, AUTH gets 454 4.7.0")
             }
             Outcome::Loaded { users, faults, unlisted } => {
-                write!(f, "{path}: {users} users")?;
+                write!(f, "{path}: {users} {}", if *users == 1 { "user" } else { "users" })?;
                 for Fault { line, text } in faults {
                     write!(f, "\n{path}:{line}: {text}; the line is skipped")?;
                 }

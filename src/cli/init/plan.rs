@@ -261,6 +261,13 @@ impl Plan {
         self.scenario.sends_through_other(self.side.other())
     }
 
+    /// The authority behind the certificates of the servers on `premises`; `None`: a public one. Exchange Online has
+    /// Microsoft's, whoever issued ours.
+    pub(super) fn authority(&self, premises: Premises) -> Option<&str> {
+        let public = premises != self.side && self.other == Other::ExchangeOnline;
+        self.ca_file.as_deref().filter(|_| !public)
+    }
+
     /// What the other side may say its organization is. Exchange Online writes the tenant's first domain into
     /// `X-OriginatorOrg`; a relay names in XOORG the first domain that it takes for authoritative, which is the routing
     /// domain where it does not know all recipients of the other. So both count.

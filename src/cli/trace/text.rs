@@ -101,7 +101,8 @@ fn write_event(
     let mut way = Vec::new();
     way.extend(text(&record.status));
     way.extend(relay.map(|relay| format!("on {relay}")));
-    let received = record.event == "RECEIVE";
+    // A message that was refused has no number yet: its connector and peer are those that it came by.
+    let received = record.event == "RECEIVE" || record.id.is_none();
     way.extend(text(&record.connector).map(|name| format!("{} {name}", if received { "by" } else { "via" })));
     way.extend(text(&record.peer).map(|peer| format!("{} {peer}", if received { "from" } else { "at" })));
     way.extend(text(&record.tls));
