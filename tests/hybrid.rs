@@ -340,7 +340,8 @@ const BOTH_SIDES: &[&str] = &[
     "recipients.csv (here, cloud) has zoe@contoso.com as an on-premises mailbox",
     "on this side (mail.contoso.com, on-premises): found in recipients.csv: cloud mailbox",
     "so it went to <zoe@contoso.mail.onmicrosoft.com> by send connector \"to-cloud\"",
-    "mend <zoe@contoso.com> in the directory of the side that is wrong; see: causeway trace --message-id '<",
+    "mend <zoe@contoso.com> in the directory of the side that is wrong",
+    "See: causeway trace --message-id '<",
     "correct its entry in the directory of the side that is wrong",
 ];
 
@@ -364,6 +365,9 @@ async fn what_would_loop_ends_with_the_answer_of_the_interface() {
         let text = String::from_utf8_lossy(&report.content).replace("\r\n ", " ");
         assert_eq!(shown(&hops::from_received(&report).unwrap()), [lost.report], "{what}\n{text}");
         let read = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Some(line) = text.lines().find(|line| line.trim_start().starts_with("See:")) {
+            assert!(line.trim_end().ends_with('\''), "{what}: the command is whole: {line}");
+        }
         for words in lost.says {
             assert!(read.contains(words), "{what}: {words}\n{text}");
         }

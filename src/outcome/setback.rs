@@ -129,20 +129,24 @@ pub enum Setback {
     },
     /// The other premises answered that the two hold a mailbox to be at each other's, or that the message goes in
     /// circles.
-    #[error("{answer}; {here}")]
+    #[error("{answer}; {here}{}", see_also(see))]
     Disagreed {
         /// What it said: a [`Setback::Answered`].
         answer: Box<Setback>,
-        /// What this side holds, and where to look.
+        /// What this side holds, and what to mend.
         here: String,
+        /// The command that shows more.
+        see: Option<String>,
     },
     /// It has been here before, and would be sent the same way again.
-    #[error("{address} goes in circles: {why}")]
+    #[error("{address} goes in circles: {why}{}", see_also(see))]
     Circles {
         /// The recipient, as the sender named it.
         address: String,
-        /// What both sides believe, and where to look.
+        /// What both sides believe, and what to mend.
         why: String,
+        /// The command that shows more.
+        see: Option<String>,
     },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
@@ -316,10 +320,11 @@ impl Setback {
         }
     }
 
-    /// What came of the attempt, as a report tells it: everything but [`Setback::beside`].
+    /// What came of the attempt, as a report tells it: everything but [`Setback::beside`] and [`Setback::see`].
     pub fn came(&self) -> String {
         match self {
             Self::Disagreed { answer, .. } => answer.came(),
+            Self::Circles { address, why, .. } => format!("{address} goes in circles: {why}"),
             Self::Expired { lifetime, last } => format!("not delivered within {lifetime}: {}", last.came()),
             _ => self.to_string(),
         }
@@ -330,6 +335,15 @@ impl Setback {
         match self {
             Self::Disagreed { here, .. } => Some(here),
             Self::Expired { last, .. } => last.beside(),
+            _ => None,
+        }
+    }
+
+    /// The command that shows an administrator more, to be pasted as it is.
+    pub fn see(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { see, .. } | Self::Circles { see, .. } => see.as_deref(),
+            Self::Expired { last, .. } => last.see(),
             _ => None,
         }
     }
@@ -427,6 +441,10 @@ impl Setback {
     }
 }
 
+fn see_also(command: &Option<String>) -> String {
+    command.as_ref().map(|command| format!("; see: {command}")).unwrap_or_default()
+}
+
 /// What follows from a reply, by what it answered.
 fn answered(command: &str, reply: &Reply) -> Status {
     let status = reply.status_or_class();
@@ -500,6 +518,7 @@ mod tests {
                 Setback::Disagreed {
                     answer: Box::new(answered_to("RCPT", 451, Some(Status(4, 4, 6)), "it may be moving")),
                     here: "on this side: cloud mailbox".into(),
+                    see: Some("causeway trace --message-id '<a@b>'".into()),
                 },
                 Status(4, 4, 6),
             ),

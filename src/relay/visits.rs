@@ -66,7 +66,8 @@ impl Returning<'_> {
         if found.len() == routed.len() {
             let moving = found.iter().find(|(_, since)| moving(*since));
             let (index, since) = moving.copied().unwrap_or((first, since));
-            let words = words(self.config, self.by, &routed[index], Some(since), self.message_id);
+            let mut words = words(self.config, self.by, &routed[index], Some(since));
+            words.extend(self.message_id.map(|id| format!("see: {}", trace(id))));
             return Circling::Refuse(Reply::second_visit(moving.is_some(), &words.join(";\n")));
         }
         // Those that may be moving go round once more, now alone: then the whole message waits on the other side.
@@ -90,12 +91,11 @@ pub(super) fn cut(routed: &mut Routed) {
 pub(super) fn setback(snapshot: &Snapshot, message: &Message, copy: &HopCopy, index: u16) -> Option<Setback> {
     let recipient = copy.recipients.get(usize::from(index))?;
     let why = match route_again(snapshot, message, recipient) {
-        Some(routed) => {
-            words(&snapshot.config, &message.connector, &routed, None, message.message_id.as_deref()).join("; ")
-        }
+        Some(routed) => words(&snapshot.config, &message.connector, &routed, None).join("; "),
         None => format!("it came back by receive connector \"{}\" after it had been sent on", message.connector),
     };
-    Some(Setback::Circles { address: recipient.asked.to_string(), why })
+    let see = message.message_id.as_deref().map(trace);
+    Some(Setback::Circles { address: recipient.asked.to_string(), why, see })
 }
 
 /// The same setback; but where the other premises answered that the two disagree, or that the message goes in circles, with
@@ -109,22 +109,17 @@ pub(super) fn with_this_side(
 ) -> Setback {
     let config = &snapshot.config;
     let across = config.hybrid.as_ref().is_some_and(|hybrid| copy.via == *other_premises(hybrid));
-    let text = match &setback {
-        Setback::Answered { reply, .. } if matches!(setback.status(), Status(_, 4, 6)) => &reply.text,
-        _ => return setback,
-    };
-    let Some(recipient) = copy.recipients.get(usize::from(index)).filter(|_| across) else { return setback };
+    let is_about_us = matches!(&setback, Setback::Answered { .. }) && matches!(setback.status(), Status(_, 4, 6));
+    let recipient = copy.recipients.get(usize::from(index)).filter(|_| across && is_about_us);
+    let Some(recipient) = recipient else { return setback };
     let because = route_again(snapshot, message, recipient).map(|routed| because(&routed));
-    let mut words = vec![
+    let words = [
         belief(config, "on this side", &because.unwrap_or_else(|| "its directory has changed since".to_owned())),
         format!("so it went to <{}> by send connector \"{}\"", recipient.recipient.address, copy.via),
+        mend(&recipient.asked),
     ];
-    // A relay like this one that cut it has said so itself.
-    if !text.contains(TRACE) {
-        words.push(mend(&recipient.asked));
-        words.extend(message.message_id.as_deref().map(see));
-    }
-    Setback::Disagreed { answer: Box::new(setback), here: words.join("; ") }
+    let see = message.message_id.as_deref().map(trace);
+    Setback::Disagreed { answer: Box::new(setback), here: words.join("; "), see }
 }
 
 /// How this recipient would be routed now.
@@ -139,9 +134,9 @@ fn route_again(snapshot: &Snapshot, message: &Message, recipient: &CopyRecipient
     routed.into_iter().find(|one| one.route.to == recipient.recipient.address)
 }
 
-/// What both sides believe, what to mend and where to look. One fact a line, for as long as the lines last: other
+/// What both sides believe and what to mend. One fact a line, for as long as the lines last: other
 /// servers make one of them, so the reader gets punctuation too.
-fn words(config: &Config, by: &str, one: &Routed, since: Option<Timestamp>, message_id: Option<&str>) -> Vec<String> {
+fn words(config: &Config, by: &str, one: &Routed, since: Option<Timestamp>) -> Vec<String> {
     let Routed { asked, route, .. } = one;
     let when = since.map(|since| format!(" at {since}")).unwrap_or_default();
     let mut words = vec![
@@ -165,7 +160,6 @@ fn words(config: &Config, by: &str, one: &Routed, since: Option<Timestamp>, mess
             words.push(format!("mend what sends it back, or the entry of <{asked}> in the directory"));
         }
     }
-    words.extend(message_id.map(see));
     words
 }
 
@@ -183,12 +177,10 @@ fn mend(asked: &Address) -> String {
     format!("mend <{asked}> in the directory of the side that is wrong")
 }
 
-/// What an administrator runs to see the whole way.
-const TRACE: &str = "causeway trace";
-
-/// Ready to be pasted: the Message-ID is the sender's, and a quote in it must not end the argument.
-fn see(message_id: &str) -> String {
-    format!("see: {TRACE} --message-id '{}'", message_id.replace('\'', r"'\''"))
+/// What an administrator runs to see the whole way, ready to be pasted: the Message-ID is the sender's, and a quote in it
+/// must not end the argument.
+fn trace(message_id: &str) -> String {
+    format!("causeway trace --message-id '{}'", message_id.replace('\'', r"'\''"))
 }
 
 /// The send connector that leads to the other premises.
@@ -305,8 +297,8 @@ tls = "off"
     #[test]
     fn a_message_id_stays_one_argument() {
         let wild = "<a';touch /tmp/x;'@b>";
-        let line = see(wild);
-        let command = line.strip_prefix("see: causeway").unwrap();
+        let line = trace(wild);
+        let command = line.strip_prefix("causeway").unwrap();
         let output =
             std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n'{command}")]).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("trace\n--message-id\n{wild}\n"));
