@@ -519,7 +519,7 @@ pub(crate) mod tests {
         assert!(first.of(&path).unwrap().verify("tim", "one"));
         let said = reports[0].to_string();
         assert!(
-            said.contains(": 1 users\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
+            said.contains(": 1 user\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
             "{said}"
         );
 
