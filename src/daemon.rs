@@ -416,14 +416,16 @@ impl Daemon {
                 error!("the new configuration is faulty; the old one stays");
                 return false;
             }
-            Faulty::Refuse | Faulty::LeaveAlone => self.certificates.kept(kept),
+            Faulty::Refuse | Faulty::LeaveAlone => {}
         }
+        let but = if kept.is_empty() { "" } else { "; but for the certificates that were refused" };
+        self.certificates.kept(kept);
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
                 self.read_at = read_at;
                 self.text = text;
-                info!("the new configuration is in force");
+                info!("the new configuration is in force{but}");
                 true
             }
             Err(error) => {

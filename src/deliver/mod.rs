@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
-use crate::config::{Config, ConnectorName, DomainKind, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Domain, Recipient, visit};
 use crate::outcome::Setback;
@@ -105,9 +105,7 @@ impl<R: Resolve> Deliverer<R> {
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
         let ourselves = Ourselves::new(config.hostname.clone(), listening);
-        let domains = &config.accepted_domains;
-        let authoritative = domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
-        let organization = authoritative.or(domains.first()).map(|domain| domain.name.clone());
+        let organization = config.organization().cloned();
         let private_targets = config.dns.private_targets.clone();
         Self { organization, ..Self::with(ourselves, private_targets, &config.send_connectors, resolver) }
     }

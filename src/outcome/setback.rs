@@ -127,13 +127,26 @@ pub enum Setback {
         /// Its status.
         status: Status,
     },
+    /// The other premises answered that the two hold a mailbox to be at each other's, or that the message goes in
+    /// circles.
+    #[error("{answer}; {here}{}", see_also(see))]
+    Disagreed {
+        /// What it said: a [`Setback::Answered`].
+        answer: Box<Setback>,
+        /// What this side holds, and what to mend.
+        here: String,
+        /// The command that shows more.
+        see: Option<String>,
+    },
     /// It has been here before, and would be sent the same way again.
-    #[error("{address} goes in circles: {why}")]
+    #[error("{address} goes in circles: {why}{}", see_also(see))]
     Circles {
         /// The recipient, as the sender named it.
         address: String,
-        /// What both sides believe, and where to look.
+        /// What both sides believe, and what to mend.
         why: String,
+        /// The command that shows more.
+        see: Option<String>,
     },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
@@ -178,6 +191,7 @@ impl Setback {
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
             Self::Unroutable { status, .. } => *status,
+            Self::Disagreed { answer, .. } => answer.status(),
             Self::Circles { .. } => Status(5, 4, 6),
             Self::Spool { .. } => Status(4, 3, 0),
             Self::Expired { .. } => Status(4, 4, 7),
@@ -214,6 +228,7 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
+            | Self::Disagreed { .. }
             | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
@@ -242,6 +257,7 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::Unroutable { .. }
+            | Self::Disagreed { .. }
             | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
@@ -259,6 +275,7 @@ impl Setback {
             | Self::Unsupported { host, .. }
             | Self::TooBig { host, .. } => host,
             Self::Expired { last, .. } => return last.remote_mta(),
+            Self::Disagreed { answer, .. } => return answer.remote_mta(),
             Self::Unreachable { .. }
             | Self::NullMx { .. }
             | Self::NoDomain { .. }
@@ -283,6 +300,7 @@ impl Setback {
         match self {
             Self::Answered { reply, .. } => format!("smtp; {reply}"),
             Self::Expired { last, .. } => last.diagnostic(),
+            Self::Disagreed { answer, .. } => answer.diagnostic(),
             Self::Unproven { .. }
             | Self::Unreachable { .. }
             | Self::Ambiguous { .. }
@@ -299,6 +317,34 @@ impl Setback {
             | Self::Unroutable { .. }
             | Self::Circles { .. }
             | Self::Spool { .. } => format!("X-Causeway; {self}"),
+        }
+    }
+
+    /// What came of the attempt, as a report tells it: everything but [`Setback::beside`] and [`Setback::see`].
+    pub fn came(&self) -> String {
+        match self {
+            Self::Disagreed { answer, .. } => answer.came(),
+            Self::Circles { address, why, .. } => format!("{address} goes in circles: {why}"),
+            Self::Expired { lifetime, last } => format!("not delivered within {lifetime}: {}", last.came()),
+            _ => self.to_string(),
+        }
+    }
+
+    /// What this side holds against the answer of the other premises.
+    pub fn beside(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { here, .. } => Some(here),
+            Self::Expired { last, .. } => last.beside(),
+            _ => None,
+        }
+    }
+
+    /// The command that shows an administrator more, to be pasted as it is.
+    pub fn see(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { see, .. } | Self::Circles { see, .. } => see.as_deref(),
+            Self::Expired { last, .. } => last.see(),
+            _ => None,
         }
     }
 
@@ -322,7 +368,7 @@ impl Setback {
             }
             Self::NoConnector { .. } => "the send connector that this message was routed to",
             Self::Unroutable { .. } => "a way to every member of the group",
-            Self::Circles { .. } => "that the premises agree about where the mailbox is",
+            Self::Disagreed { .. } | Self::Circles { .. } => "that the premises agree about where the mailbox is",
             Self::Spool { .. } => "to read the message from the spool",
             Self::Expired { last, .. } => last.expected(),
         }
@@ -374,7 +420,7 @@ impl Setback {
                 "The other members of the group have the message. An administrator should mend or remove this member's \
                  entry in the directory."
             }
-            Self::Circles { .. } => {
+            Self::Disagreed { .. } | Self::Circles { .. } => {
                 "The two sides each hold the mailbox to be at the other. An administrator should correct its entry in the \
                  directory of the side that is wrong, and then send the message again."
             }
@@ -393,6 +439,10 @@ impl Setback {
             Self::Expired { last, .. } => last.advice(),
         }
     }
+}
+
+fn see_also(command: &Option<String>) -> String {
+    command.as_ref().map(|command| format!("; see: {command}")).unwrap_or_default()
 }
 
 /// What follows from a reply, by what it answered.
@@ -464,6 +514,14 @@ mod tests {
             (Setback::NoAddress { domain: domain(), why: why.clone() }, Status(5, 4, 4)),
             (Setback::Dns { name: "example.net".into(), why: why.clone() }, Status(4, 4, 3)),
             (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
+            (
+                Setback::Disagreed {
+                    answer: Box::new(answered_to("RCPT", 451, Some(Status(4, 4, 6)), "it may be moving")),
+                    here: "on this side: cloud mailbox".into(),
+                    see: Some("causeway trace --message-id '<a@b>'".into()),
+                },
+                Status(4, 4, 6),
+            ),
             (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
             (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
             (Setback::Spool { why }, Status(4, 3, 0)),

@@ -342,6 +342,12 @@ impl<T> Schedule<T> {
         }
     }
 
+    /// How often in a row a lane was found down, and what it is called.
+    pub fn failures(&self, lane: LaneId) -> (u16, Option<&(ConnectorName, Hop)>) {
+        let lane = &self.lanes[lane.0 as usize];
+        (lane.failures, lane.name.as_ref())
+    }
+
     /// A worker ended without asking for its next item: it panicked. Returns how many workers to start in its place.
     #[must_use = "workers that were counted have to be started"]
     pub fn abandoned(&mut self, lane: LaneId) -> usize {

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::events::Noted;
 use super::work::{Item, Tried, age, max_connections};
-use super::{Relay, Snapshot};
+use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
@@ -117,7 +117,7 @@ impl Relay {
                     sorted.done.push((index, delivered));
                     continue;
                 }
-                Err(setback) => setback,
+                Err(setback) => visits::with_this_side(snapshot, tried.message, tried.copy(), index, setback),
             };
             match judge(Err(setback.clone()), history, &snapshot.config.spool, fraction) {
                 Outcome::Again { at_in } => {

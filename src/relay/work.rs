@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
@@ -291,6 +291,27 @@ impl Relay {
         feedback
     }
 
+    /// What an attempt says of its hop. The log tells once when no host of a send connector takes mail any more, and when
+    /// one does again: all that is to go there waits meanwhile. A domain of the Internet that is down is ordinary, and
+    /// only its own messages tell of it.
+    fn note(&self, lane: LaneId, feedback: Feedback) -> usize {
+        let mut queue = self.queue();
+        let (before, _) = queue.failures(lane);
+        let more = queue.feedback(lane, Instant::now(), feedback, fastrand::f64());
+        let (after, name) = queue.failures(lane);
+        if (before == 0) == (after == 0) {
+            return more;
+        }
+        let Some((via, Hop::SmartHosts)) = name.cloned() else { return more };
+        let why = queue.last_setback(lane).map(ToString::to_string);
+        drop(queue);
+        match why {
+            Some(why) => warn!(connector = %via, "none of the hosts takes mail now, it waits: {why}"),
+            None => info!(connector = %via, "the hosts take mail again"),
+        }
+        more
+    }
+
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
     pub(super) async fn fetch(&self, lane: LaneId, item: &mut Item) -> Option<(Arc<Message>, Vec<u16>)> {
         if let Some(resident) = item.resident.take() {
@@ -431,7 +452,7 @@ impl Worker<'_> {
             let feedback = self.relay.attempt(self.lane, item).await;
             self.under_way = None;
             let Some(feedback) = feedback else { continue };
-            let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
+            let more = self.relay.note(self.lane, feedback);
             if feedback != Feedback::Ok {
                 // The lane may rest now, and the timekeeper is to wake it.
                 self.relay.0.wake.notify_one();
