@@ -29,7 +29,7 @@ use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
-use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting};
 
 mod acknowledge;
 mod early;
@@ -60,9 +60,6 @@ pub const ROUTED_LIMIT: usize = 20_000;
 
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
-
-/// Recovered copies that are put into the queue while it is held once.
-const RESUME_AT_ONCE: usize = 1000;
 
 /// What a message is judged by: replaced whole on reload.
 #[derive(Debug)]
@@ -205,28 +202,31 @@ impl Relay {
         self.0.spool.waiting()
     }
 
-    /// Takes up what the last run left in the spool.
-    pub fn resume(&self, recovered: Recovered) {
+    /// Takes up what the last run left in the spool: reads it, and schedules it as it comes. Blocking, as long as the
+    /// disk takes.
+    pub fn resume(&self, recovery: Recovery) {
+        let recovered = recovery.run_with(|waiting| self.take_up(&waiting));
         for corrupt in &recovered.corrupt {
             warn!("{corrupt}");
         }
         if recovered.messages > 0 {
             info!(messages = recovered.messages, "messages of an earlier run wait in the spool");
         }
+    }
+
+    /// Copies that wait in the spool are tried at their time. Few enough that new mail can wait for the queue meanwhile.
+    fn take_up(&self, some: &[Waiting]) {
         let snapshot = self.snapshot();
         let (now, wall) = (Instant::now(), Timestamp::now());
-        // New mail comes meanwhile, and waits for the queue no longer than a batch takes.
-        for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
-            let mut queue = self.queue();
-            for waiting in batch {
-                let max = work::max_connections(&snapshot.config, &waiting.via);
-                let lane = queue.lane(&waiting.via, &waiting.hop, max);
-                let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
-                queue.later(at, lane, Item::recovered(waiting));
-            }
-            drop(queue);
-            self.0.wake.notify_one();
+        let mut queue = self.queue();
+        for waiting in some {
+            let max = work::max_connections(&snapshot.config, &waiting.via);
+            let lane = queue.lane(&waiting.via, &waiting.hop, max);
+            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
+            queue.later(at, lane, Item::recovered(waiting));
         }
+        drop(queue);
+        self.0.wake.notify_one();
     }
 
     /// May this sender send by this connector, and a message of this declared size?

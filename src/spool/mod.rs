@@ -20,7 +20,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -650,6 +650,10 @@ impl Drop for Undecided<'_> {
 impl Shared {
     fn next_number(&self) -> u64 {
         self.generation << 40 | self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn lock_index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count_waiting(&self, index: &Index) {

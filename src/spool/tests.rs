@@ -1036,15 +1036,6 @@ fn f058_numbers_are_never_given_twice() {
     });
 }
 
-#[test]
-fn the_index_takes_at_most_300_bytes_for_a_message() {
-    // A table slot with its control byte at the worst load (half of 7/8), one allocation for one copy, its number in
-    // the segment's list (doubled at worst).
-    let slot = (size_of::<(MessageId, Entry)>() + 1) * 16 / 7;
-    let copy = index::COPY_STATE + 16;
-    assert!(slot + copy + 16 <= 300, "{}", slot + copy + 16);
-}
-
 mod on_a_real_disk {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
