@@ -35,6 +35,7 @@ mod acknowledge;
 mod early;
 mod events;
 mod origin;
+pub mod pressure;
 pub mod schedule;
 mod settle;
 #[cfg(test)]
@@ -43,6 +44,7 @@ mod visits;
 mod work;
 
 use early::Early;
+use pressure::{Level, Pressure};
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -98,6 +100,7 @@ struct Inner {
     disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
+    pressure: Pressure,
 }
 
 /// Who asks for a recipient.
@@ -155,6 +158,11 @@ impl Relay {
 
     fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
         let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
+        let pressure = Pressure::find();
+        if let Some(bound) = pressure.bound() {
+            info!(bound, "memory is bounded: new mail is refused before it is used up");
+        }
+        spool.limit_drafts(pressure.room_for_drafts());
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
             spool,
@@ -167,6 +175,7 @@ impl Relay {
             resident: AtomicUsize::new(0),
             disagreements: Mutex::default(),
             put_limit,
+            pressure,
         }))
     }
 
@@ -229,6 +238,17 @@ impl Relay {
         self.0.wake.notify_one();
     }
 
+    /// Is there memory for another connection?
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_connection(&self) -> Result<(), Reply> {
+        match self.0.pressure.level() {
+            Level::Calm | Level::NoMail => Ok(()),
+            Level::NoConnection => Err(Reply::overloaded()),
+        }
+    }
+
     /// May this sender send by this connector, and a message of this declared size?
     ///
     /// # Errors
@@ -242,6 +262,9 @@ impl Relay {
     ) -> Result<(), Reply> {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         rules.check_sender(connector, envelope.sender.as_ref())?;
+        if self.0.pressure.level() >= Level::NoMail {
+            return Err(Reply::insufficient_memory());
+        }
         self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
     }
 
@@ -255,6 +278,10 @@ impl Relay {
         asked: &Asked<'_>,
         recipient: Recipient,
     ) -> Result<Vec<Routed>, Reply> {
+        // Lists of recipients that are being said take memory too.
+        if self.0.pressure.level() >= Level::NoConnection {
+            return Err(Reply::insufficient_memory());
+        }
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let asking = Asking {
             origin: asked.verdict.origin,
