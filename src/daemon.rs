@@ -287,11 +287,8 @@ impl Daemon {
         let recovery = tokio::spawn({
             let relay = relay.clone();
             async move {
-                match tokio::task::spawn_blocking(move || recovery.run()).await {
-                    Ok(recovered) => relay.resume(recovered),
-                    Err(error) => {
-                        error!(%error, "the spool could not be read; what waits there waits for the next start")
-                    }
+                if let Err(error) = tokio::task::spawn_blocking(move || relay.resume(recovery)).await {
+                    error!(%error, "the spool could not be read; what waits there waits for the next start");
                 }
             }
         });

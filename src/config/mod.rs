@@ -29,6 +29,7 @@ pub mod value;
 
 pub use problem::{Problem, Problems, Severity};
 pub use read::Places;
+pub(crate) use value::size;
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 
 /// A configuration that makes sense.

@@ -236,7 +236,7 @@ impl<R: Resolve> Deliverer<R> {
                     tracing::debug!(%setback, "no way to this address from here");
                     note_all(pending, &setback);
                 }
-                Err(Failure::Setback(setback @ Setback::Spool { .. })) => {
+                Err(Failure::Setback(setback @ (Setback::Spool { .. } | Setback::Overload { .. }))) => {
                     pending.iter_mut().for_each(|pending| pending.setback = Some(setback.clone()));
                     break;
                 }

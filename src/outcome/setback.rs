@@ -154,6 +154,12 @@ pub enum Setback {
         /// What happened.
         why: String,
     },
+    /// The relay itself has as much to do as it can: no descriptor or no memory was left for a connection (F-053).
+    #[error("this relay has too much to do at once: {why}")]
+    Overload {
+        /// What was short, in the system's words.
+        why: String,
+    },
     /// The lifetime is over; the last setback was this one.
     #[error("not delivered within {lifetime}: {last}")]
     Expired {
@@ -194,6 +200,7 @@ impl Setback {
             Self::Disagreed { answer, .. } => answer.status(),
             Self::Circles { .. } => Status(5, 4, 6),
             Self::Spool { .. } => Status(4, 3, 0),
+            Self::Overload { .. } => Status(4, 4, 5),
             Self::Expired { .. } => Status(4, 4, 7),
         }
     }
@@ -216,6 +223,7 @@ impl Setback {
                 reply.code == 421 || matches!(answered(command, reply), Status(4, 7, _) if reply.is_temporary())
             }
             Self::Unreachable { why, .. } | Self::Ambiguous { why, .. } => is_time_out(why),
+            Self::Overload { .. } => true,
             Self::Unproven { .. }
             | Self::Protocol { .. }
             | Self::Unsupported { .. }
@@ -260,6 +268,7 @@ impl Setback {
             | Self::Disagreed { .. }
             | Self::Circles { .. }
             | Self::Spool { .. }
+            | Self::Overload { .. }
             | Self::Expired { .. } => false,
         }
     }
@@ -286,7 +295,8 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
-            | Self::Spool { .. } => return None,
+            | Self::Spool { .. }
+            | Self::Overload { .. } => return None,
         };
         let name = host.split(' ').next().unwrap_or_default();
         // `[192.0.2.1]:25`, where there is no name.
@@ -316,7 +326,8 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
-            | Self::Spool { .. } => format!("X-Causeway; {self}"),
+            | Self::Spool { .. }
+            | Self::Overload { .. } => format!("X-Causeway; {self}"),
         }
     }
 
@@ -370,6 +381,7 @@ impl Setback {
             Self::Unroutable { .. } => "a way to every member of the group",
             Self::Disagreed { .. } | Self::Circles { .. } => "that the premises agree about where the mailbox is",
             Self::Spool { .. } => "to read the message from the spool",
+            Self::Overload { .. } => "a connection to the receiving server",
             Self::Expired { last, .. } => last.expected(),
         }
     }
@@ -431,6 +443,9 @@ impl Setback {
             Self::RequireTls { .. } => {
                 "Send the message without REQUIRETLS, if it may travel less protected, or ask the receiving side to \
                  offer it."
+            }
+            Self::Overload { .. } => {
+                "The administrator of this relay should allow it more open files or memory, or look what takes them."
             }
             Self::NoConnector { .. } => {
                 "An administrator should restore or enable the send connector, or route this mail anew."
@@ -524,7 +539,8 @@ mod tests {
             ),
             (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
             (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
-            (Setback::Spool { why }, Status(4, 3, 0)),
+            (Setback::Spool { why: why.clone() }, Status(4, 3, 0)),
+            (Setback::Overload { why }, Status(4, 4, 5)),
         ]
     }
 
@@ -573,6 +589,7 @@ mod tests {
             (Setback::Unreachable { host: host(), why: "connection timed out".into() }, true),
             (Setback::Unreachable { host: host(), why: "connection refused".into() }, false),
             (Setback::Unproven { host: host(), unmet: Unmet::NotOffered }, false),
+            (Setback::Overload { why: "Too many open files".into() }, true),
         ] {
             assert_eq!(setback.throttles(), expected, "{setback}");
         }

@@ -30,6 +30,13 @@ const IDLE_LANES: usize = 4096;
 /// otherwise every message that waits would be tried against a server that answers 421 to all.
 const PATIENCE: u16 = 3;
 
+/// So many items are moved at a time. A million may be due at once, after a long night or when a connector is mended, and
+/// nobody is to wait for the queue until all of them have moved.
+const DUE_AT_ONCE: usize = 1000;
+
+/// Room that a queue keeps although nothing is in it.
+const KEPT_ROOM: usize = 256;
+
 /// One lane; a number that is cheap to keep with each item. It is good for as long as anything is in the lane or
 /// works for it or [holds](Schedule::sweep) something of it, and from [`Schedule::lane`] to the [`ready`](Schedule::ready) or [`later`](Schedule::later) that
 /// follows under the same lock.
@@ -206,7 +213,8 @@ impl<T> Schedule<T> {
         self.later.push(Reverse(Later { at, sequence: self.sequence, lane, item }));
     }
 
-    /// Moves what is due to its lane and wakes lanes that have rested: a lane once for each worker to start.
+    /// Moves what is due to its lane, some at a time, and wakes lanes that have rested: a lane once for each worker to
+    /// start. As long as [`Schedule::next_due`] is not in the future there is more.
     #[must_use = "workers that were counted have to be started"]
     pub fn due(&mut self, now: Instant) -> Vec<LaneId> {
         let mut start = Vec::new();
@@ -216,7 +224,10 @@ impl<T> Schedule<T> {
             let workers = lane.recruit(lane.ready.len());
             start.extend(std::iter::repeat_n(id, workers));
         }
-        while self.later.peek().is_some_and(|Reverse(later)| later.at <= now) {
+        for _ in 0..DUE_AT_ONCE {
+            if self.later.peek().is_none_or(|Reverse(later)| later.at > now) {
+                break;
+            }
             let Some(Reverse(Later { lane: id, item, .. })) = self.later.pop() else { break };
             self.ready += 1;
             let lane = self.lane_mut(id);
@@ -226,11 +237,16 @@ impl<T> Schedule<T> {
                 start.push(id);
             }
         }
+        // A million waited and do no more: their room goes back.
+        if self.later.capacity() > KEPT_ROOM && self.later.len() < self.later.capacity() / 8 {
+            self.later.shrink_to((self.later.len() * 2).max(KEPT_ROOM));
+        }
         start
     }
 
     /// The connectors of which `changed` says yes are not what they were, so what was learned of their hops says nothing:
-    /// lanes that rest are woken, and what waits for its time is tried now. A lane once for each worker to start.
+    /// lanes that rest are woken, and what waits for its time is due now. A lane once for each worker to start; as after
+    /// [`Schedule::due`] there may be more.
     #[must_use = "workers that were counted have to be started"]
     pub fn wake_changed(&mut self, now: Instant, changed: impl Fn(&ConnectorName) -> bool) -> Vec<LaneId> {
         let is_changed = |lane: &Lane<T>| lane.name.as_ref().is_some_and(|(via, _)| changed(via));
@@ -286,6 +302,9 @@ impl<T> Schedule<T> {
         let entry = self.lane_mut(lane);
         let item =
             if entry.resting.is_some() || entry.active > entry.workers() { None } else { entry.ready.pop_front() };
+        if entry.ready.is_empty() && entry.ready.capacity() > KEPT_ROOM {
+            entry.ready = VecDeque::new();
+        }
         match item {
             Some(_) => self.ready -= 1,
             None => entry.leave(),
@@ -723,6 +742,35 @@ mod tests {
         assert_eq!(schedule.due(now + 2 * SECOND), [id], "one worker, the window is one");
         assert_eq!(std::iter::from_fn(|| schedule.take(id, now)).collect::<Vec<_>>(), [1, 10, 2]);
         assert_eq!(schedule.depth(id).later, 1);
+    }
+
+    /// Nobody waits for the queue until a whole night's mail has moved, and what it took is given back.
+    #[test]
+    fn a_long_queue_moves_some_at_a_time() {
+        const MANY: usize = 20 * DUE_AT_ONCE;
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let name = ConnectorName("other".into());
+        for number in 0..MANY {
+            let id = schedule.lane(&name, &hop(number % 10), 1);
+            let number = number as u32;
+            schedule.later(now + (number + 1) * SECOND, id, number);
+        }
+        let mut workers = schedule.wake_changed(now, |via| *via == name);
+        let mut rounds = 1;
+        while schedule.next_due().is_some_and(|at| at <= now) {
+            let moved = schedule.ready;
+            workers.extend(schedule.due(now));
+            assert_eq!(schedule.ready, moved + DUE_AT_ONCE);
+            rounds += 1;
+        }
+        assert_eq!((rounds, schedule.ready, schedule.next_due()), (MANY / DUE_AT_ONCE, MANY, None));
+        assert!(schedule.later.capacity() <= MANY / 4, "{}", schedule.later.capacity());
+        let order: Vec<u32> =
+            workers.iter().flat_map(|id| std::iter::from_fn(|| schedule.take(*id, now)).collect::<Vec<_>>()).collect();
+        assert_eq!(workers.len(), 10, "one probe for each lane");
+        assert!(order.chunk_by(|a, b| a % 10 == b % 10).all(|lane| lane.is_sorted()), "each lane keeps its order");
+        assert_eq!(order.len(), MANY);
+        assert!(schedule.lanes.iter().all(|lane| lane.ready.capacity() <= KEPT_ROOM));
     }
 
     #[test]

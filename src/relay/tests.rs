@@ -584,7 +584,7 @@ async fn what_was_left_is_taken_up_again() {
         Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, Options::default()).unwrap();
     let relay = Relay::new(snapshot(&|text| text), spool, Tracker::none());
     relay.begin_stop();
-    relay.resume(recovery.run());
+    relay.resume(recovery);
     let again = Fixture { relay, disk, events: Arc::default() };
     assert_eq!((again.depth().later, again.open(id)), (1, vec![vec![1]]));
     let mut started = again.relay.queue().due(Instant::now() + HOUR);

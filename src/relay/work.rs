@@ -204,14 +204,17 @@ impl Relay {
     async fn move_due(&self) {
         while !self.is_stopping() {
             let woken = self.0.wake.notified();
+            let now = Instant::now();
             let (start, next) = {
                 let mut queue = self.queue();
-                (queue.due(Instant::now()), queue.next_due())
+                (queue.due(now), queue.next_due())
             };
             for lane in start {
                 self.work(lane);
             }
             match next {
+                // More than is moved at a time: the others have their turn with the queue in between.
+                Some(at) if at <= now => tokio::task::yield_now().await,
                 Some(at) => {
                     let _ = tokio::time::timeout_at(at.into(), woken).await;
                 }

@@ -391,6 +391,11 @@ impl Reply {
         Self::new(421, Status(4, 3, 2), "too many connections")
     }
 
+    /// There is no memory or no descriptor to spare for another connection.
+    pub fn overloaded() -> Self {
+        Self::new(421, Status(4, 3, 2), "too busy; try again later")
+    }
+
     /// As many connections from one address as there may be.
     pub fn too_many_connections_from_peer() -> Self {
         Self::new(421, Status(4, 7, 0), "too many connections from your address")
@@ -511,6 +516,11 @@ impl Reply {
     /// The disk has no room for it now.
     pub fn insufficient_storage() -> Self {
         Self::new(452, Status(4, 3, 1), "insufficient storage")
+    }
+
+    /// There is no memory for it now: 452, as for a full disk.
+    pub fn insufficient_memory() -> Self {
+        Self::new(452, Status(4, 3, 1), "insufficient memory; try again later")
     }
 
     /// The spool could not keep the message.
