@@ -9,7 +9,7 @@ from html import escape
 
 # Seen with strace over 150 messages each: not one fsync, fdatasync or sync_file_range; and none in the disk's own count.
 NOT_DURABLE = ('haraka', 'opensmtpd')
-NAMES = {'direct': 'no relay: generator to sink', 'causeway': 'Causeway', 'causeway-early': 'Causeway, delivered-or-durable',
+NAMES = {'direct': 'no relay: generator to sink', 'causeway': 'Causeway, durable', 'causeway-early': 'Causeway, delivered-or-durable',
          'postfix': 'Postfix', 'exim': 'Exim', 'eximq': 'Exim, queue first', 'haraka': 'Haraka', 'opensmtpd': 'OpenSMTPD'}
 ORDER = list(NAMES)
 # (on light, on dark); told apart also by those who do not see all colours, as the marks differ too
@@ -157,19 +157,20 @@ def draw(about, runs, mode=None):
         version = '' if peer.startswith('causeway') else version.split('-')[0].split('+')[0].split('~')[0]
         text = name(peer) + (f' {version}' if version else '') + (f' – {mark_of(peer)}' if mark_of(peer) else '')
         out += [f'<path class="line l-{peer} {kind}" d="M{x} {y - 4}h30"/>', symbol(peer, x + 15, y - 4), f'<text class="t ink" x="{x + 38}" y="{y}">{escape(text)}</text>']
+    # One scale for all panels, so that they can be compared.
+    rates = [max(run['rate'], 1) for by in runs.values() for of in by.values() for rs in of.values() for run in rs]
+    ticks = steps(min(rates), max(rates))
+    if len(ticks) < 2: ticks = [ticks[0], ticks[0] * 10]
     for r, row in enumerate(rows):
         for c, key in enumerate(row):
             x0, y0 = LEFT + c * (PANEL_W + GAP_X), top + 26 + r * (PANEL_H + GAP_Y)
-            out += panel(runs[key], work(*key), x0, y0)
+            out += panel(runs[key], work(*key), x0, y0, ticks)
     return '\n'.join(out + ['</svg>']) + '\n'
 
 
-def panel(peers, title, x0, y0):
+def panel(peers, title, x0, y0, ticks):
     runs = [run for by in peers.values() for rs in by.values() for run in rs]
     sessions = sorted({run['sess'] for run in runs})
-    rates = [max(run['rate'], 1) for run in runs]
-    ticks = steps(min(rates), max(rates))
-    if len(ticks) < 2: ticks = [ticks[0], ticks[0] * 10]
     x = Log(min(sessions) * .85, max(sessions) * 1.18, x0, x0 + PANEL_W) if len(sessions) > 1 else Log(sessions[0] / 2, sessions[0] * 2, x0, x0 + PANEL_W)
     y = Log(ticks[0], ticks[-1], y0 + PANEL_H, y0)
     out = [f'<text class="t w ink" x="{x0}" y="{y0 - 10}">{escape(title)}</text>']

@@ -871,13 +871,14 @@ def hops(name):
     for rep in range(A.reps):
         pair = {}
         for beside in (False, True) if rep % 2 == 0 else (True, False):
-            all = [Sink(A.nexthop), Sink(A.nexthop + 1, None, '--delay', '20'), Sink(A.nexthop + 2, None, '--delay', '20', '--limit', '5'),
+            all = [Sink(A.nexthop), Sink(A.nexthop + 1, None, '--delay', '20'), Sink(A.nexthop + 2, None, '--delay', '50', '--limit', '5'),
                    Sink(A.nexthop + 3, None, '--hang')]
             peer = make(name)
             try:
                 peer.start(A.listen, A.nexthop); warm(peer, all[0])
+                # The far one last, so that as much of it is left either way.
+                if beside: backlog('hanging', A.count); backlog('crowded', A.count)
                 backlog('far', A.count)
-                if beside: backlog('crowded', A.count); backlog('hanging', A.count)
                 r = measure(peer, all[0], (A.size, A.sessions, 1, A.count, True), A.limit); r.update(rep=rep, beside=beside)
                 r['far'], r['crowded'] = all[1].poll(), all[2].poll()
                 r['refused'] = max(0, all[2].sess - 5)

@@ -75,11 +75,13 @@ struct Simulation {
     schedule: Schedule<Item>,
     retry: Vec<Duration>,
     places: Vec<Place>,
-    /// Attempts under way, by their ends: the place, the item, what came of it.
-    under_way: BinaryHeap<Reverse<(Instant, u64, usize, u16, End)>>,
+    under_way: BinaryHeap<Reverse<Try>>,
     sequence: u64,
     rng: fastrand::Rng,
 }
+
+/// An attempt under way: when it ends, its number, the place, how often the item was tried before, and how it ends.
+type Try = (Instant, u64, usize, u16, End);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
