@@ -816,7 +816,7 @@ def disk():
 # ----------------------------------------------------------------- throughput against concurrency
 BESIDE = [('far', 1), ('crowded', 2), ('hanging', 3)]     # hops: domains, and where their sinks are beside the next hop
 SESSIONS = [1, 5, 20, 50, 100, 200]
-NO_TLS = ('haraka', 'opensmtpd')      # neither delivers through TLS in this setting: see README.md beside this file
+NO_TLS = ('haraka', 'opensmtpd')      # neither delivers through TLS in this setting: see benches/README.md
 # So many times what Postfix gets, so that a run takes every peer a few seconds.
 SHARE = {'exim': 0.35, 'eximq': 0.35, 'haraka': 0.6, 'opensmtpd': 0.1, 'direct': 8, 'causeway': 4, 'causeway-early': 4}
 
