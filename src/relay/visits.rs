@@ -52,13 +52,14 @@ pub(super) enum Circling {
 impl Returning<'_> {
     /// Looks at where the recipients would go.
     pub(super) fn judge(&self, routed: &[Routed], now: Timestamp) -> Circling {
+        let ours = self.key.ours(self.marks);
         let found: Vec<(usize, Timestamp)> = routed
             .iter()
             .enumerate()
             .filter_map(|(index, one)| {
                 let Routed { asked, route, .. } = one;
                 let visit = Visit { by: self.by, asked, via: &route.via.0, to: &route.to };
-                Some((index, self.key.when(self.marks, &visit)?))
+                Some((index, self.key.first_visit(&ours, &visit)?))
             })
             .collect();
         let Some(&(first, since)) = found.first() else { return Circling::No };
@@ -133,7 +134,8 @@ fn words(config: &Config, by: &str, one: &Routed, since: Option<Timestamp>, mess
         ),
     };
     if let Some(id) = message_id {
-        words += &format!("\nsee: causeway trace --message-id '{id}'");
+        // Whoever wrote the message chose it, and somebody will put the line into a shell.
+        words += &format!("\nsee: causeway trace --message-id '{}'", id.replace('\'', r"'\''"));
     }
     words
 }
@@ -246,6 +248,15 @@ tls = "off"
             };
             assert_eq!(found, expected, "{what}");
         }
+    }
+
+    /// Whoever writes a message chooses its Message-ID, and an administrator is shown a line for a shell.
+    #[test]
+    fn a_message_id_stays_in_its_quotes() {
+        let david = routed("david@contoso.com", "to-cloud", "david@contoso.com");
+        let words = words(&config("0s"), "from-cloud", &david, None, Some("<'$(x);'@b>"));
+        let line = words.lines().last().unwrap();
+        assert_eq!(line, r"see: causeway trace --message-id '<'\''$(x);'\''@b>'");
     }
 
     #[test]

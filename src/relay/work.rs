@@ -28,6 +28,12 @@ const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 
+/// An attempt that ended inside the relay is made again after this, if something else was the cause…
+const PANIC_RETRY: Duration = Duration::from_secs(60);
+
+/// …but a copy that ended so many of them is left alone until the next start (F-061).
+const PANICS: u8 = 3;
+
 /// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
 const NOWHERE: &str = "";
 
@@ -41,6 +47,8 @@ pub(super) struct Item {
     pub(super) copy: u16,
     pub(super) attempts: u16,
     pub(super) warned: bool,
+    /// How many attempts ended inside the relay, in this run.
+    pub(super) panics: u8,
     /// When the message was accepted.
     pub(super) accepted: Timestamp,
     /// When a look-up first said that its domain does not exist; forgotten at a restart.
@@ -89,6 +97,7 @@ impl Item {
             copy: copy as u16,
             attempts: 0,
             warned: false,
+            panics: 0,
             accepted: message.accepted,
             absent_since: None,
             resident,
@@ -102,6 +111,7 @@ impl Item {
             copy: waiting.copy,
             attempts: waiting.attempts,
             warned: waiting.warned,
+            panics: 0,
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
@@ -132,10 +142,15 @@ pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
     Routed { asked: group.address.clone(), recipient, route }
 }
 
-/// What routing says now of the recipients of a copy to nowhere.
-fn unroutable(snapshot: &Snapshot, copy: &HopCopy, open: &[u16]) -> Attempt {
+/// What routing says now of the recipients of a copy to nowhere. They are members of groups, whoever wrote: so they may
+/// lie outside of the organization.
+fn unroutable(snapshot: &Snapshot, message: &Message, copy: &HopCopy, open: &[u16]) -> Attempt {
     let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
-    let asking = Asking { origin: Origin::Internet, connector: &copy.via, may_relay: true, size: None };
+    let by = ConnectorName(Arc::from(&*message.connector));
+    // What a member is depends on where the message came from. What its header said of that is not known any more.
+    let origin = snapshot.config.receive_connectors.iter().find(|connector| connector.name == by);
+    let origin = origin.map_or(Origin::Internet, |connector| connector.origin);
+    let asking = Asking { origin, connector: &by, may_relay: true, size: None };
     let judge = |index: &u16| {
         let recipient = &copy.recipients.get(usize::from(*index))?.recipient;
         let address = recipient.address.to_string();
@@ -154,14 +169,29 @@ pub(super) fn max_connections(config: &Config, via: &ConnectorName) -> usize {
     config.send_connector(via).map_or(UNKNOWN_CONNECTOR_CONNECTIONS, |connector| connector.max_connections)
 }
 
+/// Counted as long as it lives, also where what it is for panics: a stop waits for its end.
+pub(super) struct AtWork(Relay);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if self.0.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.0.idle.notify_waiters();
+        }
+    }
+}
+
 impl Relay {
+    /// Something begins that a stop has to wait for.
+    pub(super) fn at_work(&self) -> AtWork {
+        self.0.workers.fetch_add(1, Ordering::AcqRel);
+        AtWork(self.clone())
+    }
+
     /// Starts one worker on a lane that asked for it.
     pub(super) fn work(&self, lane: LaneId) {
-        self.0.workers.fetch_add(1, Ordering::AcqRel);
-        let relay = self.clone();
+        let at_work = self.at_work();
         tokio::spawn(async move {
-            // The guard counts the worker out even if an attempt panics.
-            let worker = Worker { relay: &relay, lane, ended: false };
+            let worker = Worker { relay: &at_work.0, lane, under_way: None, ended: false };
             worker.run().await;
         });
     }
@@ -356,7 +386,7 @@ impl Relay {
             None => "missing",
         };
         if *via.0 == *NOWHERE {
-            return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+            return unroutable(snapshot, message, &message.copies[usize::from(copy)], open);
         }
         if *via.0 == *visits::CIRCLES {
             let copy = &message.copies[usize::from(copy)];
@@ -403,13 +433,18 @@ enum Unreadable {
 struct Worker<'a> {
     relay: &'a Relay,
     lane: LaneId,
+    /// What it tries, as it would be tried again.
+    under_way: Option<Item>,
     ended: bool,
 }
 
 impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
-            let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
+            self.under_way = Some(Item { resident: None, early: item.early.clone(), ..item });
+            let feedback = self.relay.attempt(self.lane, item).await;
+            self.under_way = None;
+            let Some(feedback) = feedback else { continue };
             let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
             if feedback != Feedback::Ok {
                 // The lane may rest now, and the timekeeper is to wake it.
@@ -427,16 +462,21 @@ impl Drop for Worker<'_> {
     fn drop(&mut self) {
         // A task that is dropped in the middle, because the runtime ends, leaves nothing to be done.
         if !self.ended && std::thread::panicking() {
-            // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
-            // must not wait for this worker.
-            error!("an attempt failed inside the relay; its message stays in the spool until the next start");
+            // The attempt panicked. What it was about is still in the spool; the lane must not wait for this worker.
+            if let Some(mut item) = self.under_way.take() {
+                item.panics = item.panics.saturating_add(1);
+                let id = item.id;
+                if item.panics < PANICS {
+                    error!(%id, "an attempt failed inside the relay; the message is tried again in {PANIC_RETRY:?}");
+                    self.relay.again(self.lane, item, PANIC_RETRY);
+                } else {
+                    error!(%id, "an attempt failed inside the relay again; its message stays in the spool until the next start");
+                }
+            }
             let more = self.relay.queue().abandoned(self.lane);
             for _ in 0..more {
                 self.relay.work(self.lane);
             }
-        }
-        if self.relay.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.relay.0.idle.notify_waiters();
         }
     }
 }

@@ -371,6 +371,11 @@ impl Reply {
         Self::new(421, Status(4, 4, 2), "timeout")
     }
 
+    /// The connection is judged by what no longer holds; the client comes again.
+    pub fn configuration_changed() -> Self {
+        Self::new(421, Status(4, 3, 2), "the configuration has changed; come again")
+    }
+
     /// The relay stops.
     pub fn shutting_down() -> Self {
         Self::new(421, Status(4, 3, 2), "shutting down")
