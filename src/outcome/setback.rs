@@ -243,13 +243,19 @@ impl Setback {
         }
     }
 
+    /// True if the hop took no further connection for now, and so heard of no message: the message can go as soon as
+    /// fewer connections are open, and was not tried. F-037.
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Answered { command: "the connection" | "EHLO" | "HELO", .. }) && self.throttles()
+    }
+
     /// True if every other message to this hop would fare alike: the hop is to be left alone for a while and then
     /// probed, rather than tried with each message that waits (F-035).
     pub fn concerns_hop(&self) -> bool {
         match self {
-            // 421 is the wish for fewer connections: the hop is there. F-037.
+            // 421 is the wish for fewer connections, as 4.7.x in place of a greeting is: the hop is there. F-037.
             Self::Answered { command, reply, .. } => {
-                !is_about_message(command) && !reply.is_positive() && reply.code != 421
+                !is_about_message(command) && !reply.is_positive() && reply.code != 421 && !self.is_crowded()
             }
             Self::Unproven { .. }
             | Self::Unreachable { .. }
@@ -596,10 +602,29 @@ mod tests {
     }
 
     #[test]
+    fn f037_a_crowded_hop_has_heard_of_no_message() {
+        for (setback, expected) in [
+            (answered_to("the connection", 421, None, "busy"), true),
+            (answered_to("EHLO", 421, Some(Status(4, 3, 2)), "busy"), true),
+            (answered_to("the connection", 450, Some(Status(4, 7, 1)), "too many"), true),
+            (answered_to("the connection", 554, Some(Status(5, 7, 1)), "not you"), false),
+            (answered_to("MAIL", 421, None, "busy"), false),
+            (answered_to("RCPT", 450, Some(Status(4, 7, 1)), "slow down"), false),
+            (answered_to("AUTH", 454, Some(Status(4, 7, 0)), "no answer from the directory"), false),
+            (Setback::Unreachable { host: host(), why: "connection timed out".into() }, false),
+        ] {
+            assert_eq!(setback.is_crowded(), expected, "{setback}");
+            assert!(!expected || (setback.throttles() && !setback.concerns_hop()), "{setback}");
+        }
+    }
+
+    #[test]
     fn what_concerns_the_whole_hop() {
         for (setback, expected) in [
             (answered_to("the connection", 554, None, "not you"), true),
             (answered_to("the connection", 421, None, "too many connections"), false),
+            (answered_to("the connection", 450, Some(Status(4, 7, 1)), "too many connections"), false),
+            (answered_to("AUTH", 454, Some(Status(4, 7, 0)), "no answer from the directory"), true),
             (answered_to("RCPT", 450, None, "not now"), false),
             (Setback::Unreachable { host: host(), why: "connection refused".into() }, true),
             (Setback::Ambiguous { host: host(), why: "reset".into() }, false),

@@ -13,7 +13,7 @@ use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
-use crate::deliver::Attempt;
+use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
 use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
@@ -77,6 +77,10 @@ impl Resident {
         let bytes = content + 1024;
         relay.0.resident.fetch_add(bytes, Ordering::Relaxed);
         Arc::new(Self { message: Arc::clone(message), relay: relay.clone(), bytes })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -276,6 +280,7 @@ impl Relay {
         if early.as_ref().is_some_and(|early| early.is_over()) {
             return None;
         }
+        let was_resident = item.resident.is_some();
         let (message, open) = self.fetch(lane, &mut item).await?;
         let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
@@ -285,6 +290,15 @@ impl Relay {
             self.queue().remember(lane, why);
         }
         let feedback = feedback.map(|(feedback, _)| feedback);
+        if feedback == Some(Feedback::Crowded) && attempt.results.iter().all(|(_, result)| is_crowded(result)) {
+            // Nothing was tried, so nothing is settled, told or counted: its turn comes when fewer are open.
+            let (early, resident) = (early.clone(), was_resident.then(|| Resident::new(self, &message)));
+            let untried = Item { early, resident, ..item };
+            match self.queue().put_back(lane, untried) {
+                Ok(()) => return feedback,
+                Err(untried) => item = Item { early: None, resident: None, ..untried },
+            }
+        }
         crash_point("deliver.answered");
         if let Some(early) = early {
             let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
@@ -500,10 +514,17 @@ fn feedback(attempt: &Attempt) -> Option<(Feedback, Option<&Setback>)> {
     if told.clone().all(|setback| setback.is_some_and(Setback::concerns_hop)) {
         return Some((Feedback::Down, first));
     }
+    if told.clone().all(|setback| setback.is_some_and(Setback::is_crowded)) {
+        return Some((Feedback::Crowded, first));
+    }
     match told.flatten().find(|setback| setback.throttles()) {
         Some(setback) => Some((Feedback::Throttled, Some(setback))),
         None => Some((Feedback::Ok, None)),
     }
+}
+
+fn is_crowded(result: &Result<Delivered, Setback>) -> bool {
+    result.as_ref().is_err_and(Setback::is_crowded)
 }
 
 /// It happened before any host was asked.
@@ -519,7 +540,6 @@ pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::Delivered;
     use crate::smtp::Reply;
     use crate::tls::Proof;
 
@@ -533,6 +553,10 @@ mod tests {
             let reply = Reply { code: 450, status: Some(Status(4, 7, 1)), text: "slow down".into() };
             Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
         };
+        let crowded = || {
+            let reply = Reply { code: 421, status: Some(Status(4, 7, 0)), text: "too many connections".into() };
+            Err(Setback::Answered { host: "mx".into(), command: "the connection", reply })
+        };
         let done = || {
             let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
             Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false })
@@ -542,9 +566,13 @@ mod tests {
             (vec![down()], Some((Feedback::Down, true))),
             (vec![down(), done()], Some((Feedback::Ok, false))),
             (vec![busy(), done()], Some((Feedback::Throttled, true))),
+            (vec![crowded(), crowded()], Some((Feedback::Crowded, true))),
+            (vec![crowded(), busy()], Some((Feedback::Throttled, true))),
+            (vec![crowded(), down()], Some((Feedback::Throttled, true))),
             (vec![ours()], None),
             (vec![requiretls(), requiretls()], None),
             (vec![ours(), done()], Some((Feedback::Ok, false))),
+            (vec![ours(), crowded()], Some((Feedback::Crowded, true))),
             (vec![ours(), down()], Some((Feedback::Down, true))),
             (vec![], None),
         ]
