@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)] // what goes wrong here fails the test that asked for it
 
 pub mod daemon;
+pub mod history;
 pub mod sink;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
