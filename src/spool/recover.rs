@@ -12,6 +12,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -28,6 +29,9 @@ use crate::route::Hop;
 
 /// How much of a damaged stretch is kept for the operator, in bytes: more than any record is.
 const KEPT: u32 = 32 << 20;
+/// So often in all a read that failed is tried again, after a pause. A start has to go on without what it could not
+/// read, so it does not take the first no for an answer.
+const TRIES: u32 = 20;
 /// How much is read at a time.
 const BLOCK: usize = 1 << 20;
 
@@ -38,6 +42,8 @@ pub(crate) struct Old {
     file: Arc<dyn DiskFile>,
     size: u32,
     salt: Salt,
+    /// Its head could not be read, for this reason, and without it nothing else can.
+    unread: Option<String>,
 }
 
 impl Old {
@@ -69,11 +75,12 @@ pub(crate) struct Found {
 }
 
 /// Looks at every head and changes nothing.
-pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenError> {
+pub(crate) fn look(disk: &dyn Disk, folders: &Folders, pause: Duration) -> Result<Found, OpenError> {
     let io_error = |path: &PathBuf| {
         let path = path.clone();
         move |error| OpenError::Io { path, error }
     };
+    let mut patience = Patience::new(pause);
     let mut found = Found { segments: Vec::new(), spare: Vec::new(), next: 1, generation: 0 };
     for name in disk.list(&folders.log).map_err(io_error(&folders.log))? {
         let path = folders.log.join(&name);
@@ -84,9 +91,10 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
         let Some(number) = Folders::segment_number(&name) else { continue };
         let file = disk.open(&path).map_err(io_error(&path))?;
         let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
-        // A head that does not read is damage in one block; the first record behind it still has the salt.
-        let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
-        let head = SegmentHead::decode(&bytes[..read]);
+        let read = patience.read(&*file, &mut bytes, 0);
+        let unread = read.as_ref().err().map(|error| format!("the head of the segment cannot be read: {error}"));
+        // A head that is damaged is one thing; the first record behind it still has the salt.
+        let head = SegmentHead::decode(&bytes[..read.unwrap_or(0)]);
         let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
         if let Some(head) = head {
             if head.version > VERSION {
@@ -97,7 +105,7 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
         found.next = found.next.max(number.saturating_add(1));
         let size = u32::try_from(file.length().map_err(io_error(&path))?).unwrap_or(u32::MAX);
         // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
-        found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random) });
+        found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random), unread });
     }
     found.segments.sort_by_key(|old| old.number);
     Ok(found)
@@ -158,7 +166,7 @@ impl Recovery {
     /// Reads it. Blocking, for as long as the disk takes to give all that waits.
     pub fn run(self) -> Recovered {
         let Self { shared, old, own } = self;
-        let mut scan = Scan::default();
+        let mut scan = Scan { patience: Patience::new(shared.options.pause), ..Scan::default() };
         let mut buffer = Vec::new();
         for segment in &old {
             scan.segment(segment, &mut buffer);
@@ -172,13 +180,14 @@ impl Recovery {
         }
 
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
-        for (segment, from, to, reason) in scan.damaged {
+        for (segment, from, to, reason) in std::mem::take(&mut scan.damaged) {
             let Some(file) = old.iter().find(|old| old.number == segment).map(|old| &old.file) else { continue };
             let (path, is_new) = match set_aside(&*shared.disk, &shared.folders, segment, &**file, (from, to), &reason)
             {
                 Ok(done) => done,
                 Err(error) => {
                     tracing::error!(%error, segment, offset = from, "a damaged record could not be set aside");
+                    scan.unreadable.insert(segment);
                     (shared.folders.segment(segment), true)
                 }
             };
@@ -247,6 +256,7 @@ struct Scan {
     unreadable: HashSet<u32>,
     damaged: Vec<(u32, u32, u32, String)>,
     torn: usize,
+    patience: Patience,
 }
 
 /// A message that was found, with what the index does not keep of it.
@@ -270,7 +280,15 @@ struct Bad {
 impl Scan {
     /// Reads one segment.
     fn segment(&mut self, old: &Old, buffer: &mut Vec<u8>) {
-        let mut window = Window { file: &*old.file, buffer, start: 0, filled: 0 };
+        if let Some(reason) = &old.unread {
+            self.damaged.push((old.number, 0, old.size, reason.clone()));
+            self.unreadable.insert(old.number);
+            self.ends.push((old.number, SEGMENT_HEAD));
+            return;
+        }
+        // Lent, so that what is read and what comes of it can be changed at once.
+        let patience = std::mem::take(&mut self.patience);
+        let mut window = Window { file: &*old.file, buffer, start: 0, filled: 0, patience };
         let mut offset = SEGMENT_HEAD;
         let mut end = SEGMENT_HEAD;
         while u64::from(offset) + RECORD_HEAD as u64 <= u64::from(old.size) {
@@ -299,6 +317,7 @@ impl Scan {
                 None => break,
             }
         }
+        self.patience = window.patience;
         self.ends.push((old.number, end));
     }
 
@@ -447,6 +466,32 @@ struct Window<'a> {
     buffer: &'a mut Vec<u8>,
     start: u32,
     filled: usize,
+    patience: Patience,
+}
+
+/// How often a read may still be tried again, and after what pause.
+#[derive(Debug, Default)]
+struct Patience {
+    tries: u32,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(pause: Duration) -> Self {
+        Self { tries: TRIES, pause }
+    }
+
+    fn read(&mut self, file: &dyn DiskFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match read_full_at(file, buffer, offset) {
+                Err(_) if self.tries > 0 => {
+                    self.tries -= 1;
+                    std::thread::sleep(self.pause);
+                }
+                other => return other,
+            }
+        }
+    }
 }
 
 impl Window<'_> {
@@ -470,7 +515,7 @@ impl Window<'_> {
                 Ok(read) => self.filled += read,
                 // A smaller piece may still be readable beside a bad block.
                 Err(_) => {
-                    let read = read_full_at(self.file, &mut self.buffer[..len], offset.into());
+                    let read = self.patience.read(self.file, &mut self.buffer[..len], offset.into());
                     self.filled = 0;
                     self.filled = read.map_err(|error| error.to_string())?;
                 }
