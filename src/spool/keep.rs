@@ -195,10 +195,14 @@ impl Keeper {
                     let crc = checksum(&bytes[RECORD_HEAD..]);
                     copies.push(Copied { id, from, bytes, crc, history });
                 }
-                Err(Unread::Damaged(reason)) => shared.set_aside(id, from, &reason),
+                Err(Unread::Damaged(reason)) => {
+                    shared.set_aside(id, from, &reason);
+                }
                 // It stays, and so does its segment, until the disk gives it or has been asked for long enough.
                 Err(Unread::Io(error)) => match shared.lost_patience(id, &error) {
-                    Some(reason) => shared.set_aside(id, from, &reason),
+                    Some(reason) => {
+                        shared.set_aside(id, from, &reason);
+                    }
                     None => {
                         tracing::warn!(%id, %error, "a message cannot be read at the moment");
                         self.ask_again = Some(Instant::now() + PAUSE);

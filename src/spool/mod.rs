@@ -687,8 +687,12 @@ impl Shared {
                 (entry.place, entry.open(), (segment.file.clone(), held, segment.salt))
             };
             let corrupt = |reason: String| {
-                self.set_aside(id, place, &reason);
-                Err(LoadError::Damaged(reason))
+                if self.set_aside(id, place, &reason) {
+                    return Err(LoadError::Damaged(reason));
+                }
+                // It was settled or moved meanwhile, or cannot be set aside now and stays.
+                let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+                Err(if index.get(id).is_none() { LoadError::Gone } else { io::Error::other(reason).into() })
             };
             let unread = |error: io::Error| match self.lost_patience(id, &error) {
                 Some(reason) => corrupt(reason),
@@ -767,14 +771,15 @@ impl Shared {
     }
 
     /// A message whose record cannot be read: its bytes go to `corrupt/`, it leaves the spool, the others go on.
-    fn set_aside(&self, id: MessageId, place: Place, reason: &str) {
+    /// False if it is not there, or stays.
+    fn set_aside(&self, id: MessageId, place: Place, reason: &str) -> bool {
         let (file, own) = {
             let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let own = match index.get(id) {
                 Some(entry) if entry.place == place => entry.own,
-                _ => return,
+                _ => return false,
             };
-            let Some(segment) = index.segments.get_mut(&place.segment) else { return };
+            let Some(segment) = index.segments.get_mut(&place.segment) else { return false };
             // Perhaps it can be read another time.
             segment.fate = Fate::Keep;
             (segment.file.clone(), own)
@@ -791,13 +796,17 @@ impl Shared {
                         && error.kind() != io::ErrorKind::NotFound
                     {
                         tracing::error!(%id, %error, "the content of a damaged message could not be set aside");
-                        return;
+                        return false;
                     }
                 }
                 self.note_removed(id);
+                true
             }
             // It stays where it is, and in the spool, until it can be kept for the operator.
-            Err(error) => tracing::error!(%id, %error, "a damaged message could not be set aside"),
+            Err(error) => {
+                tracing::error!(%id, %error, "a damaged message could not be set aside");
+                false
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::route::Hop;
 const KEPT: u32 = 32 << 20;
 /// So often in all a read that failed is tried again, after a pause. A start has to go on without what it could not
 /// read, so it does not take the first no for an answer.
-const TRIES: u32 = 20;
+const TRIES: u32 = 10;
 /// How much is read at a time.
 const BLOCK: usize = 1 << 20;
 
