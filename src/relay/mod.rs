@@ -37,6 +37,7 @@ mod events;
 mod origin;
 pub mod schedule;
 mod settle;
+pub mod state;
 #[cfg(test)]
 mod tests;
 mod visits;

@@ -38,6 +38,7 @@ mod draft;
 pub mod format;
 mod index;
 mod keep;
+mod look;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod recover;
