@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
-use common::{Client, Daemon, PATIENCE, Scratch, Sink, causeway, run, said, wait_until};
+use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, run, said, wait_until};
 use serde_json::{Value, json};
 
 /// A relay that sends everything to `next`.
@@ -272,4 +272,285 @@ fn a_reload_moves_it_or_says_why_not() {
     wait_until("it is closed", PATIENCE, || TcpStream::connect(second).is_err());
     let mut client = Client::hello(world.daemon.address());
     assert!(client.say("NOOP").starts_with("250"), "mail goes on");
+}
+
+const CONTENT: &[u8] = b"From: erin@fabrikam.com\r\nMessage-ID: <one@fabrikam.com>\r\nSubject: one\r\n\r\nhello\r\n";
+
+/// The next hop refuses everything for now.
+fn down() -> SinkPlan {
+    SinkPlan::new().reacting(|at| match at {
+        // Both: pipelined, the second would otherwise be taken without the first.
+        At::Mail(_) | At::Rcpt(_) => Reaction::Say("451 4.3.0 not now".into()),
+        _ => Reaction::Go,
+    })
+}
+
+impl World {
+    /// One with a port that its own command line can find.
+    fn at_known_port(next: SocketAddr) -> Self {
+        let scratch = Scratch::new();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let daemon = Daemon::spawn(scratch.path(), &config(next, &format!("[admin]\nlisten = \"{free}\"")));
+        Self { scratch, daemon }
+    }
+
+    /// Sends a message and gives its number, once it was tried in vain.
+    fn stuck(&self, from: &str, to: &[&str]) -> String {
+        let mut client = Client::hello(self.daemon.address());
+        let reply = client.deliver(from, to, CONTENT).unwrap();
+        let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
+        assert!(reply.starts_with("250") && id.len() == 12, "{reply}");
+        wait_until("it was deferred", PATIENCE, || self.entry(&id).is_some_and(|entry| entry["status"] == "deferred"));
+        id
+    }
+
+    fn list(&self, query: &str) -> Vec<Value> {
+        let answer = self.get(&format!("/api/v1/queue?{query}"));
+        assert_eq!(answer.status, 200, "{query}: {answer:?}");
+        answer.json()["entries"].as_array().unwrap().clone()
+    }
+
+    fn entry(&self, id: &str) -> Option<Value> {
+        self.list(&format!("id={id}")).into_iter().next()
+    }
+
+    fn change(&self, verb: &str, filter: &Value) -> Value {
+        let wanted = json!({"filter": filter, "by": "alice", "reason": "as tested"});
+        let answer = self.post(&format!("/api/v1/queue/{verb}"), &wanted);
+        assert_eq!(answer.status, 200, "{verb} {filter}: {answer:?}");
+        answer.json()
+    }
+
+    fn tracked(&self, event: &str, words: &str) -> usize {
+        let files = std::fs::read_dir(self.scratch.file("tracking")).unwrap();
+        let text: String = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+        let is_one = |line: &&str| line.contains(&format!("\"event\":\"{event}\"")) && line.contains(words);
+        text.lines().filter(is_one).count()
+    }
+
+    fn wait_tracked(&self, event: &str, words: &str) {
+        wait_until(&format!("{event} {words}"), PATIENCE, || self.tracked(event, words) == 1);
+    }
+
+    /// Exit status, standard output, standard error.
+    fn cli(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = causeway();
+        command.arg("-c").arg(self.scratch.file("causeway.toml")).args(arguments).env("SUDO_USER", "alice");
+        let output = run(&mut command, PATIENCE);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+#[test]
+fn what_waits_is_listed_shown_filtered_and_paged() {
+    let sink = Sink::with(down());
+    let world = World::new(sink.address);
+    let ids: Vec<String> = [
+        ("erin@fabrikam.com", &["julie@contoso.com", "david@contoso.com"][..]),
+        ("frank@fabrikam.com", &["julie@contoso.com"]),
+        ("", &["anna@example.net"]),
+    ]
+    .into_iter()
+    .map(|(from, to)| world.stuck(from, to))
+    .collect();
+    for (query, expected) in [
+        ("", vec![0, 1, 2]),
+        ("sender=ERIN%40fabrikam.com", vec![0]),
+        ("sender=%3C%3E", vec![2]),
+        ("recipient=julie%40contoso.com", vec![0, 1]),
+        ("recipient=julie%40contoso.com&sender=frank%40fabrikam.com", vec![1]),
+        ("domain=example.net", vec![2]),
+        ("domain=contoso.com&recipient=anna%40example.net", vec![]),
+        ("connector=out", vec![0, 1, 2]),
+        ("connector=in", vec![]),
+        ("hop=smart-hosts", vec![0, 1, 2]),
+        ("hop=example.net", vec![]),
+        ("status=deferred", vec![0, 1, 2]),
+        ("status=held", vec![]),
+        ("older_than=3600", vec![]),
+        ("younger_than=3600", vec![0, 1, 2]),
+        ("sort=age&descending=true", vec![2, 1, 0]),
+        ("sort=sender", vec![2, 0, 1]),
+        ("sort=domain&descending=true", vec![2, 1, 0]),
+    ] {
+        let found: Vec<String> =
+            world.list(query).iter().map(|entry| entry["id"].as_str().unwrap().to_owned()).collect();
+        let expected: Vec<String> = expected.into_iter().map(|index: usize| ids[index].clone()).collect();
+        assert_eq!(found, expected, "{query}");
+    }
+    for order in ["", "&sort=age", "&sort=sender&descending=true"] {
+        let mut found = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = world.get(&format!("/api/v1/queue?limit=1{order}{cursor}")).json();
+            found.extend(page["entries"].as_array().unwrap().iter().map(|entry| entry["id"].clone()));
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={}", next.replace('@', "%40").replace('<', "%3C")),
+                None => break,
+            }
+        }
+        found.sort_by_key(ToString::to_string);
+        assert_eq!(found, ids.iter().map(|id| json!(id)).collect::<Vec<_>>(), "{order}: every page once");
+    }
+    let shown = world.get(&format!("/api/v1/queue/{}", ids[0])).json();
+    assert_eq!(shown["from"], "erin@fabrikam.com");
+    assert_eq!(shown["message_id"], "<one@fabrikam.com>");
+    assert_eq!(shown["received_by"], "in");
+    assert_eq!(shown["copies"][0]["recipients"][1]["to"], "david@contoso.com");
+    assert_eq!(shown["copies"][0]["entry"]["attempts"], 1);
+    assert_eq!(shown["attempts_in"], format!("causeway trace --id {}", ids[0]));
+    for (path, status) in [
+        ("/api/v1/queue/0FFFFFFFFFFF", 404),
+        ("/api/v1/queue/../../etc", 404),
+        ("/api/v1/queue/%2e%2e%2fetc", 400),
+        ("/api/v1/queue/hold", 405),
+        ("/api/v1/queue?cursor=x", 400),
+        ("/api/v1/queue?sort=age&cursor=w1.2.3", 400),
+    ] {
+        let answer = world.get(path);
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        assert!(answer.json()["error"].is_string(), "{path}: {answer:?}");
+    }
+}
+
+#[test]
+fn what_is_held_stays_over_a_restart_and_goes_when_it_is_released() {
+    let sink = Sink::with(down());
+    let mut world = World::new(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let other = world.stuck("frank@fabrikam.com", &["julie@contoso.com"]);
+    assert_eq!(world.change("hold", &json!({"sender": "erin@fabrikam.com"}))["changed"], 1);
+    assert_eq!(world.change("hold", &json!({"id": id}))["passed"], 1, "it is held already");
+    world.wait_tracked("DEFER", "held by alice over the admin interface: as tested");
+    // What is held is not tried, by whatever way its turn comes.
+    assert_eq!(world.change("retry", &json!({"id": id}))["passed"], 1);
+    assert_eq!(world.entry(&id).unwrap()["status"], "held");
+
+    world.daemon.kill9();
+    world.daemon = Daemon::spawn(world.scratch.path(), &config(sink.address, ADMIN));
+    wait_until("the spool was read", PATIENCE, || {
+        world.list("").len() == 2 && world.entry(&id).unwrap()["status"] == "held"
+    });
+    assert_eq!(world.entry(&id).unwrap()["attempts"], 1, "nothing else was forgotten");
+    sink.replan(SinkPlan::new());
+    wait_until("the other is known", PATIENCE, || world.change("retry", &json!({"id": other}))["changed"] == 1);
+    assert_eq!(sink.wait_for(1)[0].from, "frank@fabrikam.com");
+    assert_eq!(world.list("status=held").len(), 1, "the held one did not go along");
+
+    assert_eq!(world.change("release", &json!({"status": "held"}))["changed"], 1);
+    world.change("retry", &json!({"id": id}));
+    assert_eq!(sink.wait_for(2)[1].from, "erin@fabrikam.com");
+    wait_until("nothing waits", PATIENCE, || world.list("").is_empty());
+    assert_eq!(sink.count(), 2, "each once");
+}
+
+#[test]
+fn what_is_removed_or_returned_is_gone_for_good() {
+    let sink = Sink::with(down());
+    let mut world = World::new(sink.address);
+    let removed = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let returned = world.stuck("frank@fabrikam.com", &["david@contoso.com"]);
+    let answer = world.post("/api/v1/queue/remove", &json!({"filter": {}}));
+    assert_eq!(answer.status, 400, "nobody removes everything by mistake: {answer:?}");
+    let answer = world.post("/api/v1/queue/remove", &json!({"filter": {"id": removed}, "by": "a\nb"}));
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!(world.change("remove", &json!({"id": removed}))["changed"], 1);
+    assert_eq!(world.change("remove", &json!({"id": removed}))["changed"], 0);
+    world.wait_tracked("DROP", "removed by alice over the admin interface: as tested");
+    assert!(world.entry(&removed).is_none());
+    assert_eq!(world.change("hold", &json!({"id": returned}))["changed"], 1);
+    assert_eq!(world.change("bounce", &json!({"id": returned}))["changed"], 1, "also what is held");
+    world.wait_tracked("FAIL", "returned by alice over the admin interface: as tested");
+    world.wait_tracked("DSN", "failure report");
+    assert!(world.entry(&returned).is_none());
+
+    // P1: neither comes back, whatever happens to the daemon; the report does.
+    world.daemon.kill9();
+    sink.replan(SinkPlan::new());
+    world.daemon = Daemon::spawn(world.scratch.path(), &config(sink.address, ADMIN));
+    wait_until("the report is tried", PATIENCE, || {
+        world.change("retry", &json!({"sender": "<>"}));
+        sink.count() == 1
+    });
+    let report = &sink.arrivals()[0];
+    let text = String::from_utf8_lossy(&report.content).into_owned();
+    assert_eq!((report.from.as_str(), report.to.as_slice()), ("", &["frank@fabrikam.com".to_owned()][..]));
+    assert!(text.contains("Status: 5.7.1") && text.contains("returned by alice"), "{text}");
+    wait_until("nothing waits", PATIENCE, || world.list("").is_empty());
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    assert_eq!(sink.count(), 1);
+}
+
+/// A copy that somebody tries at this moment is in that one's hands.
+#[test]
+fn what_is_being_tried_is_left_alone() {
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let sink = Sink::with(SinkPlan::new().reacting(move |at| match at {
+        At::End(_) => {
+            let _ = gate.lock().unwrap().recv_timeout(PATIENCE);
+            Reaction::Go
+        }
+        _ => Reaction::Go,
+    }));
+    let world = World::new(sink.address);
+    let mut client = Client::hello(world.daemon.address());
+    let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com"], CONTENT).unwrap();
+    let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
+    wait_until("it is tried", PATIENCE, || world.entry(&id).is_some_and(|entry| entry["status"] == "active"));
+    for verb in ["remove", "bounce", "retry"] {
+        let changed = world.change(verb, &json!({"id": id}));
+        assert_eq!((&changed["changed"], &changed["busy"]), (&json!(0), &json!(1)), "{verb}");
+    }
+    go.send(()).unwrap();
+    sink.wait_for(1);
+    wait_until("it is gone", PATIENCE, || world.list("").is_empty());
+    assert_eq!(world.tracked("DROP", &id) + world.tracked("FAIL", &id), 0);
+    assert_eq!(sink.count(), 1);
+}
+
+#[test]
+fn the_command_line_shows_asks_and_does() {
+    let sink = Sink::with(down());
+    let mut world = World::at_known_port(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let (status, text, errors) = world.cli(&["queue", "list"]);
+    assert_eq!(status, Some(0), "{errors}");
+    let row = text.lines().nth(1).unwrap_or_else(|| panic!("{text}"));
+    for word in [id.as_str(), "deferred", " in ", "out", "erin@fabrikam.com", "julie@contoso.com"] {
+        assert!(row.contains(word), "{word}: {text}");
+    }
+    let (status, text, _) = world.cli(&["queue", "list", "--sender", "erin@fabrikam.com", "--json"]);
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &list["entries"][0]["id"]), (Some(0), &json!(id)));
+    let (status, text, _) = world.cli(&["queue", "show", &id]);
+    assert_eq!(status, Some(0));
+    for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", "trace --id"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    for (arguments, expected, words) in [
+        (&["queue", "list", "--sender", "nobody@fabrikam.com"][..], 1, "nothing waits that is meant"),
+        (&["queue", "show", "0FFFFFFFFFFF"], 1, "does not wait here"),
+        (&["queue", "show", "x"], 2, "is no id"),
+        (&["queue", "remove"], 2, "say which by ID or filter, or --all"),
+        (&["queue", "remove", "--all", "--domain", "contoso.com"], 2, "and not both"),
+        (&["queue", "hold", "--all"], 2, "nobody is there to ask; say --yes"),
+    ] {
+        let (status, _, errors) = world.cli(arguments);
+        assert_eq!(status, Some(expected), "{arguments:?}: {errors}");
+        assert!(errors.contains(words), "{arguments:?}: {errors}");
+    }
+    assert_eq!(world.entry(&id).unwrap()["status"], "deferred", "nothing was done without an answer");
+    let (status, text, errors) = world.cli(&["queue", "hold", &id, "--yes", "--reason", "a test"]);
+    assert_eq!((status, text.as_str()), (Some(0), "1 copy held\n"), "{errors}");
+    assert!(errors.contains(&id), "it shows what it touches: {errors}");
+    world.wait_tracked("DEFER", "held by alice over the admin interface: a test");
+    let (status, text, _) = world.cli(&["queue", "remove", "--status", "held", "--yes", "--json"]);
+    let changed: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &changed["changed"]), (Some(0), &json!(1)));
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    let (status, _, errors) = world.cli(&["queue", "list"]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("the daemon cannot be reached"), "{errors}");
 }

@@ -20,7 +20,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -32,14 +32,19 @@ use tracing::{debug, warn};
 
 use crate::relay::Relay;
 
+pub mod client;
 mod guard;
 mod metrics;
+mod queue;
 mod token;
 
+pub use queue::Wanted;
 pub use token::Token;
 
 /// At one time. More wait in the kernel until one is answered.
 const CONNECTIONS: usize = 64;
+/// Walks over the queue at one time.
+const WALKS: usize = 2;
 /// The longest body of a request.
 const BODY_LIMIT: usize = 64 << 10;
 /// The longest head of a request.
@@ -65,6 +70,8 @@ pub struct Admin {
     token: ArcSwap<Token>,
     /// How many SMTP connections are open: `accept` knows.
     connections: Box<dyn Connections>,
+    /// Walks over the whole queue: each reads from the disk.
+    walks: Semaphore,
 }
 
 /// Counts the connections of clients.
@@ -78,7 +85,7 @@ type Shared = Arc<Admin>;
 impl Admin {
     /// Of this relay, for who knows the token.
     pub fn new(relay: Relay, token: Token, connections: Box<dyn Connections>) -> Arc<Self> {
-        Arc::new(Self { relay, token: ArcSwap::from_pointee(token), connections })
+        Arc::new(Self { relay, token: ArcSwap::from_pointee(token), connections, walks: Semaphore::new(WALKS) })
     }
 
     /// From now on this token counts.
@@ -104,6 +111,13 @@ fn routes() -> Vec<Route> {
         route("/readyz", &["get"], get(readyz)),
         route("/metrics", &["get"], get(metrics::metrics)),
         route("/api/v1/openapi.json", &["get"], get(openapi)),
+        route("/api/v1/queue", &["get"], get(queue::list)),
+        route("/api/v1/queue/{id}", &["get"], get(queue::show)),
+        route("/api/v1/queue/hold", &["post"], post(queue::hold)),
+        route("/api/v1/queue/release", &["post"], post(queue::release)),
+        route("/api/v1/queue/retry", &["post"], post(queue::retry)),
+        route("/api/v1/queue/bounce", &["post"], post(queue::bounce)),
+        route("/api/v1/queue/remove", &["post"], post(queue::remove)),
     ]
 }
 
@@ -206,7 +220,6 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
 }
 
 /// The body of a request.
-#[allow(dead_code)]
 async fn body<T: DeserializeOwned>(body: Body) -> Result<T, Error> {
     let bytes = to_bytes(body, BODY_LIMIT)
         .await

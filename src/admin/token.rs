@@ -74,7 +74,6 @@ impl Token {
     }
 
     /// As the header carries it, for our own command line.
-    #[allow(dead_code)]
     pub(super) fn bearer(&self) -> String {
         format!("Bearer {}", String::from_utf8_lossy(&self.0))
     }

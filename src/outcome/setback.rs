@@ -135,6 +135,14 @@ pub enum Setback {
         /// What both sides believe, and where to look.
         why: String,
     },
+    /// An operator returned it.
+    #[error("returned by {who}{reason}")]
+    Returned {
+        /// Who.
+        who: String,
+        /// Why: empty, or a colon and what was said.
+        reason: String,
+    },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
     Spool {
@@ -179,6 +187,8 @@ impl Setback {
             Self::NoConnector { .. } => Status(4, 3, 5),
             Self::Unroutable { status, .. } => *status,
             Self::Circles { .. } => Status(5, 4, 6),
+            // A decision of this side's own.
+            Self::Returned { .. } => Status(5, 7, 1),
             Self::Spool { .. } => Status(4, 3, 0),
             Self::Expired { .. } => Status(4, 4, 7),
         }
@@ -215,6 +225,7 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -243,6 +254,7 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -269,6 +281,7 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. } => return None,
         };
         let name = host.split(' ').next().unwrap_or_default();
@@ -298,6 +311,7 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. } => format!("X-Causeway; {self}"),
         }
     }
@@ -323,6 +337,7 @@ impl Setback {
             Self::NoConnector { .. } => "the send connector that this message was routed to",
             Self::Unroutable { .. } => "a way to every member of the group",
             Self::Circles { .. } => "that the premises agree about where the mailbox is",
+            Self::Returned { .. } => "to deliver the message",
             Self::Spool { .. } => "to read the message from the spool",
             Self::Expired { last, .. } => last.expected(),
         }
@@ -388,6 +403,9 @@ impl Setback {
             }
             Self::NoConnector { .. } => {
                 "An administrator should restore or enable the send connector, or route this mail anew."
+            }
+            Self::Returned { .. } => {
+                "An operator of this relay took the message out of its queue. Ask the postmaster of this side why."
             }
             Self::Spool { .. } => "An administrator should check the relay's disk and log. Send the message again.",
             Self::Expired { last, .. } => last.advice(),
@@ -466,6 +484,7 @@ mod tests {
             (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
             (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
             (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
+            (Setback::Returned { who: "alice".into(), reason: ": spam".into() }, Status(5, 7, 1)),
             (Setback::Spool { why }, Status(4, 3, 0)),
         ]
     }

@@ -34,7 +34,9 @@ use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
 mod acknowledge;
 mod early;
 mod events;
+mod hands;
 mod origin;
+pub mod queue;
 pub mod schedule;
 mod settle;
 pub mod state;
@@ -44,6 +46,7 @@ mod visits;
 mod work;
 
 use early::Early;
+use hands::Queue;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -89,7 +92,7 @@ struct Inner {
     snapshot: ArcSwap<Snapshot>,
     spool: Spool,
     tracker: Tracker,
-    queue: Mutex<Schedule<Item>>,
+    queue: Mutex<Queue>,
     /// The timer looks at the queue again.
     wake: Notify,
     /// No new attempt begins.
@@ -158,7 +161,7 @@ impl Relay {
     }
 
     fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
-        let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
+        let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
             spool,
@@ -220,6 +223,10 @@ impl Relay {
         for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
             let mut queue = self.queue();
             for waiting in batch {
+                if waiting.held {
+                    queue.lay_aside(Item::recovered(waiting));
+                    continue;
+                }
                 let max = work::max_connections(&snapshot.config, &waiting.via);
                 let lane = queue.lane(&waiting.via, &waiting.hop, max);
                 let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
@@ -447,7 +454,7 @@ impl Relay {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Schedule<Item>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         // A panic while the queue was held ended one worker; the queue itself is whole between its calls.
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

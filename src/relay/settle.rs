@@ -65,7 +65,7 @@ impl Relay {
         }
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
-        self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
+        self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
         let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
     }
@@ -166,7 +166,7 @@ impl Relay {
     }
 
     /// True if the failures are settled: reported where somebody is to be told.
-    async fn settle_failed(
+    pub(super) async fn settle_failed(
         &self,
         snapshot: &Snapshot,
         tried: &Tried<'_>,

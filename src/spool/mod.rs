@@ -52,6 +52,7 @@ pub use draft::Draft;
 use draft::Finished;
 use format::{Checksum, Content, RECORD_HEAD};
 use index::{Entry, Index, Place};
+pub use look::{CopyStanding, Known, Standing, Step};
 pub use recover::{CorruptRecord, Recovered, Recovery};
 use shelf::{Folders, Places, Room, Shelf};
 
@@ -140,6 +141,8 @@ pub struct Deferral {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
+    /// An operator holds it: it is not tried until it is released.
+    pub held: bool,
 }
 
 /// Proof that a message is on stable storage. Only the committer makes one, only after the sync returned.
@@ -189,6 +192,8 @@ pub struct Waiting {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
+    /// An operator holds it.
+    pub held: bool,
 }
 
 /// How to open a spool.
