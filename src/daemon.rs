@@ -291,11 +291,8 @@ impl Daemon {
         let recovery = tokio::spawn({
             let relay = relay.clone();
             async move {
-                match tokio::task::spawn_blocking(move || recovery.run()).await {
-                    Ok(recovered) => relay.resume(recovered),
-                    Err(error) => {
-                        error!(%error, "the spool could not be read; what waits there waits for the next start")
-                    }
+                if let Err(error) = tokio::task::spawn_blocking(move || relay.resume(recovery)).await {
+                    error!(%error, "the spool could not be read; what waits there waits for the next start");
                 }
             }
         });
@@ -423,14 +420,16 @@ impl Daemon {
                 error!("the new configuration is faulty; the old one stays");
                 return false;
             }
-            Faulty::Refuse | Faulty::LeaveAlone => self.certificates.kept(kept),
+            Faulty::Refuse | Faulty::LeaveAlone => {}
         }
+        let but = if kept.is_empty() { "" } else { "; but for the certificates that were refused" };
+        self.certificates.kept(kept);
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
                 self.read_at = read_at;
                 self.text = text;
-                info!("the new configuration is in force");
+                info!("the new configuration is in force{but}");
                 true
             }
             Err(error) => {

@@ -19,6 +19,7 @@ pub mod explain;
 mod hash_password;
 mod health;
 pub mod init;
+mod page;
 mod queue;
 mod run;
 pub mod trace;

@@ -353,7 +353,7 @@ impl fmt::Display for Report {
                 write!(f, "{path}: {why}; until it is there, AUTH gets 454 4.7.0")
             }
             Outcome::Loaded { users, faults, unlisted } => {
-                write!(f, "{path}: {users} users")?;
+                write!(f, "{path}: {users} {}", if *users == 1 { "user" } else { "users" })?;
                 for Fault { line, text } in faults {
                     write!(f, "\n{path}:{line}: {text}; the line is skipped")?;
                 }
@@ -519,7 +519,7 @@ pub(crate) mod tests {
         assert!(first.of(&path).unwrap().verify("tim", "one"));
         let said = reports[0].to_string();
         assert!(
-            said.contains(": 1 users\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
+            said.contains(": 1 user\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
             "{said}"
         );
 

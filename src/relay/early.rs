@@ -220,8 +220,10 @@ impl Relay {
                         let reply = acknowledge::acknowledge(&receipt);
                         received(self, &receipt.message);
                         let (relay, snapshot, late) = (self.clone(), Arc::clone(snapshot), early.kept());
-                        // Reports, perhaps: the client does not wait for them.
+                        let at_work = self.at_work();
+                        // Reports, perhaps: the client does not wait for them. A stop does.
                         tokio::spawn(async move {
+                            let _at_work = at_work;
                             for brought in brought {
                                 relay.settle_early(&snapshot, &receipt.message, brought).await;
                             }
@@ -336,6 +338,7 @@ mod tests {
             attempts: 0,
             warned: false,
             turn: 0,
+            panics: 0,
             accepted: Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,

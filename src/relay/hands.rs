@@ -6,7 +6,7 @@
 //! changes under the queue's one lock, in which a worker also takes its next item: a copy is in the schedule, in one pair
 //! of hands, or laid aside, and never in two of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
@@ -23,7 +23,8 @@ pub(super) type Key = (MessageId, u16);
 pub(super) struct Queue {
     schedule: Schedule<Item>,
     /// What workers, reports and operators have in hand at this moment.
-    trying: HashSet<Key>,
+    /// Counted: one that is put back may be taken up by the next before the last has let go.
+    trying: HashMap<Key, u8>,
     /// What operators said, as long as it matters.
     orders: HashMap<Key, Order>,
 }
@@ -87,7 +88,7 @@ impl DerefMut for Queue {
 
 impl Queue {
     pub(super) fn new(schedule: Schedule<Item>) -> Self {
-        Self { schedule, trying: HashSet::new(), orders: HashMap::new() }
+        Self { schedule, trying: HashMap::new(), orders: HashMap::new() }
     }
 
     /// A worker's next item, which it has in hand from then on. `None`: the worker ends.
@@ -117,17 +118,27 @@ impl Queue {
                 return None;
             }
         }
-        self.trying.insert(key);
+        self.take_up(key);
         Some(item)
     }
 
     /// It is in nobody's hand any more.
     pub(super) fn let_down(&mut self, key: Key) {
-        self.trying.remove(&key);
+        if let Some(hands) = self.trying.get_mut(&key) {
+            *hands -= 1;
+            if *hands == 0 {
+                self.trying.remove(&key);
+            }
+        }
+    }
+
+    fn take_up(&mut self, key: Key) {
+        let hands = self.trying.entry(key).or_default();
+        *hands = hands.saturating_add(1);
     }
 
     pub(super) fn is_tried(&self, key: Key) -> bool {
-        self.trying.contains(&key)
+        self.trying.contains_key(&key)
     }
 
     pub(super) fn is_held(&self, key: Key) -> bool {
@@ -167,9 +178,10 @@ impl Queue {
     /// Takes a copy out of the schedule, wherever in it it is, or from where it was laid aside. Its next place, if it is to
     /// have one, has the turn that [`Queue::turn`] says.
     pub(super) fn grasp(&mut self, key: Key) -> Grasp {
-        if !self.trying.insert(key) {
+        if self.is_tried(key) {
             return Grasp::Busy;
         }
+        self.take_up(key);
         let order = self.orders.entry(key).or_default();
         if order.aside.take().is_none() {
             order.turn = order.turn.wrapping_add(1);
@@ -242,6 +254,7 @@ mod tests {
             attempts: 0,
             warned: false,
             turn,
+            panics: 0,
             accepted: Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,

@@ -29,13 +29,16 @@ use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
-use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting};
 
 mod acknowledge;
 mod early;
 mod events;
 mod hands;
+#[cfg(test)]
+mod hops;
 mod origin;
+pub mod pressure;
 pub mod queue;
 pub mod schedule;
 mod settle;
@@ -47,6 +50,7 @@ mod work;
 
 use early::Early;
 use hands::Queue;
+use pressure::{Level, Pressure};
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -64,9 +68,6 @@ pub const ROUTED_LIMIT: usize = 20_000;
 
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
-
-/// Recovered copies that are put into the queue while it is held once.
-const RESUME_AT_ONCE: usize = 1000;
 
 /// What a message is judged by: replaced whole on reload.
 #[derive(Debug)]
@@ -105,6 +106,7 @@ struct Inner {
     disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
+    pressure: Pressure,
 }
 
 /// Who asks for a recipient.
@@ -162,6 +164,11 @@ impl Relay {
 
     fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
         let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
+        let pressure = Pressure::find();
+        if let Some(bound) = pressure.bound() {
+            info!(bound, "memory is bounded: new mail is refused before it is used up");
+        }
+        spool.limit_drafts(pressure.room_for_drafts());
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
             spool,
@@ -174,6 +181,7 @@ impl Relay {
             resident: AtomicUsize::new(0),
             disagreements: Mutex::default(),
             put_limit,
+            pressure,
         }))
     }
 
@@ -209,31 +217,45 @@ impl Relay {
         self.0.spool.waiting()
     }
 
-    /// Takes up what the last run left in the spool.
-    pub fn resume(&self, recovered: Recovered) {
+    /// Takes up what the last run left in the spool: reads it, and schedules it as it comes. Blocking, as long as the
+    /// disk takes.
+    pub fn resume(&self, recovery: Recovery) {
+        let recovered = recovery.run_with(|waiting| self.take_up(&waiting));
         for corrupt in &recovered.corrupt {
             warn!("{corrupt}");
         }
         if recovered.messages > 0 {
             info!(messages = recovered.messages, "messages of an earlier run wait in the spool");
         }
+    }
+
+    /// Copies that wait in the spool are tried at their time. Few enough that new mail can wait for the queue meanwhile.
+    fn take_up(&self, some: &[Waiting]) {
         let snapshot = self.snapshot();
         let (now, wall) = (Instant::now(), Timestamp::now());
-        // New mail comes meanwhile, and waits for the queue no longer than a batch takes.
-        for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
-            let mut queue = self.queue();
-            for waiting in batch {
-                if waiting.held {
-                    queue.lay_aside(Item::recovered(waiting));
-                    continue;
-                }
-                let max = work::max_connections(&snapshot.config, &waiting.via);
-                let lane = queue.lane(&waiting.via, &waiting.hop, max);
-                let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
-                queue.later(at, lane, Item::recovered(waiting));
+        let mut queue = self.queue();
+        for waiting in some {
+            if waiting.held {
+                queue.lay_aside(Item::recovered(waiting));
+                continue;
             }
-            drop(queue);
-            self.0.wake.notify_one();
+            let max = work::max_connections(&snapshot.config, &waiting.via);
+            let lane = queue.lane(&waiting.via, &waiting.hop, max);
+            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
+            queue.later(at, lane, Item::recovered(waiting));
+        }
+        drop(queue);
+        self.0.wake.notify_one();
+    }
+
+    /// Is there memory for another connection?
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_connection(&self) -> Result<(), Reply> {
+        match self.0.pressure.level() {
+            Level::Calm | Level::NoMail => Ok(()),
+            Level::NoConnection => Err(Reply::overloaded()),
         }
     }
 
@@ -250,6 +272,9 @@ impl Relay {
     ) -> Result<(), Reply> {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         rules.check_sender(connector, envelope.sender.as_ref())?;
+        if self.0.pressure.level() >= Level::NoMail {
+            return Err(Reply::insufficient_memory());
+        }
         self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
     }
 
@@ -263,6 +288,10 @@ impl Relay {
         asked: &Asked<'_>,
         recipient: Recipient,
     ) -> Result<Vec<Routed>, Reply> {
+        // Lists of recipients that are being said take memory too.
+        if self.0.pressure.level() >= Level::NoConnection {
+            return Err(Reply::insufficient_memory());
+        }
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let asking = Asking {
             origin: asked.verdict.origin,
@@ -441,8 +470,12 @@ impl Relay {
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
-            // What waits for a hop that is down must not take the memory from what can go at once.
-            let resident = resident.clone().filter(|_| early.is_some() || queue.depth(lane).resting.is_none());
+            let depth = queue.depth(lane);
+            // What waits for a hop that is down, or hangs, must not take the memory from what can go at once.
+            let moves = |resident: &Arc<work::Resident>| {
+                depth.resting.is_none() && self.may_hold(depth.ready, resident.bytes())
+            };
+            let resident = resident.clone().filter(|resident| early.is_some() || moves(resident));
             let item = Item { early: early.cloned(), ..Item::fresh(message, index, resident) };
             if queue.ready(lane, item) {
                 start.push(lane);
@@ -452,6 +485,14 @@ impl Relay {
         for lane in start {
             self.work(lane);
         }
+    }
+
+    /// May a lane hold one more fresh message of this size in memory? It may hold twice what is left for the others: so
+    /// one lane alone has most of the memory, however many do not move, something is left for those that do, and
+    /// nobody needs to be told apart. What a lane holds is guessed from this message.
+    fn may_hold(&self, ready: usize, bytes: usize) -> bool {
+        let left = RESIDENT_LIMIT.saturating_sub(self.0.resident.load(Ordering::Relaxed));
+        ready.saturating_mul(bytes) <= left.saturating_mul(2)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

@@ -20,7 +20,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -322,6 +322,7 @@ pub(crate) struct Shared {
     generation: u64,
     next: AtomicU64,
     waiting: AtomicUsize,
+    drafts: draft::Room,
     queue: Mutex<Queue>,
     bell: Condvar,
     index: Mutex<Index>,
@@ -445,6 +446,7 @@ impl Spool {
             generation,
             next: AtomicU64::new(1),
             waiting: AtomicUsize::new(0),
+            drafts: draft::Room::default(),
             queue: Mutex::default(),
             bell: Condvar::new(),
             index: Mutex::new(index),
@@ -479,6 +481,13 @@ impl Spool {
     /// An empty draft.
     pub fn draft(&self) -> Draft {
         Draft::new(self.shared.clone())
+    }
+
+    /// So many bytes of messages that are still arriving, or wait for their sync, may be in memory. From half of it on
+    /// content goes to a file of its own much earlier; a draft that would go beyond is refused with
+    /// [`io::ErrorKind::StorageFull`].
+    pub fn limit_drafts(&self, bytes: u64) {
+        self.shared.drafts.limit(bytes);
     }
 
     /// Is there room for a new message of so many bytes? Cheap: the disk is asked once a second.
@@ -522,8 +531,11 @@ impl Spool {
         let finished = content.finish(shared).await;
         let finished =
             finished.map_err(|error| commit::put_error(&shared.folders.large.display().to_string(), &error))?;
+        // What is in memory counts until it is on disk.
+        let mut _held = None;
         let (content, body, own) = match finished {
-            Finished::Memory(pieces) => {
+            Finished::Memory(pieces, held) => {
+                _held = held;
                 let content = Body::Memory(pieces.clone());
                 (Content::Inline { len: content.len() }, content, None)
             }
@@ -656,6 +668,10 @@ impl Drop for Undecided<'_> {
 impl Shared {
     fn next_number(&self) -> u64 {
         self.generation << 40 | self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn lock_index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count_waiting(&self, index: &Index) {

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -24,12 +24,14 @@ use super::shelf::Folders;
 use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
-use crate::route::Hop;
+use crate::route::{Hop, HopCopy};
 
 /// How much of a damaged stretch is kept for the operator, in bytes: more than any record is.
 const KEPT: u32 = 32 << 20;
 /// How much is read at a time.
 const BLOCK: usize = 1 << 20;
+/// So many messages are put into the index while it is held once.
+const AT_ONCE: usize = 1000;
 
 /// A segment that was there before.
 #[derive(Debug)]
@@ -116,7 +118,7 @@ pub struct Recovery {
 /// What a start found.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// The copies that wait, in the order in which their messages came.
+    /// The copies that wait, in the order in which their messages came; none where they were handed on already.
     pub waiting: Vec<Waiting>,
     /// What could not be read and was set aside now.
     pub corrupt: Vec<CorruptRecord>,
@@ -157,6 +159,14 @@ impl Recovery {
 
     /// Reads it. Blocking, for as long as the disk takes to give all that waits.
     pub fn run(self) -> Recovered {
+        let mut waiting = Vec::new();
+        let recovered = self.run_with(|some| waiting.extend(some));
+        Recovered { waiting, ..recovered }
+    }
+
+    /// The same, but hands on what waits some at a time, in the order in which it came, instead of all in the end: a
+    /// million of them need not be in memory a second time, and new mail waits for the index no longer than some take.
+    pub fn run_with(self, mut take: impl FnMut(Vec<Waiting>)) -> Recovered {
         let Self { shared, old, own } = self;
         let mut scan = Scan::default();
         let mut buffer = Vec::new();
@@ -189,29 +199,38 @@ impl Recovery {
         }
         crash_point("recover.set_aside");
 
-        let mut known = HashSet::new();
-        let mut found: Vec<_> = scan.messages.into_iter().collect();
+        let Scan { messages, plans, ends, unreadable, .. } = scan;
+        let mut found: Vec<_> = messages.into_iter().collect();
         // Numbers grow in the order in which messages came.
         found.sort_unstable_by_key(|(id, _)| *id);
         recovered.messages = found.len();
-        let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
-        for (number, end) in scan.ends {
+        let known: HashSet<u64> = found.iter().filter_map(|(_, seen)| Some(seen.entry.own?.get())).collect();
+        let mut index = shared.lock_index();
+        for (number, end) in ends {
             if let Some(segment) = index.segments.get_mut(&number) {
                 segment.end = end;
-                if scan.unreadable.contains(&number) {
+                if unreadable.contains(&number) {
                     segment.fate = Fate::Keep;
                 }
             }
         }
-        for (id, Seen { entry, accepted, hops }) in found {
-            known.extend(entry.own.map(|own| own.get()));
-            recovered.waiting.extend(entry.waiting(id, accepted, hops));
-            let place = entry.place;
-            index.insert(id, entry, place);
-        }
-        index.scanned = true;
-        shared.count_waiting(&index);
+        index.reserve(found.len());
         drop(index);
+        let mut found = found.into_iter();
+        while found.len() > 0 {
+            let mut waiting = Vec::with_capacity(AT_ONCE);
+            let mut index = shared.lock_index();
+            for (id, Seen { entry, accepted, plan }) in found.by_ref().take(AT_ONCE) {
+                waiting.extend(entry.waiting(id, accepted, &plans[plan as usize]));
+                let place = entry.place;
+                index.insert(id, entry, place);
+            }
+            shared.count_waiting(&index);
+            drop(index);
+            // Whoever takes them may have them tried at once; their entries are there.
+            take(waiting);
+        }
+        shared.lock_index().scanned = true;
 
         for name in own {
             // A name that is not of our making is not ours to remove.
@@ -235,7 +254,11 @@ struct Scan {
     settles: Vec<(MessageId, Settlement)>,
     /// Messages that never were.
     cancelled: HashSet<MessageId>,
-    /// One of each connector's name, for all messages.
+    /// Connectors and hops of a message's copies, each list once for all messages that share it.
+    plans: Vec<Plan>,
+    /// Where in `plans` a list stands.
+    plan_numbers: HashMap<Plan, u32>,
+    /// One of each connector's name, for all lists.
     names: HashSet<Arc<str>>,
     /// Stretches that are no records: segment, from, to, reason.
     suspects: Vec<(u32, u32, u32, String)>,
@@ -252,11 +275,14 @@ struct Scan {
 /// A message that was found, with what the index does not keep of it.
 #[derive(Debug)]
 struct Seen {
-    entry: Entry,
+    entry: Box<Entry>,
     accepted: Timestamp,
-    /// Connector and hop of each copy.
-    hops: Vec<(ConnectorName, Hop)>,
+    /// Connector and hop of each copy, by the number of their list.
+    plan: u32,
 }
+
+/// Connector and hop of each copy.
+type Plan = Arc<[(ConnectorName, Hop)]>;
 
 /// Bytes where a record should be.
 struct Bad {
@@ -341,9 +367,9 @@ impl Scan {
                     Some(seen) => seen.entry.place = place,
                     None => {
                         let entry = Entry::found(&decoded, place);
-                        let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
                         if !entry.is_done() {
-                            self.messages.insert(id, Seen { entry, accepted, hops });
+                            let plan = self.plan(decoded.copies);
+                            self.messages.insert(id, Seen { entry, accepted, plan });
                         }
                     }
                 }
@@ -388,6 +414,19 @@ impl Scan {
         if let Some(seen) = self.messages.get_mut(&deferral.id) {
             seen.entry.defer(deferral);
         }
+    }
+
+    /// The number of these copies' list.
+    fn plan(&mut self, copies: Vec<HopCopy>) -> u32 {
+        let plan: Vec<_> = copies.into_iter().map(|copy| (copy.via, copy.hop)).collect();
+        if let Some(number) = self.plan_numbers.get(plan.as_slice()) {
+            return *number;
+        }
+        let plan: Plan = plan.into_iter().map(|(via, hop)| (self.name(via), hop)).collect();
+        let number = u32::try_from(self.plans.len()).expect("memory ends before there are 2^32 lists");
+        self.plans.push(Arc::clone(&plan));
+        self.plan_numbers.insert(plan, number);
+        number
     }
 
     fn name(&mut self, name: ConnectorName) -> ConnectorName {

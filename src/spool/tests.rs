@@ -1051,13 +1051,53 @@ fn f058_numbers_are_never_given_twice() {
     });
 }
 
+/// F-054: unfinished content may take so much memory and no more; in need it goes to a file long before it is large, and
+/// all is as ever when those who took it are gone.
 #[test]
-fn the_index_takes_at_most_300_bytes_for_a_message() {
-    // A table slot with its control byte at the worst load (half of 7/8), one allocation for one copy, its number in
-    // the segment's list (doubled at worst).
-    let slot = (size_of::<(MessageId, Entry)>() + 1) * 16 / 7;
-    let copy = index::COPY_STATE + 16;
-    assert!(slot + copy + 16 <= 300, "{}", slot + copy + 16);
+fn f054_drafts_stay_within_their_room() {
+    run(async {
+        let disk = Model::new(1);
+        let options = Options { segment_size: Some(2 << 20), large_at: 400 << 10, ..small() };
+        let (spool, _) = open(&disk, options);
+        spool.limit_drafts(256 << 10);
+        let piece = content(1, 50 << 10);
+        let mut calm = spool.draft();
+        calm.push(piece.clone()).await.unwrap();
+        calm.push(piece.clone()).await.unwrap();
+        assert!(calm.in_memory().is_some(), "there is room enough");
+        // Half of it is taken now: what is longer than 64 KiB goes to disk.
+        let mut short = spool.draft();
+        short.push(piece.clone()).await.unwrap();
+        assert!(short.in_memory().is_some());
+        let mut long = spool.draft();
+        long.push(piece.clone()).await.unwrap();
+        long.push(piece.clone()).await.unwrap();
+        assert!(long.in_memory().is_none(), "it is in a file");
+        // And so is this one; then it is full, and nobody gets more.
+        let mut others = Vec::new();
+        let refused = loop {
+            let mut other = spool.draft();
+            match other.push(piece.clone()).await {
+                Ok(()) => others.push(other),
+                Err(error) => break error,
+            }
+            assert!(others.len() < 10, "without an end");
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(calm.push(piece.clone()).await.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        drop((others, calm));
+        short.push(piece.clone()).await.unwrap();
+        // What is put counts until it is on disk, and then no longer.
+        for one in [short, long] {
+            let _ = spool.put(message(&spool, one, &[1])).await.unwrap();
+        }
+        let mut last = spool.draft();
+        for _ in 0..2 {
+            last.push(piece.clone()).await.unwrap();
+        }
+        assert!(last.in_memory().is_some(), "all room is free again");
+        spool.close().await;
+    });
 }
 
 mod on_a_real_disk {
