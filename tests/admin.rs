@@ -554,3 +554,83 @@ fn the_command_line_shows_asks_and_does() {
     assert_eq!(status, Some(3), "{errors}");
     assert!(errors.contains("the daemon cannot be reached"), "{errors}");
 }
+
+/// Figures, the dashboard and the alerts speak of the same things.
+#[test]
+fn status_and_metrics_tell_what_happened() {
+    let sink = Sink::with(SinkPlan::new().reacting(|at| match at {
+        At::Rcpt(to) if to.contains("later@") => Reaction::Say("451 4.3.0 not now".into()),
+        At::Rcpt(to) if to.contains("never@") => Reaction::Say("550 5.1.1 never".into()),
+        _ => Reaction::Go,
+    }));
+    let mut world = World::at_known_port(sink.address);
+    let mut client = Client::hello(world.daemon.address());
+    let to = ["julie@contoso.com", "later@contoso.com", "never@contoso.com"];
+    assert!(client.deliver("erin@fabrikam.com", &to, CONTENT).unwrap().starts_with("250"));
+    assert!(client.deliver("erin@fabrikam.com", &["not an address"], CONTENT).unwrap().starts_with('5'));
+    // The message, and the report about one of its recipients.
+    sink.wait_for(2);
+    let figure = |name: &str| -> f64 {
+        let text = world.get("/metrics").body;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("{name}: {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    wait_until("the report is counted", PATIENCE, || {
+        let delivered = figure("causeway_delivered_recipients_total{connector=\"out\"}");
+        let deferred = figure("causeway_deferred_recipients_total{connector=\"out\"}");
+        (delivered, deferred, figure("causeway_queue_messages")) == (2.0, 1.0, 1.0)
+    });
+    for (name, expected) in [
+        ("causeway_accepted_messages_total", 1.0),
+        ("causeway_accepted_bytes_total", CONTENT.len() as f64),
+        ("causeway_reports_total", 1.0),
+        ("causeway_deferred_recipients_total{connector=\"out\"}", 1.0),
+        ("causeway_failed_recipients_total{connector=\"out\"}", 1.0),
+        ("causeway_commit_seconds_count", 1.0),
+        ("causeway_delivery_seconds_count", 2.0),
+        ("causeway_delivery_seconds_bucket{le=\"+Inf\"}", 2.0),
+        ("causeway_queue_messages", 1.0),
+        ("causeway_connections_open", 1.0),
+    ] {
+        assert_eq!(figure(name), expected, "{name}");
+    }
+    let metrics = world.get("/metrics").body;
+    let known: Vec<&str> = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        assert!(known.contains(&name) || known.contains(&base), "{line} has no HELP and TYPE");
+    }
+    for file in ["config/grafana-dashboard.json", "config/prometheus-alerts.yml"] {
+        let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut seen = 0;
+        for word in text.split(|c| !is_name(c)).filter(|word| word.starts_with("causeway_")) {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            assert!(known.contains(&word) || known.contains(&base), "{file}: {word} is not a figure");
+            seen += 1;
+        }
+        assert!(seen > 5, "{file}");
+    }
+
+    let status = world.get("/api/v1/status").json();
+    let out = &status["connectors"][0];
+    assert_eq!((&out["name"], &out["state"], &out["counts"]), (&json!("out"), &json!("up"), &json!([2, 1, 1])));
+    assert!(out["proved"]["what"].as_str().unwrap().contains(&sink.address.port().to_string()), "{out}");
+    assert!(out["fault"]["what"].as_str().unwrap().contains("451 4.3.0 not now"), "{out}");
+    assert_eq!((&status["messages"], &status["accepted"], &status["refuses"]), (&json!(1), &json!(1), &Value::Null));
+    for command in ["status", "top"] {
+        let (code, text, errors) = world.cli(&[command]);
+        assert_eq!(code, Some(0), "{command}: {errors}");
+        for word in ["takes mail", "1 messages", "out  up", "2 delivered, 1 put off, 1 failed", "451 4.3.0 not now"] {
+            assert!(text.contains(word), "{command}: {word}: {text}");
+        }
+    }
+    let (code, text, _) = world.cli(&["status", "--json"]);
+    assert_eq!((code, serde_json::from_str::<Value>(&text).unwrap()["held"].clone()), (Some(0), json!(0)));
+    drop(client);
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    for command in ["status", "top"] {
+        assert_eq!(world.cli(&[command]).0, Some(3), "{command}");
+    }
+}

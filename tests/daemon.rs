@@ -386,9 +386,6 @@ fn what_is_not_built_is_refused_by_name() {
         assert_eq!(output.status.code(), Some(2), "{what}: {text}");
         assert!(text.contains("not supported in this version"), "{what}: {text}");
     };
-    for command in ["status", "top"] {
-        refused(run(causeway().args([command, "--anything", "else"]), PATIENCE), command);
-    }
     let good = config(sink.address, IN_THE_CLEAR);
     for (after, key) in [
         ("name = \"out\"", "srs = \"contoso.com\""),

@@ -4,6 +4,7 @@
 //! their number grow.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::HeaderValue;
@@ -12,6 +13,8 @@ use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
 
 use super::{Admin, Error, Shared};
+use crate::config::Config;
+use crate::relay::meter::{BOUNDS, Meter};
 
 /// Prometheus text format 0.0.4.
 const FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -81,6 +84,9 @@ fn write(admin: &Admin, now: Timestamp) -> String {
         }
     }
 
+    text.gauge("causeway_queue_held", "Copies that an operator holds.", relay.held() as f64);
+    counters(&mut text, relay.meter(), &snapshot.config);
+
     let spool = relay.spool_bytes();
     text.gauge("causeway_spool_log_bytes", "Bytes of records in the spool's log.", spool.log as f64);
     text.gauge("causeway_spool_live_bytes", "Bytes of records of messages that wait.", spool.live as f64);
@@ -106,6 +112,53 @@ fn write(admin: &Admin, now: Timestamp) -> String {
         }
     }
     text.0
+}
+
+/// What was counted since the start.
+fn counters(text: &mut Text, meter: &Meter, config: &Config) {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    text.gauge("causeway_uptime_seconds", "Seconds since the start.", meter.uptime().as_secs_f64());
+    for (name, help, counter) in [
+        ("causeway_accepted_messages_total", "Messages that were acknowledged to their clients.", &meter.accepted),
+        ("causeway_accepted_bytes_total", "Bytes of these.", &meter.accepted_bytes),
+        ("causeway_reports_total", "Reports written to senders (DSN).", &meter.reports),
+    ] {
+        text.figure(name, "counter", help);
+        text.value(name, &[], get(counter));
+    }
+    let name = "causeway_refused_total";
+    text.figure(name, "counter", "Senders, recipients and messages that were refused, by the class of the reply.");
+    text.value(name, &[("class", "4")], get(&meter.refused_for_now));
+    text.value(name, &[("class", "5")], get(&meter.refused_for_good));
+
+    let counted = meter.connectors();
+    for (name, help, of) in [
+        ("causeway_delivered_recipients_total", "Recipients whose next hop took the message.", 0),
+        ("causeway_deferred_recipients_total", "Attempts for a recipient that were in vain and are made again.", 1),
+        ("causeway_failed_recipients_total", "Recipients that never will be delivered.", 2),
+    ] {
+        text.figure(name, "counter", help);
+        for connector in &config.send_connectors {
+            let via = counted.iter().find(|(known, _)| **known == *connector.name.0);
+            let value = via.map_or(0.0, |(_, via)| get([&via.delivered, &via.deferred, &via.failed][of]));
+            text.value(name, &[("connector", &connector.name.0)], value);
+        }
+    }
+    for (name, help, histogram) in [
+        ("causeway_commit_seconds", "From the end of a message's data to stable storage.", &meter.commit),
+        ("causeway_delivery_seconds", "From the acceptance of a copy to its next hop's 250.", &meter.delivery),
+    ] {
+        text.figure(name, "histogram", help);
+        let counts = histogram.counts();
+        let bucket = format!("{name}_bucket");
+        for (bound, count) in BOUNDS.iter().zip(counts) {
+            text.value(&bucket, &[("le", &(*bound as f64 / 1e3).to_string())], count as f64);
+        }
+        let all = counts[BOUNDS.len()] as f64;
+        text.value(&bucket, &[("le", "+Inf")], all);
+        text.value(&format!("{name}_sum"), &[], histogram.seconds());
+        text.value(&format!("{name}_count"), &[], all);
+    }
 }
 
 #[cfg(test)]

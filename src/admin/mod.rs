@@ -36,9 +36,11 @@ pub mod client;
 mod guard;
 mod metrics;
 mod queue;
+mod status;
 mod token;
 
 pub use queue::Wanted;
+pub use status::{Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
 pub use token::Token;
 
 /// At one time. More wait in the kernel until one is answered.
@@ -111,6 +113,7 @@ fn routes() -> Vec<Route> {
         route("/readyz", &["get"], get(readyz)),
         route("/metrics", &["get"], get(metrics::metrics)),
         route("/api/v1/openapi.json", &["get"], get(openapi)),
+        route("/api/v1/status", &["get"], get(status::status)),
         route("/api/v1/queue", &["get"], get(queue::list)),
         route("/api/v1/queue/{id}", &["get"], get(queue::show)),
         route("/api/v1/queue/hold", &["post"], post(queue::hold)),

@@ -22,6 +22,7 @@ pub mod init;
 mod page;
 mod queue;
 mod run;
+mod status;
 pub mod trace;
 
 /// The command line or the configuration is wrong.
@@ -70,19 +71,10 @@ enum Command {
     Directory(directory::Args),
     /// Read a password, and print the line for `users_file`
     HashPassword(hash_password::Args),
-    /// Health and queue depth (not in this version)
-    #[command(hide = true)]
-    Status(Unbuilt),
-    /// The same, refreshing (not in this version)
-    #[command(hide = true)]
-    Top(Unbuilt),
-}
-
-/// Whatever was said to a command that is not built yet.
-#[derive(Debug, clap::Args)]
-struct Unbuilt {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    _rest: Vec<String>,
+    /// How the running daemon does: connectors, certificates, what waits, rates
+    Status(status::StatusArgs),
+    /// The same, refreshing until Ctrl-C
+    Top(status::TopArgs),
 }
 
 /// Runs the command that the command line names.
@@ -99,8 +91,8 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&cli.config, &args),
         Command::Directory(args) => directory::run(&cli.config, &args),
         Command::HashPassword(args) => hash_password::run(&args),
-        Command::Status(_) => unbuilt("status"),
-        Command::Top(_) => unbuilt("top"),
+        Command::Status(args) => status::status(&cli.config, &args),
+        Command::Top(args) => status::top(&cli.config, &args),
     }
 }
 
@@ -162,9 +154,4 @@ fn print(text: &str) {
     use std::io::Write as _;
     let mut out = anstream::stdout();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-fn unbuilt(command: &str) -> ExitCode {
-    eprintln!("causeway: the command \"{command}\" is not supported in this version");
-    ExitCode::from(WRONG)
 }

@@ -27,7 +27,7 @@ use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header,
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
-use crate::smtp::Reply;
+use crate::smtp::{Reply, Status};
 use crate::spool::disk::crash_point;
 use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting};
 
@@ -37,6 +37,7 @@ mod events;
 mod hands;
 #[cfg(test)]
 mod hops;
+pub mod meter;
 mod origin;
 pub mod pressure;
 pub mod queue;
@@ -50,6 +51,7 @@ mod work;
 
 use early::Early;
 use hands::Queue;
+use meter::Meter;
 use pressure::{Level, Pressure};
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
@@ -102,6 +104,7 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    meter: Meter,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
@@ -179,6 +182,7 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            meter: Meter::default(),
             disagreements: Mutex::default(),
             put_limit,
             pressure,
@@ -438,9 +442,14 @@ impl Relay {
     /// Puts a message of a client that waits.
     async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
         let id = message.id;
+        let begun = Instant::now();
         match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
-            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Ok(receipt)) => {
+                self.0.meter.commit.add(begun.elapsed());
+                Ok(receipt)
+            }
             Ok(Err(error)) => {
+                self.0.meter.refuse(Status(4, 3, 0));
                 warn!(%id, %error, "a message was not accepted");
                 Err(acknowledge::put_failed(&error))
             }

@@ -153,6 +153,7 @@ impl Relay {
     ) {
         self.track_sent(tried, done);
         let copy = tried.copy();
+        self.0.meter.deliver(&copy.via, done, tried.message.accepted, now);
         if let Some((_, delivered)) = done.first() {
             debug!(id = %tried.item.id, connector = %copy.via, host = delivered.host, recipients = done.len(), proof = %delivered.proof, "delivered");
         }

@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Relay;
+use super::meter::Meter;
+use super::pressure::Level;
+use crate::spool::Step;
 
 /// A next hop with what waits for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +91,33 @@ impl Relay {
                 last: queue.find(via, hop).and_then(|lane| queue.last_setback(lane)).map(|setback| setback.to_string()),
             })
             .collect()
+    }
+
+    /// What was counted since the start.
+    pub fn meter(&self) -> &Meter {
+        &self.0.meter
+    }
+
+    /// What is turned away for want of memory, in words; `None`: nothing.
+    pub fn pressure(&self) -> Option<&'static str> {
+        match self.0.pressure.level() {
+            Level::Calm => None,
+            Level::NoMail => Some("memory runs out: new mail is refused"),
+            Level::NoConnection => Some("memory runs out: new connections are refused"),
+        }
+    }
+
+    /// When the message that stands first in the log was accepted: the oldest, but for what was moved. Blocking.
+    pub fn oldest(&self) -> Option<jiff::Timestamp> {
+        let mut step = Some(Step::default());
+        while let Some(from) = step {
+            let (messages, next) = self.0.spool.walk(from);
+            if let Some((_, first)) = messages.first() {
+                return Some(first.accepted);
+            }
+            step = next;
+        }
+        None
     }
 
     /// Tracking events that could not be written.
