@@ -50,7 +50,7 @@ pub(super) struct InHand {
 
 impl InHand {
     /// Somebody else lets it go.
-    pub(super) fn is_passed_on(mut self) {
+    pub(super) fn pass_on(mut self) {
         self.mine = false;
     }
 }

@@ -694,7 +694,7 @@ impl Relay {
                 (lane, start + queue.rouse(lane))
             };
             // A worker may have it in hand by now.
-            hand.is_passed_on();
+            hand.pass_on();
             for _ in 0..start {
                 self.work(lane);
             }
