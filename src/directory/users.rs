@@ -147,7 +147,11 @@ fn load_once(path: &Path) -> Result<Loaded, LoadError> {
     Ok(Loaded { users, faults, unlisted, fingerprint })
 }
 
-fn read(content: &[u8]) -> Result<(Users, Vec<Fault>, usize), LoadError> {
+/// As [`load`], of text that is in no file: its users, lines that were skipped, and how many more were.
+///
+/// # Errors
+/// Why it is of no use at all.
+pub fn read(content: &[u8]) -> Result<(Users, Vec<Fault>, usize), LoadError> {
     let mut read: Vec<(Box<str>, PasswordHash, u64)> = Vec::new();
     let mut faults = Vec::new();
     for (line, number) in content.split(|byte| *byte == b'\n').zip(1..) {

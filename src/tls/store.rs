@@ -5,6 +5,8 @@
 //! tells.
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -489,8 +491,17 @@ fn items(pem: &[u8], name: &str) -> Result<Vec<rustls_pemfile::Item>, String> {
     rustls_pemfile::read_all(&mut &*pem).collect::<Result<_, _>>().map_err(|error| format!("{name}: not PEM: {error}"))
 }
 
+/// No chain and no bundle of roots is longer, and /dev/zero ends somewhere.
+const FILE_LIMIT: u64 = 16 << 20;
+
 fn read(file: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|open| open.take(FILE_LIMIT + 1).read_to_end(&mut bytes));
+    match read {
+        Err(error) => Err(format!("{}: {error}", file.display())),
+        Ok(_) if bytes.len() as u64 > FILE_LIMIT => Err(format!("{}: longer than 16 MiB", file.display())),
+        Ok(_) => Ok(bytes),
+    }
 }
 
 /// The year 9999 is more than a [`Timestamp`] can say in every time zone; certificates without an end carry it.

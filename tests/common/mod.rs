@@ -9,6 +9,7 @@
 
 pub mod daemon;
 pub mod deep;
+pub mod history;
 pub mod sink;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
