@@ -33,6 +33,7 @@ use crate::relay::{Relay, Snapshot};
 use crate::spool::{OpenError, Settings, Spool};
 use crate::tls::{Identity, Roots};
 
+mod admin;
 mod certificates;
 mod log;
 mod manager;
@@ -40,6 +41,7 @@ mod privileges;
 mod visit_key;
 mod watch_files;
 
+use admin::{AdminDoor, Prepared};
 use certificates::Certificates;
 pub use log::start as start_log;
 use watch_files::Watcher;
@@ -169,6 +171,7 @@ pub struct Daemon {
     /// Sessions are cut off.
     abandon: watch::Sender<bool>,
     limits: ConnectionLimits,
+    admin: Option<AdminDoor>,
     keeper: JoinHandle<()>,
     recovery: JoinHandle<()>,
 }
@@ -279,6 +282,7 @@ impl Daemon {
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
         let users = load_users(&config, &UserFiles::default());
         let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
+        let admin = Prepared::new(config.admin.as_ref(), None)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -304,6 +308,7 @@ impl Daemon {
             closed: Vec::new(),
             abandon: watch::channel(false).0,
             limits: ConnectionLimits::default(),
+            admin: None,
             keeper,
             recovery,
         };
@@ -311,6 +316,8 @@ impl Daemon {
             let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
             daemon.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
         }
+        // Last: who asks whether the doors are open hears the truth.
+        daemon.admin = admin.adopt(None, &daemon.relay, &daemon.limits);
         Ok(daemon)
     }
 
@@ -451,6 +458,7 @@ impl Daemon {
                 fresh.push((address, listener));
             }
         }
+        let admin = Prepared::new(config.admin.as_ref(), self.admin.as_ref())?;
         let old = self.relay.snapshot();
         let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
@@ -480,6 +488,7 @@ impl Daemon {
         for (address, listener) in fresh {
             self.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
         }
+        self.admin = admin.adopt(self.admin.take(), &self.relay, &self.limits);
         Ok(())
     }
 
@@ -503,6 +512,10 @@ impl Daemon {
         }
         if !self.relay.stop(deadline).await {
             warn!("not all deliveries ended in time; they are tried again at the next start");
+        }
+        // To the last it said how far the end has come.
+        if let Some(admin) = self.admin.take() {
+            admin.close().await;
         }
         self.keeper.abort();
         self.recovery.abort();

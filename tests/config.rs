@@ -721,7 +721,6 @@ fn every_documented_key_is_known() {
         r#"milter "127.0.0.1:11332""#,
         r#"journal "archive@journal.contoso.com""#,
         r#"rule "legal hold""#,
-        "admin: listen",
     ];
     assert_eq!(places, expected);
     for line in other {

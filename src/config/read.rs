@@ -313,6 +313,11 @@ impl<'a> Table<'a> {
         self.text_or_empty(key, parse, problems)
     }
 
+    /// Where a relative path leads to.
+    pub(super) fn beside(&self, path: &str) -> PathBuf {
+        self.document.path.parent().unwrap_or(Path::new("")).join(path)
+    }
+
     /// The section `[key]`; one that is left out is empty. Written with the brackets of a list it is wrong, and read
     /// all the same, so that the brackets hide nothing.
     pub(super) fn section(&mut self, key: &'static str, problems: &mut Problems) -> Read<Table<'a>> {

@@ -148,6 +148,14 @@ pub enum Setback {
         /// The command that shows more.
         see: Option<String>,
     },
+    /// An operator returned it.
+    #[error("returned by {who}{reason}")]
+    Returned {
+        /// Who.
+        who: String,
+        /// Why: empty, or a colon and what was said.
+        reason: String,
+    },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
     Spool {
@@ -199,6 +207,8 @@ impl Setback {
             Self::Unroutable { status, .. } => *status,
             Self::Disagreed { answer, .. } => answer.status(),
             Self::Circles { .. } => Status(5, 4, 6),
+            // A decision of this side's own.
+            Self::Returned { .. } => Status(5, 7, 1),
             Self::Spool { .. } => Status(4, 3, 0),
             Self::Overload { .. } => Status(4, 4, 5),
             Self::Expired { .. } => Status(4, 4, 7),
@@ -238,6 +248,7 @@ impl Setback {
             | Self::Unroutable { .. }
             | Self::Disagreed { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
@@ -273,6 +284,7 @@ impl Setback {
             | Self::Unroutable { .. }
             | Self::Disagreed { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Overload { .. }
             | Self::Expired { .. } => false,
@@ -301,6 +313,7 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Overload { .. } => return None,
         };
@@ -332,6 +345,7 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Overload { .. } => format!("X-Causeway; {self}"),
         }
@@ -386,6 +400,7 @@ impl Setback {
             Self::NoConnector { .. } => "the send connector that this message was routed to",
             Self::Unroutable { .. } => "a way to every member of the group",
             Self::Disagreed { .. } | Self::Circles { .. } => "that the premises agree about where the mailbox is",
+            Self::Returned { .. } => "to deliver the message",
             Self::Spool { .. } => "to read the message from the spool",
             Self::Overload { .. } => "a connection to the receiving server",
             Self::Expired { last, .. } => last.expected(),
@@ -455,6 +470,9 @@ impl Setback {
             }
             Self::NoConnector { .. } => {
                 "An administrator should restore or enable the send connector, or route this mail anew."
+            }
+            Self::Returned { .. } => {
+                "An operator of this relay took the message out of its queue. Ask the postmaster of this side why."
             }
             Self::Spool { .. } => "An administrator should check the relay's disk and log. Send the message again.",
             Self::Expired { last, .. } => last.advice(),
@@ -545,6 +563,7 @@ mod tests {
             ),
             (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
             (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
+            (Setback::Returned { who: "alice".into(), reason: ": spam".into() }, Status(5, 7, 1)),
             (Setback::Spool { why: why.clone() }, Status(4, 3, 0)),
             (Setback::Overload { why }, Status(4, 4, 5)),
         ]

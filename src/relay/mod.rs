@@ -27,25 +27,31 @@ use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header,
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
-use crate::smtp::Reply;
+use crate::smtp::{Reply, Status};
 use crate::spool::disk::crash_point;
 use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting};
 
 mod acknowledge;
 mod early;
 mod events;
+mod hands;
 #[cfg(test)]
 mod hops;
+pub mod meter;
 mod origin;
 pub mod pressure;
+pub mod queue;
 pub mod schedule;
 mod settle;
+pub mod state;
 #[cfg(test)]
 mod tests;
 mod visits;
 mod work;
 
 use early::Early;
+use hands::Queue;
+use meter::Meter;
 use pressure::{Level, Pressure};
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
@@ -89,7 +95,7 @@ struct Inner {
     snapshot: ArcSwap<Snapshot>,
     spool: Spool,
     tracker: Tracker,
-    queue: Mutex<Schedule<Item>>,
+    queue: Mutex<Queue>,
     /// The timer looks at the queue again.
     wake: Notify,
     /// No new attempt begins.
@@ -98,6 +104,7 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    meter: Meter,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
@@ -159,7 +166,7 @@ impl Relay {
     }
 
     fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
-        let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
+        let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
         let pressure = Pressure::find();
         if let Some(bound) = pressure.bound() {
             info!(bound, "memory is bounded: new mail is refused before it is used up");
@@ -175,6 +182,7 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            meter: Meter::default(),
             disagreements: Mutex::default(),
             put_limit,
             pressure,
@@ -231,6 +239,10 @@ impl Relay {
         let (now, wall) = (Instant::now(), Timestamp::now());
         let mut queue = self.queue();
         for waiting in some {
+            if waiting.held {
+                queue.lay_aside(Item::recovered(waiting));
+                continue;
+            }
             let max = work::max_connections(&snapshot.config, &waiting.via);
             let lane = queue.lane(&waiting.via, &waiting.hop, max);
             let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
@@ -430,9 +442,14 @@ impl Relay {
     /// Puts a message of a client that waits.
     async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
         let id = message.id;
+        let begun = Instant::now();
         match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
-            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Ok(receipt)) => {
+                self.0.meter.commit.add(begun.elapsed());
+                Ok(receipt)
+            }
             Ok(Err(error)) => {
+                self.0.meter.refuse(Status(4, 3, 0));
                 warn!(%id, %error, "a message was not accepted");
                 Err(acknowledge::put_failed(&error))
             }
@@ -487,7 +504,7 @@ impl Relay {
         ready.saturating_mul(bytes) <= left.saturating_mul(2)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Schedule<Item>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         // A panic while the queue was held ended one worker; the queue itself is whole between its calls.
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -286,6 +286,14 @@ impl<T> Schedule<T> {
         start
     }
 
+    /// Ends the rest of a lane, if it rests: somebody wants it tried now. Returns how many workers to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn rouse(&mut self, lane: LaneId) -> usize {
+        self.wake(lane);
+        let entry = self.lane_mut(lane);
+        entry.recruit(entry.ready.len())
+    }
+
     /// Why the lane rests or is slow: what its last attempt said of the hop.
     pub fn remember(&mut self, lane: LaneId, why: Setback) {
         self.lane_mut(lane).last = Some(why);

@@ -65,7 +65,7 @@ impl Relay {
         }
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
-        self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
+        self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
         let copy = tried.copy();
         let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
@@ -153,6 +153,7 @@ impl Relay {
     ) {
         self.track_sent(tried, done);
         let copy = tried.copy();
+        self.0.meter.deliver(&copy.via, done, tried.message.accepted, now);
         if let Some((_, delivered)) = done.first() {
             debug!(id = %tried.item.id, connector = %copy.via, host = delivered.host, recipients = done.len(), proof = %delivered.proof, "delivered");
         }
@@ -172,7 +173,7 @@ impl Relay {
     }
 
     /// True if the failures are settled: reported where somebody is to be told.
-    async fn settle_failed(
+    pub(super) async fn settle_failed(
         &self,
         snapshot: &Snapshot,
         tried: &Tried<'_>,

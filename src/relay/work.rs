@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
+use super::hands::Key;
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
@@ -20,7 +21,7 @@ use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
 use crate::spool::disk::crash_point;
-use crate::spool::{Deferral, LoadError, Message, Waiting};
+use crate::spool::{Deferral, Known, LoadError, Message, Standing, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
 const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
@@ -47,6 +48,8 @@ pub(super) struct Item {
     pub(super) copy: u16,
     pub(super) attempts: u16,
     pub(super) warned: bool,
+    /// Which of its places in the schedule this is: see `hands`.
+    pub(super) turn: u16,
     /// How many attempts ended inside the relay, in this run.
     pub(super) panics: u8,
     /// When the message was accepted.
@@ -91,16 +94,37 @@ impl Drop for Resident {
 }
 
 impl Item {
+    pub(super) fn key(&self) -> Key {
+        (self.id, self.copy)
+    }
+
     pub(super) fn fresh(message: &Message, copy: usize, resident: Option<Arc<Resident>>) -> Self {
         Self {
             id: message.id,
             copy: copy as u16,
             attempts: 0,
             warned: false,
+            turn: 0,
             panics: 0,
             accepted: message.accepted,
             absent_since: None,
             resident,
+            early: None,
+        }
+    }
+
+    /// A new place in the schedule for a copy that stands in the spool.
+    pub(super) fn standing(message: &Standing, copy: u16, known: Known) -> Self {
+        Self {
+            id: message.id,
+            copy,
+            attempts: known.attempts,
+            warned: known.warned,
+            turn: 0,
+            panics: 0,
+            accepted: message.accepted,
+            absent_since: None,
+            resident: None,
             early: None,
         }
     }
@@ -111,6 +135,7 @@ impl Item {
             copy: waiting.copy,
             attempts: waiting.attempts,
             warned: waiting.warned,
+            turn: 0,
             panics: 0,
             accepted: waiting.accepted,
             absent_since: None,
@@ -191,7 +216,7 @@ impl Relay {
     pub(super) fn work(&self, lane: LaneId) {
         let at_work = self.at_work();
         tokio::spawn(async move {
-            let worker = Worker { relay: &at_work.0, lane, under_way: None, ended: false };
+            let worker = Worker { relay: &at_work.0, lane, trying: None, under_way: None, ended: false };
             worker.run().await;
         });
     }
@@ -264,19 +289,25 @@ impl Relay {
         in_time
     }
 
-    /// The next copy for a worker of this lane; `None` ends the worker.
-    fn next(&self, lane: LaneId) -> Option<Item> {
+    /// The next copy for a worker of this lane, which lets go of the last; `None` ends the worker.
+    fn next(&self, lane: LaneId, last: Option<Key>) -> Option<Item> {
         if self.is_stopping() {
             // The lane still counts this worker; nobody will ask it again.
             return None;
         }
-        self.queue().take(lane, Instant::now())
+        let mut queue = self.queue();
+        if let Some(last) = last {
+            queue.let_down(last);
+        }
+        queue.next(lane, Instant::now())
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
     async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
         let snapshot = self.snapshot();
         let early = item.early.take();
+        // Who settles it may be the session: it is in hand until that is done.
+        let mut hand = early.is_some().then(|| self.in_hand(item.key()));
         if early.as_ref().is_some_and(|early| early.is_over()) {
             return None;
         }
@@ -301,10 +332,11 @@ impl Relay {
         }
         crash_point("deliver.answered");
         if let Some(early) = early {
-            let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
-            (item, attempt) = (brought.item, brought.attempt);
+            let Some(brought) = early.hand_in(Brought { item, lane, attempt, hand }) else { return feedback };
+            (item, attempt, hand) = (brought.item, brought.attempt, brought.hand);
         }
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
+        drop(hand);
         feedback
     }
 
@@ -362,12 +394,19 @@ impl Relay {
             // shorter, and over when a look at the message says so.
             !late && age < settings.message_lifetime.saturating_add(LOOK_THROUGH)
         });
-        for (lane, mut item) in overdue {
+        for (lane, item) in overdue {
+            let Some(mut item) = self.queue().admit(item) else {
+                self.queue().let_go(lane);
+                continue;
+            };
+            let hand = self.in_hand(item.key());
             if let Some((message, open)) = self.fetch(lane, &mut item).await {
                 self.look_at(&snapshot, Tried { message: &message, item, lane }, &open, wall).await;
             }
             self.queue().let_go(lane);
+            drop(hand);
         }
+        self.forget_orders();
     }
 
     async fn look_at(&self, snapshot: &Snapshot, mut tried: Tried<'_>, open: &[u16], wall: Timestamp) {
@@ -387,7 +426,7 @@ impl Relay {
         let late: Vec<(u16, Setback)> = open.iter().map(|index| (*index, setback.clone())).collect();
         if self.warn_of_delay(snapshot, &tried, &late, age, wall).await {
             let Item { id, copy, attempts, .. } = tried.item;
-            self.0.spool.defer(Deferral { id, copy, until: wall, attempts, warned: true });
+            self.defer(Deferral { id, copy, until: wall, attempts, warned: true, held: false });
             tried.item.warned = true;
         } else if tried.message.envelope.sender.is_none() {
             // Nobody will ever be warned of it; so it need not be looked at for that again.
@@ -457,6 +496,8 @@ enum Unreadable {
 struct Worker<'a> {
     relay: &'a Relay,
     lane: LaneId,
+    /// What it has in hand, unless a session settles that.
+    trying: Option<Key>,
     /// What it tries, as it would be tried again.
     under_way: Option<Item>,
     ended: bool,
@@ -464,7 +505,8 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     async fn run(mut self) {
-        while let Some(item) = self.relay.next(self.lane) {
+        while let Some(item) = self.relay.next(self.lane, self.trying.take()) {
+            self.trying = item.early.is_none().then(|| item.key());
             self.under_way = Some(Item { resident: None, early: item.early.clone(), ..item });
             let feedback = self.relay.attempt(self.lane, item).await;
             self.under_way = None;
@@ -497,7 +539,12 @@ impl Drop for Worker<'_> {
                     error!(%id, "an attempt failed inside the relay again; its message stays in the spool until the next start");
                 }
             }
-            let more = self.relay.queue().abandoned(self.lane);
+            let mut queue = self.relay.queue();
+            if let Some(trying) = self.trying {
+                queue.let_down(trying);
+            }
+            let more = queue.abandoned(self.lane);
+            drop(queue);
             for _ in 0..more {
                 self.relay.work(self.lane);
             }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::disk::DiskFile;
 use super::format::{Content, Decoded, Salt};
-use super::{Deferral, End, Settlement, Waiting};
+use super::{CopyStanding, Deferral, End, Settlement, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
 use crate::route::{Hop, HopCopy};
@@ -129,6 +129,7 @@ struct CopyState {
     recipients: u16,
     attempts: u16,
     warned: bool,
+    held: bool,
     /// Microseconds, so that an entry stays small; [`i64::MIN`] is never.
     until: i64,
 }
@@ -186,7 +187,14 @@ impl Entry {
     pub fn new(copies: &[HopCopy], content: Content) -> Box<Self> {
         let state = |copy: &HopCopy| {
             let recipients = copy.recipients.len() as u16;
-            CopyState { open: Open::all(recipients), recipients, attempts: 0, warned: false, until: i64::MIN }
+            CopyState {
+                open: Open::all(recipients),
+                recipients,
+                attempts: 0,
+                warned: false,
+                held: false,
+                until: i64::MIN,
+            }
         };
         let copies = match copies {
             [one] => Copies::One(state(one)),
@@ -219,6 +227,7 @@ impl Entry {
             copy.until = deferral.until.as_microsecond();
             copy.attempts = deferral.attempts;
             copy.warned = deferral.warned;
+            copy.held = deferral.held;
         }
     }
 
@@ -250,7 +259,31 @@ impl Entry {
             until: copy.until(),
             attempts: copy.attempts,
             warned: copy.warned,
+            held: copy.held,
         })
+    }
+
+    /// The copies of `plan` of which somebody is open, as they stand.
+    pub fn standing(&self, plan: Vec<HopCopy>) -> Vec<CopyStanding> {
+        let copies = (0..).zip(self.copies.iter()).zip(plan).filter(|((_, copy), _)| !copy.open.is_empty());
+        copies
+            .map(|((number, copy), plan)| CopyStanding {
+                number,
+                open: (0..copy.recipients).filter(|&recipient| copy.open.contains(recipient)).collect(),
+                plan,
+                until: copy.until(),
+                attempts: copy.attempts,
+                warned: copy.warned,
+                held: copy.held,
+            })
+            .collect()
+    }
+
+    /// When a copy is tried again, if it ever was tried.
+    pub fn deferral(&self, id: MessageId, copy: u16) -> Option<Deferral> {
+        let &CopyState { attempts, warned, held, .. } = self.copies.get(usize::from(copy))?;
+        let until = self.copies[usize::from(copy)].until()?;
+        Some(Deferral { id, copy, until, attempts, warned, held })
     }
 
     /// Everything that happened to the message, to be said again in a copy of its record.
@@ -269,7 +302,8 @@ impl Entry {
             if !copy.open.is_empty()
                 && let Some(until) = copy.until()
             {
-                deferred.push(Deferral { id, copy: number, until, attempts: copy.attempts, warned: copy.warned });
+                let CopyState { attempts, warned, held, .. } = *copy;
+                deferred.push(Deferral { id, copy: number, until, attempts, warned, held });
             }
         }
         History { settled, deferred }

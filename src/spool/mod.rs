@@ -40,6 +40,7 @@ mod draft;
 pub mod format;
 mod index;
 mod keep;
+mod look;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod recover;
@@ -54,6 +55,7 @@ use draft::Finished;
 use format::{Checksum, Content, RECORD_HEAD};
 use index::{Entry, Fate, Index, Place};
 use keep::Unread;
+pub use look::{CopyStanding, Known, Standing, Step};
 pub use recover::{CorruptRecord, Recovered, Recovery};
 use shelf::{Folders, Places, Room, Shelf};
 
@@ -142,6 +144,8 @@ pub struct Deferral {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
+    /// An operator holds it: it is not tried until it is released.
+    pub held: bool,
 }
 
 /// Proof that a message is on stable storage. Only the committer makes one, only after the sync returned.
@@ -191,6 +195,8 @@ pub struct Waiting {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
+    /// An operator holds it.
+    pub held: bool,
 }
 
 /// How to open a spool.

@@ -321,7 +321,14 @@ impl World {
                 if let Some(one) = self.some_open() {
                     let (until, attempts) = (time(self.rng.i64(0..100_000)), self.rng.u16(1..50));
                     self.known.get_mut(&one.id).unwrap().deferrals[usize::from(one.copy)].push((Some(until), attempts));
-                    self.spool.defer(Deferral { id: one.id, copy: one.copy, until, attempts, warned: attempts > 9 });
+                    self.spool.defer(Deferral {
+                        id: one.id,
+                        copy: one.copy,
+                        until,
+                        attempts,
+                        warned: attempts > 9,
+                        held: false,
+                    });
                 }
             }
             16..18 => self.flush().await,
@@ -772,7 +779,7 @@ fn f020_a_newer_format_is_refused_and_left_as_it_is() {
     run(async {
         let (disk, _, path, _) = closed(&[100]).await;
         disk.tamper(&path, |bytes| {
-            bytes[8] = 2;
+            bytes[8] = 3;
             let crc = format::checksum(&bytes[..32]);
             bytes[32..36].copy_from_slice(&crc.to_le_bytes());
         });
@@ -783,18 +790,30 @@ fn f020_a_newer_format_is_refused_and_left_as_it_is() {
         let before = files(&disk);
         let opened = Spool::open_on(Arc::new(ModelDisk(disk.clone())), settings(), small());
         let error = opened.map(|_| ()).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 2, .. }));
-        assert!(error.to_string().contains("has format 2, and this version reads up to 1"), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 3, .. }));
+        assert!(error.to_string().contains("has format 3, and this version reads up to 2"), "{error}");
         assert!(files(&disk) == before, "something was changed");
     });
 }
 
 #[test]
-fn f020_a_spool_of_version_1_is_read_exactly() {
-    // Written by the first version; never to be made again.
-    const GOLDEN: &[u8] = include_bytes!("golden/v1.segment");
+fn f020_a_spool_of_every_version_is_read_exactly() {
+    let until = time(3600);
+    // Written by the versions of their names; never to be made again.
+    let first = format!("050000000001/1 to-cloud the MX of example.net Some({until}) 3 true false");
+    let untried = "050000000001/0 to-cloud its smart hosts None 0 false false".to_owned();
+    let held = format!("050000000001/0 to-cloud its smart hosts Some({until}) 1 false true");
+    for (golden, expected) in [
+        (&include_bytes!("golden/v1.segment")[..], [untried, first.clone()]),
+        (include_bytes!("golden/v2.segment"), [held, first]),
+    ] {
+        read_golden(golden, &expected);
+    }
+}
+
+fn read_golden(golden: &[u8], expected: &[String]) {
     let disk = Model::new(1);
-    let mut bytes = GOLDEN.to_vec();
+    let mut bytes = golden.to_vec();
     bytes.resize(8 << 10, 0);
     disk.plant(&Path::new(ROOT).join("log/00000007.segment"), &bytes);
     let (spool, recovered) = open(&disk, small());
@@ -802,16 +821,11 @@ fn f020_a_spool_of_version_1_is_read_exactly() {
     let waiting: Vec<_> = recovered
         .waiting
         .iter()
-        .map(|w| format!("{}/{} {} {} {:?} {} {}", w.id, w.copy, w.via, w.hop, w.until, w.attempts, w.warned))
+        .map(|w| {
+            format!("{}/{} {} {} {:?} {} {} {}", w.id, w.copy, w.via, w.hop, w.until, w.attempts, w.warned, w.held)
+        })
         .collect();
-    let until = time(3600);
-    assert_eq!(
-        waiting,
-        [
-            "050000000001/0 to-cloud its smart hosts None 0 false".to_owned(),
-            format!("050000000001/1 to-cloud the MX of example.net Some({until}) 3 true"),
-        ]
-    );
+    assert_eq!(waiting, expected);
     let loaded = spool.load(MessageId(5 << 40 | 1)).unwrap();
     assert_eq!(loaded.open, [vec![0], vec![1]]);
     let expected = golden_message();
@@ -861,10 +875,10 @@ fn golden_message() -> Message {
 
 /// Makes the golden segment; only a new version of the format ever has to.
 #[test]
-fn f020_the_format_written_today_is_version_1() {
+fn f020_the_format_written_today_is_version_2() {
     use format::{Kind, RecordHead, SEGMENT_HEAD, Salt, SegmentHead};
     let salt = Salt::of_record(&[0xC5, 1, 2, 3, 0, 4, 5, 6]).unwrap();
-    let mut segment = SegmentHead { version: 1, number: 7, generation: 5, salt }.encode().to_vec();
+    let mut segment = SegmentHead { version: 2, number: 7, generation: 5, salt }.encode().to_vec();
     let message = golden_message();
     let mut first = format::encode_message(&message, &[], &[], Content::Inline { len: message.content.len() });
     first.extend_from_slice(&read(&message.content));
@@ -872,13 +886,14 @@ fn f020_the_format_written_today_is_version_1() {
     let mut second =
         format::encode_message(&gone, &[settled(message.id, 1, 0)], &[], Content::Inline { len: gone.content.len() });
     second.extend_from_slice(&read(&gone.content));
-    let deferral = Deferral { id: message.id, copy: 1, until: time(3600), attempts: 3, warned: true };
+    let deferral = Deferral { id: message.id, copy: 1, until: time(3600), attempts: 3, warned: true, held: false };
+    let held = Deferral { copy: 0, attempts: 1, warned: false, held: true, ..deferral };
     for (kind, mut bytes) in [
         (Kind::Mark, format::encode_mark(6, 64)),
         (Kind::Cancelled, format::encode_removed(&[MessageId(77)])),
         (Kind::Message, first),
         (Kind::Message, second),
-        (Kind::Deferred, format::encode_deferred(&[deferral])),
+        (Kind::Deferred, format::encode_deferred(&[deferral, held])),
         (Kind::Settled, format::encode_settled(&[Settlement { end: End::Failed, ..settled(gone.id, 0, 0) }])),
         (Kind::Removed, format::encode_removed(&[MessageId(78)])),
     ] {
@@ -891,7 +906,7 @@ fn f020_the_format_written_today_is_version_1() {
     if let Ok(path) = std::env::var("CAUSEWAY_WRITE_GOLDEN") {
         std::fs::write(path, &segment).unwrap();
     }
-    assert_eq!(segment, include_bytes!("golden/v1.segment"));
+    assert_eq!(segment, include_bytes!("golden/v2.segment"));
 }
 
 #[test]
@@ -963,7 +978,7 @@ fn f010_one_message_that_stays_does_not_keep_the_log() {
             let (spool, _) = open(&disk, Options { keeper_thread, ..small() });
             let stays = put(&spool, 99, 700, &[3, 1]).await.unwrap();
             spool.settle(settled(stays, 0, 1));
-            spool.defer(Deferral { id: stays, copy: 1, until: time(5), attempts: 2, warned: true });
+            spool.defer(Deferral { id: stays, copy: 1, until: time(5), attempts: 2, warned: true, held: false });
             let (mut most, mut sum) = (0, 0u64);
             let before = disk.written();
             for seed in 0..600 {

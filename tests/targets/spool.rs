@@ -202,7 +202,14 @@ pub fn segment(data: &[u8]) {
                 let attempts = small(2).unwrap_or(1);
                 let until = Timestamp::from_second(1_700_000_000 + i64::from(attempts)).expect("it is a time");
                 let copy = small(1).unwrap_or(0);
-                Some(Act::Defer(Deferral { id: MessageId(id), copy, until, attempts, warned: attempts > 5 }))
+                Some(Act::Defer(Deferral {
+                    id: MessageId(id),
+                    copy,
+                    until,
+                    attempts,
+                    warned: attempts > 5,
+                    held: attempts % 2 == 1,
+                }))
             }
             ("remove", Some(id)) => Some(Act::Remove(id)),
             ("cancel", Some(id)) => Some(Act::Cancel(id)),
