@@ -432,7 +432,7 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "tls =",
             "certificate = \"mail.crt\"\nkey = \"other.key\"\ntls =",
             &[
-                r#"error:18:1: send_connector "out": certificate: FOLDER/other.key: the key does not belong to the first certificate in FOLDER/mail.crt"#,
+                r#"error:18:1: send_connector "out": certificate: FOLDER/other.key: the key does not belong to the first certificate in FOLDER/mail.crt; one of the two is another server's, or was not renewed with it"#,
             ],
         ),
         // Logins. S-166: no secret that everybody can read.
