@@ -691,7 +691,7 @@ fn a_proxy_names_the_client() {
     assert_eq!(status, GOOD, "{said}");
     let text = world.outside.wait_for(6).pop().unwrap().text();
     assert!(text.contains("([192.0.2.11])") && text.contains("with ESMTPSA"), "{text}");
-    assert!(world.daemon.has_logged("\"peer\":\"192.0.2.11\""), "{}", world.daemon.log_text());
+    world.daemon.wait_for_log("\"peer\":\"192.0.2.11\"");
 }
 
 /// Says `header` first and gives what is answered to that and to `then`, up to the end of the connection or a reply to it.
