@@ -17,6 +17,7 @@ use causeway::message::{Address, BodyType, Domain, Envelope, Notify, Organizatio
 use causeway::route::{CopyRecipient, Hop, HopCopy};
 use causeway::spool::{Deferral, NewMessage, Settings, Spool};
 use jiff::{SignedDuration, Timestamp};
+use socket2::{Socket, Type};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -408,7 +409,16 @@ impl DeepSink {
             arrived: AtomicUsize::new(0),
             fresh: AtomicUsize::new(0),
         });
-        let listener = runtime.block_on(TcpListener::bind("0.0.0.0:0")).unwrap();
+        // A thousand hops may come at the same moment. Where the kernel has no room for a connection, the client holds it
+        // to be open all the same, and waits five minutes for a greeting.
+        let socket = Socket::new(socket2::Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).unwrap();
+        socket.listen(4096).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(socket.into()).unwrap()
+        };
         let address = listener.local_addr().unwrap();
         let with = Arc::clone(&tally);
         runtime.spawn(async move {
