@@ -35,6 +35,7 @@ use crate::tls::{Identity, Roots};
 
 mod certificates;
 mod log;
+mod manager;
 mod privileges;
 mod visit_key;
 mod watch_files;
@@ -180,14 +181,29 @@ struct OpenDoor {
     task: JoinHandle<()>,
 }
 
-/// Binds every listen address of `config`.
+/// A listener for every listen address of `config`: what the service manager passes in, the rest is bound.
 ///
 /// # Errors
 /// The first that cannot be bound, and why.
 pub fn bind_all(config: &Config) -> Result<HashMap<SocketAddr, StdListener>, Error> {
+    let mut passed = manager::sockets().map_err(|error| Error::System("a socket of the service manager", error))?;
     let mut listeners = HashMap::new();
     for address in listen_addresses(config) {
-        listeners.insert(address, bind(address)?);
+        let listener = match passed.remove(&address) {
+            Some(listener) => listener,
+            None => bind(address)?,
+        };
+        listeners.insert(address, listener);
+    }
+    if let Some(address) = passed.into_keys().min() {
+        // Whoever connects there would wait for ever.
+        let error =
+            io::Error::other("the service manager passes a socket for it, and no receive_connector listens there");
+        return Err(Error::Listen {
+            address,
+            error,
+            hint: "; write it into listen, or take it out of the socket unit",
+        });
     }
     Ok(listeners)
 }
@@ -323,6 +339,7 @@ impl Daemon {
         let Signals { mut term, mut int, mut hup } = signals;
         let mut watcher = Watcher::new(&self.config, self.read_at);
         info!(hostname = %self.config.hostname, version = env!("CARGO_PKG_VERSION"), "causeway is up");
+        manager::ready();
         self.certificates.look(&self.config, Timestamp::now()).await;
         let mut dates = tokio::time::interval(LOOK_AT_DATES);
         loop {
@@ -332,7 +349,10 @@ impl Daemon {
                 _ = int.recv() => break,
                 _ = hup.recv() => {
                     info!("SIGHUP: reading the configuration again");
-                    if self.reload() {
+                    manager::reloading();
+                    let reloaded = self.reload();
+                    manager::ready();
+                    if reloaded {
                         watcher = Watcher::new(&self.config, self.read_at);
                         self.certificates.look(&self.config, Timestamp::now()).await;
                     }
@@ -345,6 +365,7 @@ impl Daemon {
                 }
             }
         }
+        manager::stopping(self.relay.waiting());
         info!("stopping: what is under way is finished, at most within {:?}", self.config.shutdown_grace);
         let grace = self.config.shutdown_grace;
         let spool = self.spool.clone();
@@ -392,14 +413,16 @@ impl Daemon {
                 error!("the new configuration is faulty; the old one stays");
                 return false;
             }
-            Faulty::Refuse | Faulty::LeaveAlone => self.certificates.kept(kept),
+            Faulty::Refuse | Faulty::LeaveAlone => {}
         }
+        let but = if kept.is_empty() { "" } else { "; but for the certificates that were refused" };
+        self.certificates.kept(kept);
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
                 self.read_at = read_at;
                 self.text = text;
-                info!("the new configuration is in force");
+                info!("the new configuration is in force{but}");
                 true
             }
             Err(error) => {

@@ -594,7 +594,10 @@ fn a_file_that_cannot_be_read_is_unreadable() {
     let bytes = place.path("causeway.toml");
     fs::write(&bytes, b"# \xc3\xa4\n\nname = \"\xff\"\n").expect("the test's own file");
     for (path, text) in [
-        (missing, "cannot be read: No such file or directory (os error 2)"),
+        (
+            missing,
+            "cannot be read: No such file or directory (os error 2); is this its path (-c FILE)? `causeway init` writes one",
+        ),
         (folder, "cannot be read: Is a directory (os error 21)"),
         (bytes, "this is not UTF-8"),
     ] {

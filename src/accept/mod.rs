@@ -23,7 +23,7 @@ mod attribute;
 mod drive;
 mod limits;
 mod logins;
-mod proxy;
+pub mod proxy;
 mod reception;
 
 pub use attribute::{Attribution, attribute};

@@ -15,6 +15,7 @@ pub mod explain;
 mod hash_password;
 mod health;
 pub mod init;
+mod page;
 mod run;
 pub mod trace;
 

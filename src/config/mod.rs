@@ -400,6 +400,12 @@ pub struct Log {
 }
 
 impl Config {
+    /// What XOORG says is ours: the first authoritative domain, or where there is none the first at all.
+    pub fn organization(&self) -> Option<&Domain> {
+        let authoritative = self.accepted_domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+        authoritative.or(self.accepted_domains.first()).map(|domain| &domain.name)
+    }
+
     /// The send connector of this name.
     pub fn send_connector(&self, name: &ConnectorName) -> Option<&Arc<SendConnector>> {
         self.send_connectors.iter().find(|connector| connector.name == *name)
@@ -481,7 +487,11 @@ pub fn read(path: &Path) -> Result<String, Problems> {
     let mut bytes = Vec::new();
     let length = File::open(path).and_then(|file| file.take(LENGTH_LIMIT + 1).read_to_end(&mut bytes));
     if let Err(error) = length {
-        return Err(unreadable(None, format!("cannot be read: {error}")));
+        let cure = match error.kind() {
+            std::io::ErrorKind::NotFound => "; is this its path (-c FILE)? `causeway init` writes one",
+            _ => "",
+        };
+        return Err(unreadable(None, format!("cannot be read: {error}{cure}")));
     }
     if bytes.len() as u64 > LENGTH_LIMIT {
         return Err(unreadable(None, "is longer than 16MiB, which no configuration is".to_owned()));

@@ -66,6 +66,8 @@ impl<'a> Document<'a> {
     }
 
     fn problem(&self, severity: Severity, at: Option<usize>, text: String) -> Problem {
+        // What a key holds may stand in it, a path say: nothing of it may move the cursor of a terminal.
+        let text = if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text };
         Problem { severity, file: self.path.to_owned(), place: at.map(|at| self.place(at)), text }
     }
 

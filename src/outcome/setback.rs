@@ -127,13 +127,26 @@ pub enum Setback {
         /// Its status.
         status: Status,
     },
+    /// The other premises answered that the two hold a mailbox to be at each other's, or that the message goes in
+    /// circles.
+    #[error("{answer}; {here}{}", see_also(see))]
+    Disagreed {
+        /// What it said: a [`Setback::Answered`].
+        answer: Box<Setback>,
+        /// What this side holds, and what to mend.
+        here: String,
+        /// The command that shows more.
+        see: Option<String>,
+    },
     /// It has been here before, and would be sent the same way again.
-    #[error("{address} goes in circles: {why}")]
+    #[error("{address} goes in circles: {why}{}", see_also(see))]
     Circles {
         /// The recipient, as the sender named it.
         address: String,
-        /// What both sides believe, and where to look.
+        /// What both sides believe, and what to mend.
         why: String,
+        /// The command that shows more.
+        see: Option<String>,
     },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
@@ -184,6 +197,7 @@ impl Setback {
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
             Self::Unroutable { status, .. } => *status,
+            Self::Disagreed { answer, .. } => answer.status(),
             Self::Circles { .. } => Status(5, 4, 6),
             Self::Spool { .. } => Status(4, 3, 0),
             Self::Overload { .. } => Status(4, 4, 5),
@@ -222,19 +236,26 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
+            | Self::Disagreed { .. }
             | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
     }
 
+    /// True if the hop took no further connection for now, and so heard of no message: the message can go as soon as
+    /// fewer connections are open, and was not tried. F-037.
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Answered { command: "the connection" | "EHLO" | "HELO", .. }) && self.throttles()
+    }
+
     /// True if every other message to this hop would fare alike: the hop is to be left alone for a while and then
     /// probed, rather than tried with each message that waits (F-035).
     pub fn concerns_hop(&self) -> bool {
         match self {
-            // 421 is the wish for fewer connections: the hop is there. F-037.
+            // 421 is the wish for fewer connections, as 4.7.x in place of a greeting is: the hop is there. F-037.
             Self::Answered { command, reply, .. } => {
-                !is_about_message(command) && !reply.is_positive() && reply.code != 421
+                !is_about_message(command) && !reply.is_positive() && reply.code != 421 && !self.is_crowded()
             }
             Self::Unproven { .. }
             | Self::Unreachable { .. }
@@ -250,6 +271,7 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::Unroutable { .. }
+            | Self::Disagreed { .. }
             | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Overload { .. }
@@ -268,6 +290,7 @@ impl Setback {
             | Self::Unsupported { host, .. }
             | Self::TooBig { host, .. } => host,
             Self::Expired { last, .. } => return last.remote_mta(),
+            Self::Disagreed { answer, .. } => return answer.remote_mta(),
             Self::Unreachable { .. }
             | Self::NullMx { .. }
             | Self::NoDomain { .. }
@@ -293,6 +316,7 @@ impl Setback {
         match self {
             Self::Answered { reply, .. } => format!("smtp; {reply}"),
             Self::Expired { last, .. } => last.diagnostic(),
+            Self::Disagreed { answer, .. } => answer.diagnostic(),
             Self::Unproven { .. }
             | Self::Unreachable { .. }
             | Self::Ambiguous { .. }
@@ -310,6 +334,34 @@ impl Setback {
             | Self::Circles { .. }
             | Self::Spool { .. }
             | Self::Overload { .. } => format!("X-Causeway; {self}"),
+        }
+    }
+
+    /// What came of the attempt, as a report tells it: everything but [`Setback::beside`] and [`Setback::see`].
+    pub fn came(&self) -> String {
+        match self {
+            Self::Disagreed { answer, .. } => answer.came(),
+            Self::Circles { address, why, .. } => format!("{address} goes in circles: {why}"),
+            Self::Expired { lifetime, last } => format!("not delivered within {lifetime}: {}", last.came()),
+            _ => self.to_string(),
+        }
+    }
+
+    /// What this side holds against the answer of the other premises.
+    pub fn beside(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { here, .. } => Some(here),
+            Self::Expired { last, .. } => last.beside(),
+            _ => None,
+        }
+    }
+
+    /// The command that shows an administrator more, to be pasted as it is.
+    pub fn see(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { see, .. } | Self::Circles { see, .. } => see.as_deref(),
+            Self::Expired { last, .. } => last.see(),
+            _ => None,
         }
     }
 
@@ -333,7 +385,7 @@ impl Setback {
             }
             Self::NoConnector { .. } => "the send connector that this message was routed to",
             Self::Unroutable { .. } => "a way to every member of the group",
-            Self::Circles { .. } => "that the premises agree about where the mailbox is",
+            Self::Disagreed { .. } | Self::Circles { .. } => "that the premises agree about where the mailbox is",
             Self::Spool { .. } => "to read the message from the spool",
             Self::Overload { .. } => "a connection to the receiving server",
             Self::Expired { last, .. } => last.expected(),
@@ -386,7 +438,7 @@ impl Setback {
                 "The other members of the group have the message. An administrator should mend or remove this member's \
                  entry in the directory."
             }
-            Self::Circles { .. } => {
+            Self::Disagreed { .. } | Self::Circles { .. } => {
                 "The two sides each hold the mailbox to be at the other. An administrator should correct its entry in the \
                  directory of the side that is wrong, and then send the message again."
             }
@@ -408,6 +460,10 @@ impl Setback {
             Self::Expired { last, .. } => last.advice(),
         }
     }
+}
+
+fn see_also(command: &Option<String>) -> String {
+    command.as_ref().map(|command| format!("; see: {command}")).unwrap_or_default()
 }
 
 /// What follows from a reply, by what it answered.
@@ -479,6 +535,14 @@ mod tests {
             (Setback::NoAddress { domain: domain(), why: why.clone() }, Status(5, 4, 4)),
             (Setback::Dns { name: "example.net".into(), why: why.clone() }, Status(4, 4, 3)),
             (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
+            (
+                Setback::Disagreed {
+                    answer: Box::new(answered_to("RCPT", 451, Some(Status(4, 4, 6)), "it may be moving")),
+                    here: "on this side: cloud mailbox".into(),
+                    see: Some("causeway trace --message-id '<a@b>'".into()),
+                },
+                Status(4, 4, 6),
+            ),
             (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
             (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
             (Setback::Spool { why: why.clone() }, Status(4, 3, 0)),
@@ -538,10 +602,29 @@ mod tests {
     }
 
     #[test]
+    fn f037_a_crowded_hop_has_heard_of_no_message() {
+        for (setback, expected) in [
+            (answered_to("the connection", 421, None, "busy"), true),
+            (answered_to("EHLO", 421, Some(Status(4, 3, 2)), "busy"), true),
+            (answered_to("the connection", 450, Some(Status(4, 7, 1)), "too many"), true),
+            (answered_to("the connection", 554, Some(Status(5, 7, 1)), "not you"), false),
+            (answered_to("MAIL", 421, None, "busy"), false),
+            (answered_to("RCPT", 450, Some(Status(4, 7, 1)), "slow down"), false),
+            (answered_to("AUTH", 454, Some(Status(4, 7, 0)), "no answer from the directory"), false),
+            (Setback::Unreachable { host: host(), why: "connection timed out".into() }, false),
+        ] {
+            assert_eq!(setback.is_crowded(), expected, "{setback}");
+            assert!(!expected || (setback.throttles() && !setback.concerns_hop()), "{setback}");
+        }
+    }
+
+    #[test]
     fn what_concerns_the_whole_hop() {
         for (setback, expected) in [
             (answered_to("the connection", 554, None, "not you"), true),
             (answered_to("the connection", 421, None, "too many connections"), false),
+            (answered_to("the connection", 450, Some(Status(4, 7, 1)), "too many connections"), false),
+            (answered_to("AUTH", 454, Some(Status(4, 7, 0)), "no answer from the directory"), true),
             (answered_to("RCPT", 450, None, "not now"), false),
             (Setback::Unreachable { host: host(), why: "connection refused".into() }, true),
             (Setback::Ambiguous { host: host(), why: "reset".into() }, false),

@@ -217,8 +217,10 @@ impl Relay {
                         let reply = acknowledge::acknowledge(&receipt);
                         received(self, &receipt.message);
                         let (relay, snapshot, late) = (self.clone(), Arc::clone(snapshot), early.kept());
-                        // Reports, perhaps: the client does not wait for them.
+                        let at_work = self.at_work();
+                        // Reports, perhaps: the client does not wait for them. A stop does.
                         tokio::spawn(async move {
+                            let _at_work = at_work;
                             for brought in brought {
                                 relay.settle_early(&snapshot, &receipt.message, brought).await;
                             }
@@ -331,6 +333,7 @@ mod tests {
             copy,
             attempts: 0,
             warned: false,
+            panics: 0,
             accepted: Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,

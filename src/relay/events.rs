@@ -205,12 +205,14 @@ impl Relay {
         next: Option<Timestamp>,
     ) {
         let copy = tried.copy();
+        // In 32 bits: a ladder of seconds makes more attempts in a life than its counter counts.
+        let attempt = u32::from(tried.item.attempts) + 1;
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
             let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
             let Some((_, setback)) = alike.first() else { continue };
             let detail = match next {
-                Some(next) => format!("{setback}; attempt {}, again at {next:.0}", tried.item.attempts + 1),
-                None => format!("{setback}; attempt {}", tried.item.attempts + 1),
+                Some(next) => format!("{setback}; attempt {attempt}, again at {next:.0}"),
+                None => format!("{setback}; attempt {attempt}"),
             };
             let peer = setback.remote_mta();
             let host: Option<&dyn fmt::Display> = match &peer {

@@ -34,6 +34,8 @@ use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting
 mod acknowledge;
 mod early;
 mod events;
+#[cfg(test)]
+mod hops;
 mod origin;
 pub mod pressure;
 pub mod schedule;
@@ -460,8 +462,12 @@ impl Relay {
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
-            // What waits for a hop that is down must not take the memory from what can go at once.
-            let resident = resident.clone().filter(|_| early.is_some() || queue.depth(lane).resting.is_none());
+            let depth = queue.depth(lane);
+            // What waits for a hop that is down, or hangs, must not take the memory from what can go at once.
+            let moves = |resident: &Arc<work::Resident>| {
+                depth.resting.is_none() && self.may_hold(depth.ready, resident.bytes())
+            };
+            let resident = resident.clone().filter(|resident| early.is_some() || moves(resident));
             let item = Item { early: early.cloned(), ..Item::fresh(message, index, resident) };
             if queue.ready(lane, item) {
                 start.push(lane);
@@ -471,6 +477,14 @@ impl Relay {
         for lane in start {
             self.work(lane);
         }
+    }
+
+    /// May a lane hold one more fresh message of this size in memory? It may hold twice what is left for the others: so
+    /// one lane alone has most of the memory, however many do not move, something is left for those that do, and
+    /// nobody needs to be told apart. What a lane holds is guessed from this message.
+    fn may_hold(&self, ready: usize, bytes: usize) -> bool {
+        let left = RESIDENT_LIMIT.saturating_sub(self.0.resident.load(Ordering::Relaxed));
+        ready.saturating_mul(bytes) <= left.saturating_mul(2)
     }
 
     fn queue(&self) -> MutexGuard<'_, Schedule<Item>> {

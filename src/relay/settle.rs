@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
 use super::events::Noted;
-use super::work::{Item, Tried, age};
-use super::{Relay, Snapshot};
+use super::work::{Item, Tried, age, max_connections};
+use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
@@ -66,8 +66,14 @@ impl Relay {
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
+        let copy = tried.copy();
         let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
-        self.again(tried.lane, item, sorted.wait);
+        // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
+        let mut queue = self.queue();
+        let lane = queue.lane(&copy.via, &copy.hop, max_connections(&snapshot.config, &copy.via));
+        queue.later(Instant::now() + sorted.wait, lane, item);
+        drop(queue);
+        self.0.wake.notify_one();
     }
 
     /// Tells the sender that the message is late, if it is. True: that is done, and not to be done again.
@@ -111,7 +117,7 @@ impl Relay {
                     sorted.done.push((index, delivered));
                     continue;
                 }
-                Err(setback) => setback,
+                Err(setback) => visits::with_this_side(snapshot, tried.message, tried.copy(), index, setback),
             };
             match judge(Err(setback.clone()), history, &snapshot.config.spool, fraction) {
                 Outcome::Again { at_in } => {

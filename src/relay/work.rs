@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
-use crate::deliver::Attempt;
+use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
 use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
@@ -28,6 +28,12 @@ const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 
+/// An attempt that ended inside the relay is made again after this, if something else was the cause…
+const PANIC_RETRY: Duration = Duration::from_secs(60);
+
+/// …but a copy that ended so many of them is left alone until the next start (F-061).
+const PANICS: u8 = 3;
+
 /// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
 const NOWHERE: &str = "";
 
@@ -41,6 +47,8 @@ pub(super) struct Item {
     pub(super) copy: u16,
     pub(super) attempts: u16,
     pub(super) warned: bool,
+    /// How many attempts ended inside the relay, in this run.
+    pub(super) panics: u8,
     /// When the message was accepted.
     pub(super) accepted: Timestamp,
     /// When a look-up first said that its domain does not exist; forgotten at a restart.
@@ -70,6 +78,10 @@ impl Resident {
         relay.0.resident.fetch_add(bytes, Ordering::Relaxed);
         Arc::new(Self { message: Arc::clone(message), relay: relay.clone(), bytes })
     }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Resident {
@@ -85,6 +97,7 @@ impl Item {
             copy: copy as u16,
             attempts: 0,
             warned: false,
+            panics: 0,
             accepted: message.accepted,
             absent_since: None,
             resident,
@@ -98,6 +111,7 @@ impl Item {
             copy: waiting.copy,
             attempts: waiting.attempts,
             warned: waiting.warned,
+            panics: 0,
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
@@ -128,10 +142,15 @@ pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
     Routed { asked: group.address.clone(), recipient, route }
 }
 
-/// What routing says now of the recipients of a copy to nowhere.
-fn unroutable(snapshot: &Snapshot, copy: &HopCopy, open: &[u16]) -> Attempt {
+/// What routing says now of the recipients of a copy to nowhere. They are members of groups, whoever wrote: so they may
+/// lie outside of the organization.
+fn unroutable(snapshot: &Snapshot, message: &Message, copy: &HopCopy, open: &[u16]) -> Attempt {
     let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
-    let asking = Asking { origin: Origin::Internet, connector: &copy.via, may_relay: true, size: None };
+    let by = ConnectorName(Arc::from(&*message.connector));
+    // What a member is depends on where the message came from. What its header said of that is not known any more.
+    let origin = snapshot.config.receive_connectors.iter().find(|connector| connector.name == by);
+    let origin = origin.map_or(Origin::Internet, |connector| connector.origin);
+    let asking = Asking { origin, connector: &by, may_relay: true, size: None };
     let judge = |index: &u16| {
         let recipient = &copy.recipients.get(usize::from(*index))?.recipient;
         let address = recipient.address.to_string();
@@ -150,14 +169,29 @@ pub(super) fn max_connections(config: &Config, via: &ConnectorName) -> usize {
     config.send_connector(via).map_or(UNKNOWN_CONNECTOR_CONNECTIONS, |connector| connector.max_connections)
 }
 
+/// Counted as long as it lives, also where what it is for panics: a stop waits for its end.
+pub(super) struct AtWork(Relay);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if self.0.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.0.idle.notify_waiters();
+        }
+    }
+}
+
 impl Relay {
+    /// Something begins that a stop has to wait for.
+    pub(super) fn at_work(&self) -> AtWork {
+        self.0.workers.fetch_add(1, Ordering::AcqRel);
+        AtWork(self.clone())
+    }
+
     /// Starts one worker on a lane that asked for it.
     pub(super) fn work(&self, lane: LaneId) {
-        self.0.workers.fetch_add(1, Ordering::AcqRel);
-        let relay = self.clone();
+        let at_work = self.at_work();
         tokio::spawn(async move {
-            // The guard counts the worker out even if an attempt panics.
-            let worker = Worker { relay: &relay, lane, ended: false };
+            let worker = Worker { relay: &at_work.0, lane, under_way: None, ended: false };
             worker.run().await;
         });
     }
@@ -246,6 +280,7 @@ impl Relay {
         if early.as_ref().is_some_and(|early| early.is_over()) {
             return None;
         }
+        let was_resident = item.resident.is_some();
         let (message, open) = self.fetch(lane, &mut item).await?;
         let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
         let feedback = feedback(&attempt);
@@ -255,6 +290,15 @@ impl Relay {
             self.queue().remember(lane, why);
         }
         let feedback = feedback.map(|(feedback, _)| feedback);
+        if feedback == Some(Feedback::Crowded) && attempt.results.iter().all(|(_, result)| is_crowded(result)) {
+            // Nothing was tried, so nothing is settled, told or counted: its turn comes when fewer are open.
+            let (early, resident) = (early.clone(), was_resident.then(|| Resident::new(self, &message)));
+            let untried = Item { early, resident, ..item };
+            match self.queue().put_back(lane, untried) {
+                Ok(()) => return feedback,
+                Err(untried) => item = Item { early: None, resident: None, ..untried },
+            }
+        }
         crash_point("deliver.answered");
         if let Some(early) = early {
             let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
@@ -262,6 +306,27 @@ impl Relay {
         }
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
         feedback
+    }
+
+    /// What an attempt says of its hop. The log tells once when no host of a send connector takes mail any more, and when
+    /// one does again: all that is to go there waits meanwhile. A domain of the Internet that is down is ordinary, and
+    /// only its own messages tell of it.
+    fn note(&self, lane: LaneId, feedback: Feedback) -> usize {
+        let mut queue = self.queue();
+        let (before, _) = queue.failures(lane);
+        let more = queue.feedback(lane, Instant::now(), feedback, fastrand::f64());
+        let (after, name) = queue.failures(lane);
+        if (before == 0) == (after == 0) {
+            return more;
+        }
+        let Some((via, Hop::SmartHosts)) = name.cloned() else { return more };
+        let why = queue.last_setback(lane).map(ToString::to_string);
+        drop(queue);
+        match why {
+            Some(why) => warn!(connector = %via, "none of the hosts takes mail now, it waits: {why}"),
+            None => info!(connector = %via, "the hosts take mail again"),
+        }
+        more
     }
 
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
@@ -345,7 +410,7 @@ impl Relay {
             None => "missing",
         };
         if *via.0 == *NOWHERE {
-            return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+            return unroutable(snapshot, message, &message.copies[usize::from(copy)], open);
         }
         if *via.0 == *visits::CIRCLES {
             let copy = &message.copies[usize::from(copy)];
@@ -392,14 +457,19 @@ enum Unreadable {
 struct Worker<'a> {
     relay: &'a Relay,
     lane: LaneId,
+    /// What it tries, as it would be tried again.
+    under_way: Option<Item>,
     ended: bool,
 }
 
 impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
-            let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
-            let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
+            self.under_way = Some(Item { resident: None, early: item.early.clone(), ..item });
+            let feedback = self.relay.attempt(self.lane, item).await;
+            self.under_way = None;
+            let Some(feedback) = feedback else { continue };
+            let more = self.relay.note(self.lane, feedback);
             if feedback != Feedback::Ok {
                 // The lane may rest now, and the timekeeper is to wake it.
                 self.relay.0.wake.notify_one();
@@ -416,16 +486,21 @@ impl Drop for Worker<'_> {
     fn drop(&mut self) {
         // A task that is dropped in the middle, because the runtime ends, leaves nothing to be done.
         if !self.ended && std::thread::panicking() {
-            // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
-            // must not wait for this worker.
-            error!("an attempt failed inside the relay; its message stays in the spool until the next start");
+            // The attempt panicked. What it was about is still in the spool; the lane must not wait for this worker.
+            if let Some(mut item) = self.under_way.take() {
+                item.panics = item.panics.saturating_add(1);
+                let id = item.id;
+                if item.panics < PANICS {
+                    error!(%id, "an attempt failed inside the relay; the message is tried again in {PANIC_RETRY:?}");
+                    self.relay.again(self.lane, item, PANIC_RETRY);
+                } else {
+                    error!(%id, "an attempt failed inside the relay again; its message stays in the spool until the next start");
+                }
+            }
             let more = self.relay.queue().abandoned(self.lane);
             for _ in 0..more {
                 self.relay.work(self.lane);
             }
-        }
-        if self.relay.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.relay.0.idle.notify_waiters();
         }
     }
 }
@@ -439,10 +514,17 @@ fn feedback(attempt: &Attempt) -> Option<(Feedback, Option<&Setback>)> {
     if told.clone().all(|setback| setback.is_some_and(Setback::concerns_hop)) {
         return Some((Feedback::Down, first));
     }
+    if told.clone().all(|setback| setback.is_some_and(Setback::is_crowded)) {
+        return Some((Feedback::Crowded, first));
+    }
     match told.flatten().find(|setback| setback.throttles()) {
         Some(setback) => Some((Feedback::Throttled, Some(setback))),
         None => Some((Feedback::Ok, None)),
     }
+}
+
+fn is_crowded(result: &Result<Delivered, Setback>) -> bool {
+    result.as_ref().is_err_and(Setback::is_crowded)
 }
 
 /// It happened before any host was asked.
@@ -458,7 +540,6 @@ pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::Delivered;
     use crate::smtp::Reply;
     use crate::tls::Proof;
 
@@ -472,6 +553,10 @@ mod tests {
             let reply = Reply { code: 450, status: Some(Status(4, 7, 1)), text: "slow down".into() };
             Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
         };
+        let crowded = || {
+            let reply = Reply { code: 421, status: Some(Status(4, 7, 0)), text: "too many connections".into() };
+            Err(Setback::Answered { host: "mx".into(), command: "the connection", reply })
+        };
         let done = || {
             let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
             Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false })
@@ -481,9 +566,13 @@ mod tests {
             (vec![down()], Some((Feedback::Down, true))),
             (vec![down(), done()], Some((Feedback::Ok, false))),
             (vec![busy(), done()], Some((Feedback::Throttled, true))),
+            (vec![crowded(), crowded()], Some((Feedback::Crowded, true))),
+            (vec![crowded(), busy()], Some((Feedback::Throttled, true))),
+            (vec![crowded(), down()], Some((Feedback::Throttled, true))),
             (vec![ours()], None),
             (vec![requiretls(), requiretls()], None),
             (vec![ours(), done()], Some((Feedback::Ok, false))),
+            (vec![ours(), crowded()], Some((Feedback::Crowded, true))),
             (vec![ours(), down()], Some((Feedback::Down, true))),
             (vec![], None),
         ]

@@ -371,6 +371,11 @@ impl Reply {
         Self::new(421, Status(4, 4, 2), "timeout")
     }
 
+    /// The connection is judged by what no longer holds; the client comes again.
+    pub fn configuration_changed() -> Self {
+        Self::new(421, Status(4, 3, 2), "the configuration has changed; come again")
+    }
+
     /// The relay stops.
     pub fn shutting_down() -> Self {
         Self::new(421, Status(4, 3, 2), "shutting down")
@@ -501,10 +506,10 @@ impl Reply {
     pub fn second_visit(may_be_moving: bool, words: &str) -> Self {
         match may_be_moving {
             true => {
-                let first = "it has been here before; if the mailbox is moving, one side will soon know better";
+                let first = "it has been here before; if the mailbox is moving, one side will soon know better:";
                 Self::new(451, Status(4, 4, 6), format!("{first}\n{words}"))
             }
-            false => Self::new(550, Status(5, 4, 6), format!("routing loop, cut at the second visit\n{words}")),
+            false => Self::new(550, Status(5, 4, 6), format!("routing loop, cut at the second visit:\n{words}")),
         }
     }
 

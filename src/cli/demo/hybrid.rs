@@ -61,7 +61,7 @@ fn introduce(world: &HybridWorld) {
         (Place::Cloud, "the mailboxes there", world.cloud.mailboxes.address),
     ];
     for (place, what, address) in doors {
-        println!("    {BOLD}{:<8}{BOLD:#} {what:<22} {address:<16} {}", place.word(), place.proves());
+        println!("    {BOLD}{:<8}{BOLD:#}  {what:<22}  {address:<16} {}", place.word(), place.proves());
     }
     println!();
     println!("    MX of {}       {} {DIM}({}){DIM:#}", demo::DOMAIN, scenario.mx, scenario.mx.host());
