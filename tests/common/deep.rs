@@ -42,6 +42,8 @@ pub struct Figures {
     pub first_220: Duration,
     /// The same, to the log line that says that all is indexed.
     pub indexed: Duration,
+    /// The daemon's CPU time until then.
+    pub index_cpu: Duration,
     /// Resident, in KiB: when all is indexed, and the most it ever was until then.
     pub resident: u64,
     pub peak: u64,
@@ -102,6 +104,7 @@ impl Deep {
         say(&format!("put and deferred in {filled:.1?}"));
 
         let (mut daemon, first_220, indexed) = self.start(scratch.path(), &configuration(NOBODY));
+        let index_cpu = cpu(daemon.pid());
         let (resident, peak) = (status(daemon.pid(), "VmRSS:"), status(daemon.pid(), "VmHWM:"));
         say(&format!("220 after {first_220:.2?}, indexed after {indexed:.2?}, {resident} KiB"));
         let idle_cpu = {
@@ -149,6 +152,7 @@ impl Deep {
             filled,
             first_220,
             indexed,
+            index_cpu,
             resident,
             peak,
             idle_cpu,
