@@ -21,6 +21,7 @@ const ROWS: &[Row] = &[
     ("put and deferred", |figures| seconds(figures.filled)),
     ("start to the first 220", |figures| seconds(figures.first_220)),
     ("start to all indexed", |figures| seconds(figures.indexed)),
+    ("CPU for that", |figures| seconds(figures.index_cpu)),
     ("the same after kill -9, with new mail behind it: 220", |figures| seconds(figures.restart_220)),
     ("indexed", |figures| seconds(figures.restart_indexed)),
     ("resident when indexed", |figures| mib(figures.resident)),

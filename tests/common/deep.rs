@@ -17,6 +17,7 @@ use causeway::message::{Address, BodyType, Domain, Envelope, Notify, Organizatio
 use causeway::route::{CopyRecipient, Hop, HopCopy};
 use causeway::spool::{Deferral, NewMessage, Settings, Spool};
 use jiff::{SignedDuration, Timestamp};
+use socket2::{Socket, Type};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -41,6 +42,8 @@ pub struct Figures {
     pub first_220: Duration,
     /// The same, to the log line that says that all is indexed.
     pub indexed: Duration,
+    /// The daemon's CPU time until then.
+    pub index_cpu: Duration,
     /// Resident, in KiB: when all is indexed, and the most it ever was until then.
     pub resident: u64,
     pub peak: u64,
@@ -101,6 +104,7 @@ impl Deep {
         say(&format!("put and deferred in {filled:.1?}"));
 
         let (mut daemon, first_220, indexed) = self.start(scratch.path(), &configuration(NOBODY));
+        let index_cpu = cpu(daemon.pid());
         let (resident, peak) = (status(daemon.pid(), "VmRSS:"), status(daemon.pid(), "VmHWM:"));
         say(&format!("220 after {first_220:.2?}, indexed after {indexed:.2?}, {resident} KiB"));
         let idle_cpu = {
@@ -148,6 +152,7 @@ impl Deep {
             filled,
             first_220,
             indexed,
+            index_cpu,
             resident,
             peak,
             idle_cpu,
@@ -408,7 +413,16 @@ impl DeepSink {
             arrived: AtomicUsize::new(0),
             fresh: AtomicUsize::new(0),
         });
-        let listener = runtime.block_on(TcpListener::bind("0.0.0.0:0")).unwrap();
+        // A thousand hops may come at the same moment. Where the kernel has no room for a connection, the client holds it
+        // to be open all the same, and waits five minutes for a greeting.
+        let socket = Socket::new(socket2::Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 0)).into()).unwrap();
+        socket.listen(4096).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(socket.into()).unwrap()
+        };
         let address = listener.local_addr().unwrap();
         let with = Arc::clone(&tally);
         runtime.spawn(async move {
