@@ -276,11 +276,11 @@ pub fn survey(number: u32, file: Arc<dyn DiskFile>) -> io::Result<Survey> {
     let mut messages: Vec<_> = scan
         .messages
         .into_iter()
-        .map(|(id, Seen { entry, accepted, hops })| Surveyed {
+        .map(|(id, Seen { entry, accepted, plan })| Surveyed {
             id,
             offset: entry.place.offset,
             open: entry.open(),
-            copies: entry.waiting(id, accepted, hops).collect(),
+            copies: entry.waiting(id, accepted, &scan.plans[plan as usize]).collect(),
         })
         .collect();
     messages.sort_unstable_by_key(|message| message.id);
