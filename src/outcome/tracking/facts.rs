@@ -93,7 +93,7 @@ impl<'a> Facts<'a> {
 
     /// Those of any line; `None` if it says nothing that can be read. `room` holds the line in the relay's form.
     pub fn of(line: &'a [u8], room: &'a mut Vec<u8>) -> Option<Self> {
-        if let Some(facts) = Self::peek(line).filter(Self::is_plain) {
+        if let Some(facts) = Self::peek(line).filter(|facts| facts.is_plain() && facts.is_all()) {
             return Some(facts);
         }
         let record = Record::parse(std::str::from_utf8(line).ok()?).ok()?;
@@ -106,6 +106,16 @@ impl<'a> Facts<'a> {
     fn is_plain(&self) -> bool {
         let texts = [self.event, self.message_id.unwrap_or_default(), self.from.unwrap_or_default(), self.to];
         texts.iter().all(|text| text.is_ascii() && memchr2(b'\\', 0x7f, text).is_none())
+    }
+
+    /// Did it say all there is? A field that was not found where we write it may stand elsewhere; within a text its
+    /// name would have escapes around it.
+    fn is_all(&self) -> bool {
+        let elsewhere = |found: bool, name: &[u8]| !found && memmem::find(self.line, name).is_some();
+        !elsewhere(self.id.is_some(), b"\"id\"")
+            && !elsewhere(self.message_id.is_some(), b"\"message_id\"")
+            && !elsewhere(self.from.is_some(), b"\"from\"")
+            && !elsewhere(!self.to.is_empty(), b"\"to\"")
     }
 
     /// The recipients.
@@ -230,6 +240,9 @@ mod tests {
             r#"{"time":"2026-11-20T12:00:00.000001Z","event":"FAIL"}"#,
             r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","id":"00000000002A","from":"<>","detail":"\"to\":[\"x\"]"}"#,
             r#"{"event":"SEND","time":"2026-11-20T13:00:00+01:00","to":["a@b.example"],"id":"00000000002A","new":{"a":[1]}}"#,
+            r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","detail":"x","id":"00000000002A","from":"<>","to":["a@b.example"]}"#,
+            r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","to":["a@b.example"],"id":"00000000002A","message_id":"<a@b>"}"#,
+            r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","id":"00000000002A","from":"<>","because":["to"]}"#,
             r#"{"time":"2026-11-20T12:00:00Z","event":"SEND","size":12,"from":"x\"\\@y.example"}"#,
             r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","size":12,"from":"x@y.example"}"#.replace("size\":12,\"from\":\"x@y.example\"", "from\":\"x@y.example\",\"message_id\":\"<a@b>\"").as_str(),
         ] {
