@@ -4,6 +4,7 @@
 //! remembered before it is answered, so that whoever heard the 250 finds it.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,8 @@ pub struct Sink {
 struct Shared {
     plan: Mutex<SinkPlan>,
     arrivals: Mutex<Vec<Arrival>>,
+    /// Open connections.
+    sessions: AtomicUsize,
 }
 
 impl Sink {
@@ -128,14 +131,17 @@ impl Sink {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { plan: Mutex::new(plan), arrivals: Mutex::default() });
+        let shared =
+            Arc::new(Shared { plan: Mutex::new(plan), arrivals: Mutex::default(), sessions: AtomicUsize::new(0) });
         let host = Arc::clone(&shared);
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let host = Arc::clone(&host);
                 tokio::spawn(async move {
                     let plan = host.plan.lock().unwrap().clone();
-                    let _ = Session::serve(socket, plan, host).await;
+                    host.sessions.fetch_add(1, Ordering::SeqCst);
+                    let _ = Session::serve(socket, plan, Arc::clone(&host)).await;
+                    host.sessions.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
@@ -149,6 +155,11 @@ impl Sink {
 
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.shared.arrivals.lock().unwrap().clone()
+    }
+
+    /// Waits until nobody is connected: what a client sent before it died has arrived by then.
+    pub fn come_to_rest(&self) {
+        wait_until("all sessions end", PATIENCE, || self.shared.sessions.load(Ordering::SeqCst) == 0);
     }
 
     pub fn count(&self) -> usize {
