@@ -29,12 +29,11 @@ const SIZE: u64 = 2 << 30;
 
 #[test]
 fn f018_nothing_acknowledged_is_lost_whenever_the_power_fails() {
-    let scratch = Scratch::new();
-    let mut volume = match Volume::make(&scratch) {
+    let mut volume = match Volume::make() {
         Ok(volume) => volume,
         Err(why) => return eprintln!("skipped: no file system can be mounted here ({why})"),
     };
-    let mut run = Run::with(DURABLE, scratch, volume.folder.join("spool"));
+    let mut run = Run::with(DURABLE, Scratch::new(), volume.folder.join("spool"));
     let cuts = number("CAUSEWAY_POWER_CUTS").unwrap_or(4);
     let mut at_start = 0;
     for cut in 0..cuts {
@@ -84,14 +83,17 @@ fn pass(time: Duration) {
 struct Volume {
     image: PathBuf,
     folder: PathBuf,
+    /// Removed after the file system in it was unmounted, or it could not be.
+    _scratch: Scratch,
 }
 
 impl Volume {
-    fn make(scratch: &Scratch) -> Result<Self, String> {
+    fn make() -> Result<Self, String> {
         if !nix::unistd::geteuid().is_root() {
             return Err("we are not root".into());
         }
-        let volume = Self { image: scratch.file("image"), folder: scratch.file("volume") };
+        let scratch = Scratch::new();
+        let volume = Self { image: scratch.file("image"), folder: scratch.file("volume"), _scratch: scratch };
         std::fs::create_dir(&volume.folder).unwrap();
         let image = std::fs::File::create(&volume.image).unwrap();
         image.set_len(SIZE).unwrap();

@@ -93,6 +93,8 @@ pub struct Run {
     pub steady_sink: Sink,
     pub moody_sink: Sink,
     pub crashes: Vec<Instant>,
+    /// When it was started again, each time with nothing of the dead left on the way.
+    pub starts: Mutex<Vec<Instant>>,
     pub scratch: Scratch,
 }
 
@@ -135,6 +137,7 @@ impl Run {
             steady_sink,
             moody_sink,
             crashes: Vec::new(),
+            starts: Mutex::default(),
             scratch,
         }
     }
@@ -187,11 +190,20 @@ tls = "off"
     }
 
     pub fn launch(&self, environment: &[(&str, &str)]) -> Daemon {
+        self.wait_for_the_dead();
         Daemon::launch(self.scratch.path(), &self.config(), environment)
     }
 
     pub fn start(&self, environment: &[(&str, &str)]) -> Daemon {
+        self.wait_for_the_dead();
         Daemon::spawn_with(self.scratch.path(), &self.config(), environment)
+    }
+
+    /// What is still in a socket arrives before anything is sent anew, however busy the machine is.
+    fn wait_for_the_dead(&self) {
+        self.steady_sink.come_to_rest();
+        self.moody_sink.come_to_rest();
+        self.starts.lock().unwrap().push(Instant::now());
     }
 
     pub fn wait_for_load(&self, enough: u64, daemon: &mut Daemon) {
@@ -217,7 +229,9 @@ tls = "off"
 
     /// What a sink had in hand when the daemon died arrives behind the crash.
     fn came_from_the_dead(&self, seen: &Seen) -> bool {
-        self.crashes.iter().any(|crash| *crash <= seen.at && seen.at < *crash + HANDED_OVER)
+        let starts = self.starts.lock().unwrap();
+        let between = |crash: &Instant| !starts.iter().any(|start| crash < start && *start <= seen.at);
+        self.crashes.iter().filter(|crash| **crash <= seen.at).any(between)
     }
 
     /// Was this arrival followed by something that left the relay in doubt? A crash does so until the spool, which

@@ -215,6 +215,11 @@ impl Sink {
         self.shared.arrivals.lock().unwrap().clone()
     }
 
+    /// Waits until nobody is connected: what a client sent before it died has arrived by then.
+    pub fn come_to_rest(&self) {
+        wait_until("all sessions end", PATIENCE, || self.shared.crowd.lock().unwrap().open == 0);
+    }
+
     pub fn count(&self) -> usize {
         self.shared.arrivals.lock().unwrap().len()
     }
