@@ -31,6 +31,10 @@ use super::shelf::{LINE_LIMIT, Lines};
 use super::{Record, day};
 use crate::message::MessageId;
 
+mod words;
+
+pub use words::{id, moment};
+
 /// A piece of a plain file that one thread reads at once.
 const PIECE: u64 = 4 << 20;
 /// Threads that read; more than so many wait for the disk only.
