@@ -84,6 +84,7 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
         since: args.since,
         until: args.until,
         limit: args.limit as usize,
+        ..Query::default()
     };
     let traced = search::trace(&relays, &query);
     for remark in &traced.remarks {
