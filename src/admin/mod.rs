@@ -10,7 +10,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -33,6 +33,8 @@ use tracing::{debug, warn};
 use crate::relay::Relay;
 use crate::relay::history::SAMPLE;
 
+use throttle::Throttle;
+
 pub mod client;
 mod explain;
 mod flow;
@@ -40,11 +42,12 @@ mod guard;
 mod metrics;
 mod queue;
 mod status;
+mod throttle;
 mod token;
 mod trace;
 
 pub use queue::Wanted;
-pub use status::{Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
+pub use status::{Age, Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
 pub use token::Token;
 
 /// At one time. More wait in the kernel until one is answered.
@@ -80,6 +83,9 @@ pub struct Admin {
     walks: Semaphore,
     /// Searches in the tracking files: each reads from the disk, on several cores.
     searches: Semaphore,
+    /// How old what waits was found to be.
+    ages: Mutex<Option<status::KnownAges>>,
+    throttle: Throttle,
     /// Tests of send connectors: each connects to hosts of others.
     tests: Semaphore,
 }
@@ -100,6 +106,8 @@ impl Admin {
             token: ArcSwap::from_pointee(token),
             connections,
             walks: Semaphore::new(WALKS),
+            ages: Mutex::default(),
+            throttle: Throttle::default(),
             searches: Semaphore::new(1),
             tests: Semaphore::new(1),
         })
