@@ -214,3 +214,29 @@ pub struct SpoolBytes {
     /// Free on its disk; `None` where the disk cannot say.
     pub free: Option<u64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_counts_where_it_ends() {
+        let accepted: Timestamp = "2026-11-20T14:30:15Z".parse().unwrap();
+        for (seconds, word) in [
+            (0, "5m"),
+            (300, "5m"),
+            (301, "15m"),
+            (3600, "1h"),
+            (86_400, "1d"),
+            (172_800, "2d"),
+            (172_801, "beyond"),
+            (-5, "5m"),
+        ] {
+            let mut ages = Ages::default();
+            ages.count(accepted, accepted + jiff::SignedDuration::from_secs(seconds));
+            let found: Vec<&str> =
+                AGES.iter().zip(ages.copies).filter(|(_, copies)| *copies == 1).map(|((word, _), _)| *word).collect();
+            assert_eq!(found, [word], "{seconds}");
+        }
+    }
+}
