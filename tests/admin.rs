@@ -8,6 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
+use causeway::tls::Identity;
 use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, run, said, wait_until};
 use serde_json::{Value, json};
 
@@ -936,13 +937,22 @@ fn a_connector_is_tested_as_check_live_does() {
     assert_eq!(sink.count(), 0, "nothing was sent");
 
     // While one is under way there is no second.
-    sink.replan(SinkPlan { silent: true, ..SinkPlan::new() });
+    let (began, begun) = std::sync::mpsc::channel::<()>();
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    sink.replan(SinkPlan::new().reacting(move |at| {
+        if matches!(at, At::Connected) {
+            let _ = began.send(());
+            let _ = gate.lock().unwrap().recv_timeout(PATIENCE);
+        }
+        Reaction::Go
+    }));
     std::thread::scope(|scope| {
         let first = scope.spawn(|| test("to-inside"));
-        wait_until("somebody else is told so", PATIENCE, || {
-            world.post("/api/v1/connectors/to-inside/test", &json!({})).status == 409
-        });
-        sink.replan(SinkPlan::new());
+        begun.recv_timeout(PATIENCE).unwrap();
+        let second = world.post("/api/v1/connectors/to-inside/test", &json!({}));
+        go.send(()).unwrap();
+        assert_eq!((second.status, second.json()["error"].is_string()), (409, true), "{second:?}");
         assert_eq!(first.join().unwrap()["ok"], true);
     });
 }
@@ -987,13 +997,42 @@ fn what_waits_is_shown_with_its_attempts_and_its_age() {
     assert_eq!(&status["hops"][0]["oldest"], accepted, "{status}");
     assert_eq!(status["connectors"][0]["certificate_expires"], Value::Null, "it speaks in the clear");
     let (_, text, _) = world.cli(&["status"]);
-    for words in ["ages         copies: 2 up to 5m", "2 deferred, the oldest "] {
+    for words in ["ages         copies: 2 up to 5m", " deferred, the oldest "] {
         assert!(text.contains(words), "{words}: {text}");
     }
     assert_eq!(world.change("hold", &json!({"id": other}))["changed"], 1);
     assert_eq!(young(&world), 2, "what is held has an age too");
     assert_eq!(world.change("remove", &json!({"id": other}))["changed"], 1);
     wait_until("it is gone", PATIENCE, || young(&world) == 1);
+}
+
+/// Whose certificate ends soon is seen before it does.
+#[test]
+fn the_end_of_a_peers_certificate_is_told() {
+    let scratch = Scratch::new();
+    let authority = scratch.authority();
+    scratch.issue(&authority, "sink", &["sink.example"]);
+    let identity = Identity::load(&scratch.file("sink.crt"), &scratch.file("sink.key")).unwrap();
+    let expires = serde_json::to_value(identity.expiry()).unwrap();
+    let sink = Sink::with(SinkPlan { identity: Some(identity), ..SinkPlan::new() });
+    let tls = "tls = \"domain\"\ntls_domain = [\"sink.example\"]\nca_file = \"ca.pem\"";
+    let (before, after) = {
+        let text = config(sink.address, ADMIN);
+        let (before, after) = text.rsplit_once("tls = \"off\"").unwrap();
+        (before.to_owned(), after.to_owned())
+    };
+    let daemon = Daemon::spawn(scratch.path(), &format!("{before}{tls}{after}"));
+    let world = World { scratch, daemon };
+    let ends =
+        || world.documented("get", "/api/v1/status", &Value::Null)["connectors"][0]["certificate_expires"].clone();
+    assert_eq!(ends(), Value::Null, "nothing was proved so far");
+    let found = world.documented("post", "/api/v1/connectors/out/test", &json!({}));
+    assert_eq!(found["hosts"][0]["tls"]["until"], expires, "{found}");
+    let mut client = Client::hello(world.daemon.address());
+    assert!(client.deliver("erin@fabrikam.com", &["julie@contoso.com"], CONTENT).unwrap().starts_with("250"));
+    sink.wait_for(1);
+    wait_until("it is noted", PATIENCE, || !ends().is_null());
+    assert_eq!(ends(), expires);
 }
 
 /// S-163: who guesses waits; who knows does not.
