@@ -49,7 +49,7 @@ const EVENTS: usize = 10_000;
 /// Events of all messages that are kept.
 const ALL_EVENTS: usize = 200_000;
 /// The same where others need the memory too.
-const FEWER_EVENTS: usize = 20_000;
+const FEWER_EVENTS: usize = 10_000;
 /// A message, its reports, and what the reports are called elsewhere: so many rounds find it all.
 const ROUNDS: usize = 4;
 
