@@ -842,6 +842,8 @@ fn trace_and_explain_say_what_the_command_line_says() {
     let reply = client.deliver("erin@fabrikam.com", &to, CONTENT).unwrap();
     let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
     world.wait_tracked("SEND", "\"from\":\"<>\"");
+    world.wait_tracked("SEND", "julie@contoso.com");
+    world.wait_tracked("DEFER", "later@contoso.com");
     let cli = |arguments: &[&str]| -> Value {
         let (_, text, errors) = world.cli(arguments);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text} {errors}"))
@@ -981,6 +983,10 @@ fn what_waits_is_shown_with_its_attempts_and_its_age() {
     }
     assert!(attempts[0]["reply"].as_str().unwrap().contains("451 4.3.0 not now"), "{shown}");
     assert_eq!((&attempts[0]["status"], &attempts[1]["tls"]), (&json!("4.3.0"), &json!("in the clear")), "{shown}");
+    let page = world.documented("get", "/api/v1/queue?sort=age", &Value::Null);
+    assert_eq!(page["entries"].as_array().unwrap().len(), 2);
+    let wanted = json!({"filter": {"sender": "nobody@fabrikam.com"}});
+    assert_eq!(world.documented("post", "/api/v1/queue/release", &wanted)["changed"], 0);
     let (status, text, errors) = world.cli(&["queue", "show", &id]);
     assert_eq!(status, Some(0), "{errors}");
     for words in ["DEFER  to later@contoso.com", "SEND   to julie@contoso.com", "(in the clear)", "451 4.3.0 not now"] {
