@@ -29,7 +29,7 @@ mail that waits
 \fI/var/log/causeway\fR
 what became of each message; \fBcauseway trace\fR reads it
 .SH "SEE ALSO"
-causeway.toml(5), /usr/share/doc/causeway/operations.md.gz
+causeway.toml(5), /usr/share/doc/causeway/operations.md
 "#;
 
 #[allow(dead_code, reason = "a test takes the rest of this file without it")]
@@ -106,26 +106,25 @@ fn is_text(line: &str) -> bool {
     !line.is_empty() && !line.starts_with(['|', '#']) && !line.starts_with("```")
 }
 
-/// One row: its first cell stands out; then what it means, and below that the default.
+/// One row: its first cell stands out; then what it means, and below that the default. Other columns say what they are.
 fn entry(page: &mut String, titles: &[String], row: &[String]) {
     let Some((key, rest)) = row.split_first() else { return };
     page.push_str(".TP\n");
     text_line(page, &inline(key));
-    let told = || titles.iter().skip(1).zip(rest).filter(|(_, cell)| !cell.is_empty());
-    let is_default = |title: &String| title == "default";
-    let mut is_empty = true;
-    for (_, cell) in told().filter(|(title, _)| !is_default(title)) {
-        text_line(page, &format!("{}{}", if is_empty { "" } else { "; " }, inline(cell)));
-        is_empty = false;
-    }
-    for (_, cell) in told().filter(|(title, _)| is_default(title)) {
-        if !is_empty {
+    let mut told: Vec<_> = titles.iter().skip(1).zip(rest).filter(|(_, cell)| !cell.is_empty()).collect();
+    told.sort_by_key(|(title, _)| *title == "default");
+    let has_one_column = titles.len() == 2;
+    for (number, (title, cell)) in told.iter().enumerate() {
+        if number > 0 {
             page.push_str(".br\n");
         }
-        text_line(page, &format!("Default: {}", inline(cell)));
-        is_empty = false;
+        match title.as_str() {
+            "meaning" => text_line(page, &inline(cell)),
+            _ if has_one_column => text_line(page, &inline(cell)),
+            title => text_line(page, &format!("{}: {}", inline(title), inline(cell))),
+        }
     }
-    if is_empty {
+    if told.is_empty() {
         page.push_str("\\&\n");
     }
 }
