@@ -233,6 +233,25 @@ fn f020_a_spool_from_the_future_stops_the_program_and_stays_as_it_is() {
     assert_eq!(sink.count(), 0);
 }
 
+/// What docs/operations.md says of a roll-back: with the log of an emptied spool moved away any version can start, and
+/// gives no number twice, because the number of starts stays.
+#[test]
+fn f020_the_log_of_an_empty_spool_can_be_moved_away() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let mut ids = Vec::new();
+    for turn in 1..=2 {
+        let mut daemon = Daemon::spawn(scratch.path(), &config(&sink));
+        let mut client = Client::hello(daemon.address());
+        let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com"], &content("gone")).unwrap();
+        ids.push(reply.strip_prefix("250 2.0.0 queued as ").unwrap().to_owned());
+        sink.wait_for(turn);
+        assert!(daemon.terminate().success(), "{}", daemon.log_text());
+        fs::rename(scratch.file("spool/log"), scratch.file(&format!("log-{turn}"))).unwrap();
+    }
+    assert!(ids[0] < ids[1], "{ids:?}");
+    assert_eq!(fs::read_dir(scratch.file("spool/corrupt")).unwrap().count(), 0, "nothing was missed");
+}
+
 /// Makes `tests/spools/vN` with the program that `CAUSEWAY_PROGRAM` names, where N is the format that it writes.
 #[test]
 #[ignore = "only a new version of the format needs it"]
