@@ -175,6 +175,31 @@ fn the_first_configuration_is_good_and_relays_for_nobody() {
     }
 }
 
+/// What stands in it as a comment is what an administrator takes the mark away from: that is a good configuration, too.
+#[test]
+fn what_the_first_configuration_proposes_is_good() {
+    let scratch = Scratch::new();
+    let root = scratch.authority();
+    fs::create_dir(scratch.file("certs")).unwrap();
+    scratch.issue(&root.intermediate("Issuer of the test"), "certs/mail.example.org", &["mail.example.org"]);
+    scratch.write("recipients.csv", "address,type,target\njulie@contoso.com,on-premises,\n");
+    let proposed = |line: &str| {
+        let line = line.strip_prefix("# ")?;
+        let is_key = line.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|byte| byte.is_ascii_lowercase()));
+        (line.starts_with("[[") || is_key).then(|| line.to_owned())
+    };
+    let text = read("packaging/causeway.toml");
+    let lines = text.lines().filter(|line| !line.starts_with("user = "));
+    let text: Vec<String> = lines.map(|line| proposed(line).unwrap_or_else(|| line.to_owned())).collect();
+    let file = scratch.write("causeway.toml", text.join("\n"));
+    let mut check = causeway();
+    check.env("SSL_CERT_FILE", scratch.file("ca.pem")).env_remove("SSL_CERT_DIR").arg("-c").arg(&file).arg("check");
+    let checked = run(&mut check, PATIENCE);
+    assert!(checked.status.success(), "{}", said(&checked));
+    let summary = "2 receive connectors, 1 send connector, 1 accepted domain, 1 recipient";
+    assert!(said(&checked).contains(summary) && !said(&checked).contains("warning"), "{}", said(&checked));
+}
+
 #[test]
 fn the_scripts_are_sound_and_never_touch_mail() {
     for name in ["debian/postinst", "debian/prerm", "debian/postrm", "renewal-hook"] {
