@@ -48,6 +48,13 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(u32);
 
+/// How far [`Schedule::glance`] is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    lane: usize,
+    at: usize,
+}
+
 /// What an attempt says of the hop, whatever became of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feedback {
@@ -457,6 +464,30 @@ impl<T> Schedule<T> {
     /// Every lane with its connector and hop, in no order.
     pub fn depths(&self) -> impl Iterator<Item = (&ConnectorName, &Hop, Depth)> {
         self.lanes.iter().filter_map(|lane| lane.name.as_ref().map(|(via, hop)| (via, hop, lane.depth())))
+    }
+
+    /// Looks at no more than `at_most` of the items that wait, from `place` on, and gives the place to go on from; `None`:
+    /// those were the last. Of what moves in between some may be seen twice, or not at all.
+    pub fn glance(&self, place: Place, at_most: usize, mut each: impl FnMut(LaneId, &T)) -> Option<Place> {
+        let Place { mut lane, mut at } = place;
+        let mut left = at_most;
+        while let Some(of) = self.lanes.get(lane) {
+            for item in of.ready.iter().skip(at).take(left) {
+                each(LaneId(lane as u32), item);
+                at += 1;
+                left -= 1;
+            }
+            if left == 0 {
+                return Some(Place { lane, at });
+            }
+            (lane, at) = (lane + 1, 0);
+        }
+        // New lanes are behind this number from now on; the last place of all stays the last.
+        let later = self.later.as_slice().get(at..).unwrap_or_default();
+        for Reverse(later) in later.iter().take(left) {
+            each(later.lane, &later.item);
+        }
+        (later.len() > left).then(|| Place { lane: usize::MAX, at: at + left })
     }
 
     fn lane_mut(&mut self, lane: LaneId) -> &mut Lane<T> {
