@@ -221,6 +221,16 @@ function tellKeys() {
 
 let current = "";
 
+/** `#token=…`, as the demo prints it: what stands behind # is never sent, and it leaves the address and the history. */
+function takeToken() {
+  const [, token] = /^#token=([^&]+)$/.exec(location.hash) ?? [];
+  if (token === undefined) return false;
+  history.replaceState(null, "", `${location.pathname}${link("flow")}`);
+  leave();
+  setToken(decodeURIComponent(token));
+  return true;
+}
+
 function enter() {
   if (!parts) return;
   const { view: wanted, params } = here();
@@ -242,7 +252,10 @@ function enter() {
   document.title = `${label} · ${state.status.now?.hostname ?? "Causeway"}`;
 }
 
-window.addEventListener("hashchange", enter);
+window.addEventListener("hashchange", () => {
+  if (takeToken()) shell();
+  else enter();
+});
 
 // ── keys ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -276,5 +289,6 @@ document.addEventListener("keydown", (event) => {
 
 // ── start ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+takeToken();
 if (hasToken()) shell();
 else signIn();

@@ -103,6 +103,7 @@ function card(first) {
       if (sign === shown) return;
       shown = sign;
       fill(state, badge(STATES[one.state] ?? one.state, TONES[one.state] ?? "calm"));
+      button.disabled = one.state === "disabled" || element.hasAttribute("aria-busy");
       element.classList.toggle("is-down", one.state === "down");
       fill(demand, h("span", { class: "word" }, one.tls), h("span", { class: "muted" }, ` ${DEMANDS[one.tls] ?? ""}`));
       fill(proved, one.proved ? [one.proved.what, h("span", { class: "muted" }, " · ", time(one.proved.at))] : h("span", { class: "none" }, one.state === "disabled" ? "nothing: it is disabled" : "nothing since the start; Test now looks"));
@@ -118,31 +119,24 @@ function card(first) {
   };
 }
 
-/** What a test found: the verdict, each finding, what each host showed. */
+/** What a test found: the verdict, each finding, and the certificates that hosts showed. */
 function tested(answer) {
   const findings = answer.findings ?? [];
-  const hosts = answer.hosts ?? [];
+  const hosts = (answer.hosts ?? []).filter((one) => one.tls);
   const level = { error: "bad", warning: "warn" };
   return [
     h("p", { class: answer.ok ? "verdict good" : "verdict bad" }, answer.ok ? "Mail would flow." : "Mail would not flow."),
     findings.length > 0 && h("ul", { class: "findings" }, findings.map((one) => h("li", { class: level[one.level] ?? null }, badge(one.level, level[one.level] ?? "good"), h("span", { class: "wrap" }, one.what && h("strong", {}, one.what, " "), one.text)))),
     hosts.length > 0 && h("ul", { class: "findings" }, hosts.map((one) => h("li", { class: "wrap" }, hostSeen(one)))),
-    findings.length + hosts.length === 0 && h("p", { class: "muted" }, "There was no host to look at: it takes the MX of each recipient's domain."),
   ];
 }
 
-function hostSeen(one) {
-  if (typeof one === "string") return one;
-  const tls = one.tls && typeof one.tls === "object" ? one.tls : null;
-  const flows = one.flows && typeof one.flows === "object" ? (one.flows.Ok ?? one.flows.Err) : one.flows;
-  const names = tls?.names ?? [];
+function hostSeen({ host, tls }) {
+  const names = tls.names ?? [];
   return [
-    h("strong", {}, one.host),
-    flows && h("div", {}, typeof flows === "string" ? flows : ""),
-    typeof one.tls === "string" && h("div", { class: "muted" }, one.tls),
-    tls && h("div", { class: "muted" }, [tls.protocol, names.length ? `certificate for ${names.slice(0, 6).join(", ")}${names.length > 6 ? ` and ${names.length - 6} more` : ""}` : "", tls.issuer ? `issued by ${tls.issuer}` : ""].filter(Boolean).join(", ")),
-    tls?.until && h("div", {}, expiry(tls.until)),
-    one.cure && h("div", { class: "warn" }, one.cure),
+    h("strong", {}, host),
+    h("div", { class: "muted" }, [tls.protocol, names.length ? `certificate for ${names.slice(0, 6).join(", ")}${names.length > 6 ? ` and ${names.length - 6} more` : ""}` : "no name", tls.issuer && `issued by ${tls.issuer}`].filter(Boolean).join(", ")),
+    tls.until && h("div", {}, expiry(tls.until)),
   ];
 }
 

@@ -129,6 +129,7 @@ export const clock = (when) => absolute(when).slice(11);
 
 function relative(when, form) {
   const off = (Date.parse(when) - now()) / 1000;
+  if (form === "due" && off <= 0) return "now";
   if (form === "age") return span(-off);
   if (off > 0) return `in ${span(off)}`;
   return -off < 1 ? "just now" : `${span(-off)} ago`;

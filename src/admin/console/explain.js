@@ -91,7 +91,8 @@ export function explain(place, params) {
   return { change: read, refresh: ask, search: () => from.focus(), stop: () => control?.abort() };
 }
 
-const recipients = (text) => text.split(/[\s,;]+/).filter(Boolean);
+/** Blanks, commas and new lines lie between them, but for those within quotes. */
+const recipients = (text) => text.match(/(?:"(?:\\.|[^"\\])*"|[^\s,;"])+/g) ?? [];
 
 function parseSize(text) {
   const [, amount, unit] = /^(\d+)\s*([a-z]*)$/i.exec(text) ?? [];

@@ -106,13 +106,13 @@ const wanted = (path) => ({ origin: path.origin, verdict: path.verdict, connecto
 
 function tellFigures(figures, now) {
   const all = [
-    ["accepted", "Accepted a minute", number(now.accepted_a_minute), ""],
-    ["delivered", "Delivered a minute", number(now.delivered_a_minute), ""],
-    ["waiting", "Messages waiting", number(now.messages), "", link("queue")],
+    ["accepted", "Accepted/min", number(now.accepted_a_minute), ""],
+    ["delivered", "Delivered/min", number(now.delivered_a_minute), ""],
+    ["waiting", "Waiting", number(now.messages), "", link("queue")],
     ["oldest", "Oldest", now.oldest ? time(now.oldest, "age") : "–", now.oldest],
-    ["held", "Copies held", number(now.held), now.held ? "warn" : "", link("queue", { status: "held" })],
+    ["held", "Held", number(now.held), now.held ? "warn" : "", link("queue", { status: "held" })],
     ["connections", "Connections", number(now.connections), ""],
-    ["delivery", "Delivery, 99 of 100", now.delivery?.p99 == null ? "–" : `≤ ${now.delivery.p99 < 10_000 ? `${number(now.delivery.p99)} ms` : span(now.delivery.p99 / 1000)}`, ""],
+    ["delivery", "Delivery, p99", now.delivery?.p99 == null ? "–" : `≤ ${now.delivery.p99 < 10_000 ? `${number(now.delivery.p99)} ms` : span(now.delivery.p99 / 1000)}`, ""],
   ];
   keyed(figures, all, ([key]) => key, ([, label, , , href]) => {
     const value = h("dd", {});
@@ -216,7 +216,7 @@ function painter(place, choose) {
     if (!svg.isConnected) fill(place, svg);
     const rows = Math.max(...columns.map(([field]) => nodes.filter((node) => node.field === field).length));
     const height = Math.max(narrow ? 220 : 340, Math.min(900, rows * 34 + 40));
-    const [left, right] = narrow ? [0, 0] : [Math.min(130, width * 0.11), Math.min(230, width * 0.19)];
+    const [left, right] = narrow ? [0, 0] : [150, Math.max(170, Math.min(280, width * 0.21))];
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("height", height);
     const depth = new Map(columns.map(([field], index) => [field, index]));
@@ -336,7 +336,7 @@ function drawBoxes(group, nodes, text, narrow, right, choose) {
         label.setAttribute("text-anchor", side === "left" || last ? "end" : "start");
         label.setAttribute("dominant-baseline", side === "above" ? "auto" : "central");
         const whole = text(next);
-        const room = narrow ? 24 : side === "right" ? Math.floor((right - 50) / 6.6) : side === "left" ? 13 : 26;
+        const room = narrow ? 24 : side === "right" ? Math.floor((right - 66) / 7.4) : side === "left" ? 13 : 26;
         setText(name, whole.length > room ? `${whole.slice(0, room - 1)}…` : whole);
         setText(count, number(total(next)));
         const words = `${whole}: ${STATES.filter((one) => next.states[one]).map((one) => `${number(next.states[one])} ${one}`).join(", ")}`;

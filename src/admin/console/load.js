@@ -128,7 +128,7 @@ function oneChart(wrapper, { title, unit, say, series, log }, data) {
       cursor: { sync: { key: "causeway" }, points: { size: 7 }, drag: { x: false, y: false } },
       scales: { x: { time: true }, y: log ? { distr: 3, range: (_, min, max) => [Math.min(min || 1, 1), Math.max(max || 10, 10) * 1.3] } : { range: top } },
       axes: [
-        { ...axis, size: 34, space: 90, values: [[86400, "{YYYY}-{MM}-{DD}", null, null, null, null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },
+        { ...axis, size: 28, space: 90, values: [[86400, "{YYYY}-{MM}-{DD}", null, null, null, null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },
         { ...axis, size: 58, values: (_, splits) => splits.map((value) => (value === null ? "" : say(value))), ...(log ? { filter: (_, splits) => splits.map((value) => (/^1(0*)$|^0\.1$/.test(String(value)) ? value : null)) } : {}) },
       ],
       series: [{}, ...series.map(([, , line, broken]) => ({ stroke: colour(line), width: 1.75, dash: broken ? [5, 4] : undefined, points: { show: false }, spanGaps: false }))],

@@ -12,6 +12,7 @@ import { onStatus, refresh as askStatus, status } from "./status.js";
 
 const SECONDS = 5;
 const PAGE = 50;
+const narrow = window.matchMedia("(max-width: 820px)");
 const FILTERS = ["sender", "recipient", "domain", "connector", "hop", "status", "older_than", "younger_than", "id"];
 const AGES = [["", "any age"], ["300", "5 min and older"], ["900", "15 min and older"], ["3600", "1 h and older"], ["14400", "4 h and older"], ["86400", "1 d and older"]];
 const STATES = [["", "any"], ["waiting", "waiting"], ["active", "active"], ["deferred", "deferred"], ["held", "held"]];
@@ -59,7 +60,7 @@ export function queue(place, params) {
   };
   const form = h(
     "form",
-    { class: "filters card", role: "search", "aria-label": "Filter the queue" },
+    { class: "filters", role: "search", "aria-label": "Filter the queue" },
     field("Sender", inputs.sender),
     field("Recipient", inputs.recipient),
     field("Domain", inputs.domain),
@@ -69,6 +70,12 @@ export function queue(place, params) {
     field("Age", inputs.older_than),
     h("div", { class: "buttons" }, h("button", { class: "primary", test: "queue-filter" }, "Show"), h("button", { type: "button", test: "queue-clear", on: { click: () => go("queue") } }, "Clear")),
   );
+  const box = h("details", { class: "filter-box card" }, h("summary", {}, "Filter"), form);
+  const fold = () => {
+    box.open = !narrow.matches || Object.keys(filterOf(params)).length > 0;
+  };
+  narrow.addEventListener("change", fold);
+  fold();
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     search();
@@ -83,9 +90,9 @@ export function queue(place, params) {
 
   // ── list ──
   const ages = h("div", { class: "ages card" });
-  const every_ = h("input", { type: "checkbox", "aria-label": "Choose all on this page", test: "queue-select-all" });
-  every_.addEventListener("change", () => {
-    for (const entry of data?.entries ?? []) every_.checked ? chosen.set(keyOf(entry), entry) : chosen.delete(keyOf(entry));
+  const whole = h("input", { type: "checkbox", "aria-label": "Choose all on this page", test: "queue-select-all" });
+  whole.addEventListener("change", () => {
+    for (const entry of data?.entries ?? []) whole.checked ? chosen.set(keyOf(entry), entry) : chosen.delete(keyOf(entry));
     paint();
   });
   const heads = COLUMNS.map(([title, sort, kind]) => {
@@ -93,13 +100,13 @@ export function queue(place, params) {
     return h("th", { scope: "col", class: kind ?? null, "data-sort": sort }, button);
   });
   const body = h("tbody", {});
-  const table = h("table", { class: "list queue-list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "pick" }, every_), heads)), body);
+  const table = h("table", { class: "list queue-list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "pick" }, whole), heads)), body);
   const result = h("div", { class: "card list-card" });
   const fault = h("div", {});
   const pages = h("div", { class: "pages" });
   const actions = h("div", { class: "actions", role: "toolbar", "aria-label": "Change what is chosen" });
   const summary = h("span", { class: "muted", role: "status" });
-  fill(place, h("div", { class: "bar" }, h("h1", {}, "Queue"), summary), ages, form, fault, actions, result, pages);
+  fill(place, h("div", { class: "bar" }, h("h1", {}, "Queue"), summary), ages, box, fault, actions, result, pages);
 
   function sortBy(sort) {
     const same = params.sort === sort;
@@ -140,8 +147,8 @@ export function queue(place, params) {
     keyed(body, entries, keyOf, row);
     const there = new Map(entries.map((entry) => [keyOf(entry), entry]));
     for (const key of chosen.keys()) if (there.has(key)) chosen.set(key, there.get(key));
-    every_.checked = entries.length > 0 && entries.every((entry) => chosen.has(keyOf(entry)));
-    every_.indeterminate = !every_.checked && entries.some((entry) => chosen.has(keyOf(entry)));
+    whole.checked = entries.length > 0 && entries.every((entry) => chosen.has(keyOf(entry)));
+    whole.indeterminate = !whole.checked && entries.some((entry) => chosen.has(keyOf(entry)));
     for (const head of heads) {
       if (head.dataset.sort === params.sort) head.setAttribute("aria-sort", params.descending === "true" ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
@@ -183,7 +190,7 @@ export function queue(place, params) {
         fill(to, people(next.to, next.recipients));
         fill(via, h("span", { class: "address", title: `${next.connector}, ${next.hop}` }, next.hop === "smart-hosts" ? next.connector : `${next.connector} · ${next.hop}`), next.last && h("span", { class: "last", title: next.last }, next.last));
         fill(tried, number(next.attempts));
-        fill(due, next.next ? time(next.next) : h("span", { class: "none" }, "–"));
+        fill(due, next.next ? time(next.next, "due") : h("span", { class: "none" }, "–"));
         fill(size, bytes(next.size));
       },
     };
@@ -285,7 +292,10 @@ export function queue(place, params) {
   return {
     change: read,
     refresh: () => (asking.now(), message.isOpen() && message.again()),
-    search: () => inputs.sender.focus(),
+    search() {
+      box.open = true;
+      inputs.sender.focus();
+    },
     key(event) {
       const rows = [...body.querySelectorAll("tr")];
       const at = rows.indexOf(document.activeElement?.closest("tr"));
@@ -301,6 +311,7 @@ export function queue(place, params) {
       asking.stop();
       stopStatus();
       message.stop();
+      narrow.removeEventListener("change", fold);
     },
   };
 }
@@ -405,34 +416,33 @@ function oneMessage(message, changed) {
       message.asked_for.length > 0 && pair("Asked for", message.asked_for.join(" ")),
     ),
     h("p", {}, h("a", { href: link("trace", { id: message.id }), test: "message-trace" }, "Its life in trace →")),
-    message.copies.map((copy) => oneCopy(copy)),
+    message.copies.map(oneCopy),
+    (message.remarks ?? []).map((remark) => h("p", { class: "warn small" }, remark)),
   ];
 }
 
 function oneCopy({ entry, recipients, warned, resting, attempts = [] }) {
-  const tries = [...attempts, ...recipients.flatMap((one) => (one.attempts ?? []).map((attempt) => ({ ...attempt, to: one.to })))];
-  tries.sort((a, b) => (a.time < b.time ? 1 : -1));
   return h(
     "section",
     { class: "copy" },
     h("h3", {}, `Copy ${entry.copy}`, " ", badge(entry.status, STANDS[entry.status])),
-    h("p", { class: "muted" }, `${entry.connector}, ${entry.hop}`, ` · tried ${entry.attempts === 1 ? "once" : `${number(entry.attempts)} times`}`, entry.next && [" · next ", time(entry.next)], warned && " · the sender was told of the delay", resting && ` · its hop is left alone for another ${span(resting)}`),
+    h("p", { class: "muted" }, `${entry.connector}, ${entry.hop}`, ` · tried ${entry.attempts === 1 ? "once" : `${number(entry.attempts)} times`}`, entry.next && [" · next ", time(entry.next, "due")], warned && " · the sender was told of the delay", resting && ` · its hop is left alone for another ${span(resting)}`),
     entry.last && h("p", { class: "last-seen" }, entry.last),
     h(
       "ul",
       { class: "recipients" },
       recipients.map((one) => h("li", { class: one.open ? null : "done" }, address(one.to), one.asked !== one.to && h("span", { class: "muted small" }, ` asked for as ${one.asked}`), !one.open && h("span", { class: "muted small" }, " done with"))),
     ),
-    tries.length > 0 && h("h4", {}, "Attempts"),
-    tries.length > 0 &&
+    attempts.length > 0 && h("h4", {}, "Attempts"),
+    attempts.length > 0 &&
       h(
         "ol",
         { class: "attempts" },
-        tries.slice(0, 50).map((one) =>
+        attempts.map((one) =>
           h(
             "li",
             { class: tone(one.event) },
-            h("div", { class: "attempt-head" }, time(one.time), h("strong", {}, one.event), one.to && address(one.to)),
+            h("div", { class: "attempt-head" }, time(one.time), h("strong", {}, one.event), one.to?.length > 0 && people(one.to)),
             h("div", { class: "muted small wrap" }, [one.host, one.tls].filter(Boolean).join(" · ")),
             h("div", { class: "wrap" }, [one.status, one.reply].filter(Boolean).join(" ")),
           ),

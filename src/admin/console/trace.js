@@ -91,7 +91,7 @@ export function trace(place, params) {
     result.setAttribute("aria-busy", "true");
     try {
       const found = await get("/api/v1/trace", { ...asked, limit: LIMIT }, signal);
-      fill(result, found.messages.length ? stories(found) : nothing(asked));
+      fill(result, found.messages.length ? stories(found) : [(found.remarks ?? []).map((remark) => h("p", { class: "warn" }, remark)), nothing(asked)]);
     } catch (error) {
       if (signal.aborted) return;
       const hint = error.status === 404 ? "Without tracking events only the queue knows anything. [tracking] path in the configuration turns them on." : "";
@@ -114,6 +114,7 @@ function nothing(asked) {
 function stories(found) {
   const single = found.messages.length === 1;
   return [
+    (found.remarks ?? []).map((remark) => h("p", { class: "warn" }, remark)),
     !single && h("p", { class: "muted" }, `${counted(found.messages.length, "message")}${found.more ? `, and ${number(found.more)} more with earlier events: narrow the search to see them` : ""}`),
     found.messages.map((story, place) => card(story, single || place === 0)),
   ];
