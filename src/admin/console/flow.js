@@ -116,7 +116,8 @@ function tellFigures(figures, now) {
   ];
   keyed(figures, all, ([key]) => key, ([, label, , , href]) => {
     const value = h("dd", {});
-    const element = h("div", {}, h("dt", {}, href ? h("a", { href }, label) : label), value);
+    const title = key === "delivery" ? "From acceptance to the next hop's 250: 99 of 100 took at most so long" : null;
+    const element = h("div", { title }, h("dt", {}, href ? h("a", { href }, label) : label), value);
     let shown = null;
     return {
       element,
