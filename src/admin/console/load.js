@@ -103,7 +103,7 @@ function oneChart(wrapper, { title, unit, say, series, log }, data) {
   const card = h("figure", { class: "card chart-card", role: "group", "aria-label": title }, h("figcaption", {}, h("h2", {}, title), h("span", { class: "muted small" }, unit), legend), canvas);
   wrapper.append(card);
 
-  const values = series.map(([field, name, line, broken]) => {
+  const values = series.map(([, name, line, broken]) => {
     const value = h("span", { class: "chart-value" });
     const swatch = h("i", { class: broken ? "swatch broken" : "swatch", "aria-hidden": "true" });
     swatch.style.borderColor = colour(line);
