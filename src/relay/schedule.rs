@@ -666,6 +666,33 @@ mod tests {
     }
 
     #[test]
+    fn a_glance_sees_each_item_once_however_few_at_a_time() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        for item in 0..20 {
+            let id = lane(&mut schedule, item as usize % 3, 1);
+            if item % 4 == 0 {
+                schedule.later(now + SECOND, id, item);
+            } else {
+                let _ = schedule.ready(id, item);
+            }
+        }
+        for at_most in [1, 3, 7, 20, 100] {
+            let mut seen = Vec::new();
+            let mut place = Some(Place::default());
+            while let Some(from) = place {
+                let before = seen.len();
+                place = schedule.glance(from, at_most, |id, item| {
+                    assert_eq!(schedule.find(&via(), &hop(*item as usize % 3)), Some(id));
+                    seen.push(*item);
+                });
+                assert!(seen.len() - before <= at_most);
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..20).collect::<Vec<u32>>(), "{at_most} at a time");
+        }
+    }
+
+    #[test]
     fn a_lane_is_one_for_connector_and_hop() {
         let mut schedule = schedule();
         let one = lane(&mut schedule, 1, 9);

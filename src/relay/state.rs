@@ -139,6 +139,10 @@ impl Relay {
             let mut here: HashMap<LaneId, Timestamp> = HashMap::new();
             let queue = self.queue();
             place = queue.glance(from, GLANCE, |lane, item| {
+                // An old place of a copy that has another, or is gone, says nothing.
+                if item.turn != queue.turn(item.key()) {
+                    return;
+                }
                 ages.count(item.accepted, now);
                 let first = here.entry(lane).or_insert(item.accepted);
                 *first = item.accepted.min(*first);
@@ -213,4 +217,30 @@ pub struct SpoolBytes {
     pub live: u64,
     /// Free on its disk; `None` where the disk cannot say.
     pub free: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_counts_where_it_ends() {
+        let accepted: Timestamp = "2026-11-20T14:30:15Z".parse().unwrap();
+        for (seconds, word) in [
+            (0, "5m"),
+            (300, "5m"),
+            (301, "15m"),
+            (3600, "1h"),
+            (86_400, "1d"),
+            (172_800, "2d"),
+            (172_801, "beyond"),
+            (-5, "5m"),
+        ] {
+            let mut ages = Ages::default();
+            ages.count(accepted, accepted + jiff::SignedDuration::from_secs(seconds));
+            let found: Vec<&str> =
+                AGES.iter().zip(ages.copies).filter(|(_, copies)| *copies == 1).map(|((word, _), _)| *word).collect();
+            assert_eq!(found, [word], "{seconds}");
+        }
+    }
 }
