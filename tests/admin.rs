@@ -197,6 +197,47 @@ fn s161_pages_of_other_sites_and_other_names_are_refused() {
     }
 }
 
+/// The console's files need no token, and the same care otherwise: they are only read, and not by another site's page.
+#[test]
+fn s161_the_console_is_public_and_otherwise_no_exception() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let bookmark = "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n";
+    for (method, path, fields, expected) in [
+        ("GET", "/", bookmark, 200),
+        ("HEAD", "/", "", 200),
+        ("GET", "/console/app.js", "Sec-Fetch-Site: same-origin\r\n", 200),
+        ("GET", "/console/vendor/d3-sankey/LICENSE", "", 200),
+        ("GET", "/", "Sec-Fetch-Site: cross-site\r\n", 403),
+        ("GET", "/console/app.js", "Origin: http://evil.example\r\n", 403),
+        ("POST", "/", "", 405),
+        ("DELETE", "/console/app.js", "", 405),
+        // Beside it a stranger learns nothing.
+        ("GET", "/console/other.js", "", 401),
+        ("GET", "/console/..%2fopenapi.json", "", 401),
+        ("GET", "/console/../api/v1/status", "", 401),
+        ("GET", "//", "", 401),
+    ] {
+        let answer = world.ask_with(method, path, fields, "");
+        assert_eq!(answer.status, expected, "{method} {path} {fields:?}: {answer:?}");
+        assert!(answer.head.contains("x-content-type-options: nosniff"), "{answer:?}");
+        assert_eq!(
+            answer.head.contains("content-security-policy: default-src 'none'; script-src 'self'"),
+            expected == 200
+        );
+        assert_eq!(answer.head.contains("cache-control: no-cache"), expected == 200, "{answer:?}");
+        assert_eq!(answer.body.is_empty(), method == "HEAD", "{method} {path}");
+        assert!(!answer.body.contains("mail.contoso.com") && !answer.body.contains(&world.token()), "{path}");
+    }
+    let page = world.ask_with("GET", "/", "", "");
+    assert!(page.head.contains("content-type: text/html; charset=utf-8"), "{page:?}");
+    let tag = page.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let again = world.ask_with("GET", "/", &format!("If-None-Match: {tag}\r\n"), "");
+    assert_eq!((again.status, again.body.as_str()), (304, ""), "{again:?}");
+    let answer = world.raw("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(answer.status, 403, "{answer:?}");
+}
+
 /// S-167: heads that are too long or too many, and bodies that lie about their length.
 #[test]
 fn s167_every_request_has_limits() {

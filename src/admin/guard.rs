@@ -37,7 +37,8 @@ pub(super) async fn watch(State(shared): State<Shared>, request: Request, next: 
         Err(error) => error.into_response(),
     };
     let headers = response.headers_mut();
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // The console's files say otherwise, and say nothing of the mail.
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -36,6 +36,7 @@ use crate::relay::history::SAMPLE;
 use throttle::Throttle;
 
 pub mod client;
+mod console;
 mod explain;
 mod flow;
 mod guard;
@@ -153,13 +154,13 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// Answered without the token: they say no more than the greeting on port 25 does.
+/// Answered without the token: they say no more than the greeting on port 25 does, and the console's files nothing at all.
 fn is_public(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz")
+    matches!(path, "/healthz" | "/readyz") || console::is_ours(path)
 }
 
 fn router(admin: Shared) -> Router {
-    let mut router = Router::new();
+    let mut router = console::routes();
     for Route { path, handler, .. } in routes() {
         router = router.route(path, handler);
     }
