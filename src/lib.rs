@@ -18,6 +18,7 @@
 //! smtp     tls
 //! dns
 //! message
+//! clock
 //! ```
 //!
 //! Three sentences to keep true: `route` and `smtp` never wait. Nothing below `relay` knows what comes next.
@@ -25,6 +26,7 @@
 
 pub mod accept;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod deliver;
@@ -36,6 +38,8 @@ pub mod outcome;
 pub mod probe;
 pub mod relay;
 pub mod route;
+#[cfg(test)]
+mod simulation;
 pub mod smtp;
 pub mod spool;
 pub mod tls;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
@@ -15,6 +14,7 @@ use super::drive::Reception;
 use super::limits::Slot;
 use super::logins::{self, Logins};
 use super::{Addresses, Door, terms};
+use crate::clock;
 use crate::message::{Domain, Envelope};
 use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
 use crate::route::{Routed, Verdict, trust};
@@ -167,7 +167,7 @@ impl RelayReception {
         if !Arc::ptr_eq(&current.config, &self.snapshot.config) {
             let connectors = &current.config.receive_connectors;
             let (secure, client) = (self.tls.is_some(), self.client.as_ref());
-            match attribute(connectors, self.door.listen, self.peer, secure, client, Timestamp::now()) {
+            match attribute(connectors, self.door.listen, self.peer, secure, client, clock::wall()) {
                 Some(found) if found.connector.name == self.attribution.connector.name => self.attribution = found,
                 _ => return,
             }
@@ -252,7 +252,7 @@ impl Reception for RelayReception {
             self.peer,
             true,
             accepted.client.as_ref(),
-            Timestamp::now(),
+            clock::wall(),
         )
         .ok_or_else(|| io::Error::other("no receive connector takes this address any more"))?;
         debug!(peer = %self.client_ip, connector = %attribution.connector.name, proof = ?attribution.proof, "TLS");

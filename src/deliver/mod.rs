@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use jiff::Timestamp;
 
+use crate::clock;
 use crate::config::{Config, ConnectorName, DomainKind, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Domain, Recipient, visit};
@@ -391,7 +391,7 @@ impl Call<'_> {
             via: &self.copy.via.0,
             to: &recipient.recipient.address,
         });
-        Some(key.field(self.message.id, Timestamp::now(), visits))
+        Some(key.field(self.message.id, clock::wall(), visits))
     }
 
     fn mail<'m>(&'m self, tried: &[u16], content: &Content, chunking: bool) -> Mail<'m> {

@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::warn;
 
@@ -20,6 +19,7 @@ use super::schedule::LaneId;
 use super::settle::settlement;
 use super::work::{Item, Resident, Tried};
 use super::{RESIDENT_LIMIT, Relay, Snapshot, acknowledge};
+use crate::clock;
 use crate::deliver::{Attempt, Delivered};
 use crate::message::Envelope;
 use crate::smtp::Reply;
@@ -224,7 +224,7 @@ impl Relay {
                             }
                             for Brought { item, lane, attempt } in late {
                                 let tried = Tried { message: &receipt.message, item, lane };
-                                relay.settle(&snapshot, tried, attempt, Timestamp::now()).await;
+                                relay.settle(&snapshot, tried, attempt, clock::wall()).await;
                             }
                         });
                         reply
@@ -274,7 +274,7 @@ impl Relay {
     /// What follows from an attempt of which those that were taken are recorded already, or need no record.
     async fn settle_early(&self, snapshot: &Snapshot, message: &Message, brought: Brought) {
         let Brought { item, lane, attempt } = brought;
-        let now = Timestamp::now();
+        let now = clock::wall();
         let (mut done, mut left): (Vec<(u16, Delivered)>, _) = (Vec::new(), Vec::new());
         for (index, result) in attempt.results {
             match result {
@@ -331,7 +331,7 @@ mod tests {
             copy,
             attempts: 0,
             warned: false,
-            accepted: Timestamp::UNIX_EPOCH,
+            accepted: jiff::Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,
             early: None,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::work::Tried;
 use super::{Asked, Peer, Relay};
+use crate::clock;
 use crate::config::{ConnectorName, ReceiveConnector};
 use crate::deliver::Delivered;
 use crate::message::{Address, Envelope, MessageId, Recipient};
@@ -132,7 +133,7 @@ impl Relay {
             status: Some(refusal.status().1),
             because: &because,
             detail: Some(refusal),
-            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+            ..Event::new(clock::wall(), EventKind::Fail, MessageId(0))
         });
     }
 
@@ -158,7 +159,7 @@ impl Relay {
             status: Some(status),
             because: &because,
             detail: Some(why),
-            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+            ..Event::new(clock::wall(), EventKind::Fail, MessageId(0))
         });
     }
 
@@ -174,7 +175,7 @@ impl Relay {
             status: Some(reply.status_or_class()),
             because: &because,
             detail: Some(reply),
-            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+            ..Event::new(clock::wall(), EventKind::Fail, MessageId(0))
         });
     }
 
@@ -249,7 +250,7 @@ fn about(message: &Message, kind: EventKind) -> Event<'_> {
     Event {
         message_id: message.message_id.as_deref(),
         from: message.envelope.sender.as_ref(),
-        ..Event::new(Timestamp::now(), kind, message.id)
+        ..Event::new(clock::wall(), kind, message.id)
     }
 }
 

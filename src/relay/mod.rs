@@ -11,13 +11,14 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::config::{Acknowledge, Config, ConnectorName, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
@@ -156,7 +157,8 @@ impl Relay {
         Self::with(snapshot, spool, tracker, PUT_LIMIT)
     }
 
-    fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
+    /// As [`Relay::new`], with another patience for the disk.
+    pub(crate) fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
         let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -190,7 +192,7 @@ impl Relay {
             if self.0.stopping.load(Ordering::Acquire) {
                 Vec::new()
             } else {
-                queue.wake_changed(Instant::now(), is_changed)
+                queue.wake_changed(clock::now(), is_changed)
             }
         };
         for lane in start {
@@ -214,7 +216,7 @@ impl Relay {
             info!(messages = recovered.messages, "messages of an earlier run wait in the spool");
         }
         let snapshot = self.snapshot();
-        let (now, wall) = (Instant::now(), Timestamp::now());
+        let (now, wall) = (clock::now(), clock::wall());
         // New mail comes meanwhile, and waits for the queue no longer than a batch takes.
         for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
             let mut queue = self.queue();
@@ -281,7 +283,7 @@ impl Relay {
             Some(hybrid) if matches!(refusal.kind, RefusalKind::Disagreement(_)) => {
                 // Nothing in it can be half done.
                 let mut known = self.0.disagreements.lock().unwrap_or_else(PoisonError::into_inner);
-                refusal.within_grace(&mut known, Instant::now(), hybrid.disagreement_grace)
+                refusal.within_grace(&mut known, clock::now(), hybrid.disagreement_grace)
             }
             _ => refusal,
         }
@@ -328,7 +330,7 @@ impl Relay {
             self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &refusal);
             return reply;
         }
-        let accepted = Timestamp::now();
+        let accepted = clock::wall();
         if let Some(hybrid) = config.hybrid.as_ref().filter(|_| !facts.visits.is_empty()) {
             let (key, marks, by) = (&*snapshot.visits, &*facts.visits, &*connector.name.0);
             let returning = Returning { key, marks, config, hybrid, by, message_id: facts.message_id.as_deref() };

@@ -4,7 +4,7 @@
 //! the recipient stays open and is tried again, so that nobody's failure goes unreported.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::events::Noted;
 use super::work::{Item, Tried, age};
 use super::{Relay, Snapshot};
+use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
@@ -92,7 +93,7 @@ impl Relay {
     fn sort(&self, tried: &mut Tried<'_>, attempt: Attempt, snapshot: &Snapshot, age: Duration) -> Sorted {
         let mut sorted = Sorted::default();
         let fraction = fastrand::f64();
-        let now = Instant::now();
+        let now = clock::now();
         let absent = attempt.results.iter().any(|(_, result)| result.as_ref().is_err_and(Setback::needs_confirmation));
         let history = History {
             age,

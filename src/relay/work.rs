@@ -12,6 +12,7 @@ use tracing::{error, warn};
 use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot, visits};
+use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::Attempt;
 use crate::message::{MessageId, Recipient};
@@ -19,7 +20,7 @@ use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
-use crate::spool::disk::crash_point;
+use crate::spool::disk::{blocking, crash_point};
 use crate::spool::{Deferral, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
@@ -166,6 +167,7 @@ impl Relay {
     pub async fn keep_time(&self) {
         // A look through a long queue writes many reports. What is due does not wait for that.
         tokio::select! {
+            biased;
             () = self.move_due() => {}
             () = self.mind_ages() => {}
         }
@@ -176,7 +178,7 @@ impl Relay {
             let woken = self.0.wake.notified();
             let (start, next) = {
                 let mut queue = self.queue();
-                (queue.due(Instant::now()), queue.next_due())
+                (queue.due(clock::now()), queue.next_due())
             };
             for lane in start {
                 self.work(lane);
@@ -193,7 +195,7 @@ impl Relay {
     async fn mind_ages(&self) {
         loop {
             tokio::time::sleep(LOOK_THROUGH).await;
-            self.look_through(Timestamp::now()).await;
+            self.look_through(clock::wall()).await;
         }
     }
 
@@ -233,7 +235,7 @@ impl Relay {
             // The lane still counts this worker; nobody will ask it again.
             return None;
         }
-        self.queue().take(lane, Instant::now())
+        self.queue().take(lane, clock::now())
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
@@ -257,7 +259,7 @@ impl Relay {
             let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
             (item, attempt) = (brought.item, brought.attempt);
         }
-        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, clock::wall()).await;
         feedback
     }
 
@@ -355,7 +357,7 @@ impl Relay {
 
     async fn load(&self, id: MessageId, copy: u16) -> Result<(Arc<Message>, Vec<u16>), Unreadable> {
         let spool = self.0.spool.clone();
-        let loaded = tokio::task::spawn_blocking(move || spool.load(id)).await;
+        let loaded = blocking(move || spool.load(id)).await;
         match loaded {
             Ok(Ok(loaded)) => {
                 let open = loaded.open.get(usize::from(copy)).cloned().unwrap_or_default();
@@ -374,7 +376,7 @@ impl Relay {
 
     /// The copy is tried again after `wait`.
     pub(super) fn again(&self, lane: LaneId, item: Item, wait: Duration) {
-        self.queue().later(Instant::now() + wait, lane, item);
+        self.queue().later(clock::now() + wait, lane, item);
         self.0.wake.notify_one();
     }
 }
@@ -396,7 +398,7 @@ impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane) {
             let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
-            let more = self.relay.queue().feedback(self.lane, Instant::now(), feedback, fastrand::f64());
+            let more = self.relay.queue().feedback(self.lane, clock::now(), feedback, fastrand::f64());
             if feedback != Feedback::Ok {
                 // The lane may rest now, and the timekeeper is to wake it.
                 self.relay.0.wake.notify_one();

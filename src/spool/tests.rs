@@ -20,6 +20,7 @@ fn small() -> Options {
         segment_size: Some(8 << 10),
         large_at: 1500,
         dead_segments: 1,
+        committer_thread: true,
         keeper_thread: false,
         pause: Duration::from_millis(1),
     }
