@@ -116,11 +116,13 @@ struct Session {
     unread: Vec<u8>,
     from: Option<String>,
     to: BTreeSet<String>,
+    /// It has talked nonsense: nothing that it says afterwards need be believed.
+    raves: bool,
 }
 
 /// One connection to the host at `place`.
 pub async fn serve(world: Arc<World>, place: usize, wire: Wire) {
-    let session = Session { world, place, wire, unread: Vec::new(), from: None, to: BTreeSet::new() };
+    let session = Session { world, place, wire, unread: Vec::new(), from: None, to: BTreeSet::new(), raves: false };
     let _ = session.run().await;
 }
 
@@ -225,7 +227,13 @@ impl Session {
                     }
                     return Ok(());
                 }
-                _ => self.say("500 5.5.2 what?\r\n").await?,
+                _ => {
+                    if self.raves {
+                        // It has led the relay to believe that this was a message, and refuses it.
+                        self.world.oracle().rejected.extend(self.to.clone());
+                    }
+                    self.say("500 5.5.2 what?\r\n").await?;
+                }
             }
         }
     }
@@ -269,7 +277,7 @@ impl Session {
         self.world.oracle().note(format_args!("{hop} answers #{number:?}"));
         self.say("250 2.0.0 taken\r\n").await?;
         let heard = self.wire.heard();
-        if let Some(number) = number {
+        if let Some(number) = number.filter(|_| !self.raves) {
             self.world.oracle().deliveries[number].answer = Some(heard);
             if self.world.plan.bite == Some(Bite::Doubles) {
                 self.world.oracle().repeat(number);
@@ -342,6 +350,7 @@ impl Session {
     }
 
     async fn nonsense(&mut self) -> Result<(), Over> {
+        self.raves = true;
         self.world.oracle().count("a hop talked nonsense");
         self.world.oracle().note(format_args!("hop {} talks nonsense", self.place));
         let choice = [

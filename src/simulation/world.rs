@@ -244,6 +244,8 @@ struct Life {
     /// Those at the other ends.
     cutters: Arc<Mutex<Vec<Cutter>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// What was found at the start is in the queue.
+    resumed: AtomicBool,
 }
 
 /// See the module.
@@ -410,12 +412,14 @@ impl World {
             broken: Mutex::default(),
             cutters: Arc::default(),
             tasks: Mutex::default(),
+            resumed: AtomicBool::new(false),
         });
         let timekeeper = relay.clone();
         let timekeeper = tokio::spawn(async move { timekeeper.keep_time().await });
         let committer = tokio::spawn(Arc::clone(self).turn_the_disk(Arc::clone(&life)));
         let world = Arc::clone(self);
         let is_dead = life.is_dead();
+        let resuming = Arc::clone(&life);
         // New mail comes while the old is read.
         let resume = tokio::spawn(async move {
             sleep(world.plan.slow_disk).await;
@@ -433,6 +437,7 @@ impl World {
             oracle.note(format_args!("{} messages were found, {} torn", recovered.messages, recovered.torn));
             drop(oracle);
             relay.resume(recovered);
+            resuming.resumed.store(true, Ordering::Relaxed);
         });
         life.tasks.lock().unwrap().extend([timekeeper, committer, resume]);
         *self.life.lock().unwrap() = Some(life);
@@ -529,8 +534,8 @@ impl World {
         life.stopping.send_replace(true);
         let deadline = Instant::now() + Duration::from_secs(30);
         let in_time = life.relay.stop(deadline).await;
-        if !in_time {
-            // Attempts that are cut off end as by a crash.
+        if !in_time || life.broken.lock().unwrap().is_some() {
+            // Attempts that are cut off end as by a crash; and what cannot be written is forgotten as by one.
             self.oracle().cuts.push(Cut { at: Instant::now(), calm: *life.calm.lock().unwrap() });
         }
         life.is_over.store(true, Ordering::Relaxed);
@@ -680,7 +685,8 @@ impl World {
         let limit = Duration::from_secs(3 * 3600);
         let deadline = Instant::now() + limit;
         loop {
-            let waiting = self.life().map_or(usize::MAX, |life| life.relay.waiting());
+            let life = self.life().filter(|life| life.resumed.load(Ordering::Relaxed));
+            let waiting = life.map_or(usize::MAX, |life| life.relay.waiting());
             let clients = self.clients.load(Ordering::Relaxed);
             if waiting == 0 && clients == 0 {
                 return;

@@ -196,6 +196,8 @@ pub struct Committer {
     current: Current,
     /// Small records that are not durable yet.
     notes: Notes,
+    /// When those among them are tried again that were in a batch that failed.
+    retry: Option<Instant>,
     broken: Option<Broken>,
     keeper: Option<keep::Keeper>,
 }
@@ -293,7 +295,7 @@ impl Committer {
     /// Starts with this segment. With a `keeper` that one's work is done here, between batches.
     pub fn new(shared: Arc<Shared>, first: Ready, keeper: Option<keep::Keeper>) -> Self {
         let mut committer =
-            Self { shared, current: Current::start(&first), notes: Notes::default(), broken: None, keeper };
+            Self { shared, current: Current::start(&first), notes: Notes::default(), retry: None, broken: None, keeper };
         committer.enter(first);
         committer
     }
@@ -337,6 +339,7 @@ impl Committer {
             }
             self.round(Vec::new(), Vec::new());
         }
+        self.retry = (!self.notes.is_empty()).then(|| clock::now() + self.shared.options.pause);
         if (closing || !flushes.is_empty()) && !self.notes.is_empty() {
             tracing::error!("what was settled last could not be made durable; it may be delivered twice");
         }
@@ -370,8 +373,7 @@ impl Committer {
             (Some(due), None) => Some(due),
             // Notes can do nothing while the disk is broken.
             (_, Some(again)) => Some(again),
-            (None, None) if !self.notes.is_empty() => Some(now + self.shared.options.pause),
-            (None, None) => None,
+            (None, None) => self.retry,
         }
     }
 

@@ -521,6 +521,28 @@ fn f011_f012_f015_every_operation_fails_once_and_for_good_and_nothing_is_lost_an
     });
 }
 
+/// Nobody else has to come for it: a relay that is idle by then would deliver it again after its next start.
+#[test]
+fn f012_what_was_settled_when_a_write_failed_is_written_by_itself() {
+    run(async {
+        for op in [Op::Write, Op::Sync] {
+            let disk = Model::new(1);
+            let (spool, _) = open(&disk, small());
+            let id = put(&spool, 1, 300, &[1]).await.unwrap();
+            come_to_rest(&spool).await;
+            disk.inject(Fault { op, after: 0, errno: Errno::EIO, lasts: false });
+            spool.settle(settled(id, 0, 0));
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            while spool.waiting() > 0 {
+                assert!(tokio::time::Instant::now() < deadline, "{op:?}: it waits for ever");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(disk.fired(), 1, "{op:?}");
+            spool.close().await;
+        }
+    });
+}
+
 #[test]
 fn f012_what_was_refused_for_a_failed_sync_does_not_come_back_and_what_was_acknowledged_before_stays() {
     run(async {
