@@ -24,7 +24,7 @@ use crate::deliver::{Attempt, Delivered};
 use crate::message::Envelope;
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
-use crate::spool::{End, Message, NewMessage};
+use crate::spool::{End, Message, NewMessage, Settlement};
 
 /// What a worker brought.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ struct State {
     /// Somebody met a setback: waiting longer is of no use.
     hopeless: bool,
     brought: Vec<Brought>,
+    /// Taken in an attempt that goes on for others, and to be recorded when the message is.
+    taken: Vec<Settlement>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +82,7 @@ pub(super) enum Next {
 impl Early {
     /// Of a message with so many recipients.
     pub(super) fn new(recipients: usize) -> Self {
-        let state = State { phase: Phase::Trying, open: recipients, hopeless: false, brought: Vec::new() };
+        let state = State { phase: Phase::Trying, open: recipients, hopeless: false, brought: Vec::new(), taken: Vec::new() };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -112,6 +114,21 @@ impl Early {
             self.changed.notify_one();
         }
         None
+    }
+
+    /// A recipient was taken, and its attempt goes on for others. True: the message is on disk, and the caller has it
+    /// recorded.
+    pub(super) fn taken(&self, settlement: Settlement) -> bool {
+        let mut state = self.lock();
+        if state.phase != Phase::Kept {
+            state.taken.push(settlement);
+        }
+        state.phase == Phase::Kept
+    }
+
+    /// Those who were, and are not recorded yet.
+    fn take_taken(&self) -> Vec<Settlement> {
+        std::mem::take(&mut self.lock().taken)
     }
 
     /// Returns when there is nothing left to wait for.
@@ -212,11 +229,17 @@ impl Relay {
             Next::Keep(brought) => {
                 crash_point("early.keeping");
                 message.settles = brought.iter().flat_map(Brought::settlements).collect();
+                for settlement in early.take_taken() {
+                    if !message.settles.contains(&settlement) {
+                        message.settles.push(settlement);
+                    }
+                }
                 match self.put(message).await {
                     Ok(receipt) => {
                         let reply = acknowledge::acknowledge(&receipt);
                         received(self, &receipt.message);
                         let (relay, snapshot, late) = (self.clone(), Arc::clone(snapshot), early.kept());
+                        early.take_taken().into_iter().for_each(|settlement| self.0.spool.settle(settlement));
                         // Reports, perhaps: the client does not wait for them.
                         tokio::spawn(async move {
                             for brought in brought {

@@ -542,7 +542,7 @@ async fn f057_mail_for_a_missing_connector_is_held() {
         let id = item.id;
         fixture.relay.replace(snapshot(&|text| text.replace(was, is)));
         let message = fixture.relay.0.spool.load(id).unwrap().message;
-        let attempt = fixture.relay.deliver(&fixture.relay.snapshot(), &message, 0, &[0]).await;
+        let attempt = fixture.relay.deliver(&fixture.relay.snapshot(), &message, 0, &[0], &|_| {}).await;
         let Err(setback) = &attempt.results[0].1 else { panic!("{kind}") };
         assert!(matches!(setback, Setback::NoConnector { state, .. } if *state == kind), "{setback}");
         fixture.settle(item, attempt.results).await;
@@ -667,7 +667,7 @@ async fn one_that_goes_in_circles_takes_nothing_from_the_other() {
             continue;
         }
         let snapshot = fixture.relay.snapshot();
-        let attempt = fixture.relay.deliver(&snapshot, &loaded.message, item.copy, &[0]).await;
+        let attempt = fixture.relay.deliver(&snapshot, &loaded.message, item.copy, &[0], &|_| {}).await;
         let tried = Tried { message: &loaded.message, item, lane };
         fixture.relay.settle(&snapshot, tried, attempt, Timestamp::now()).await;
     }

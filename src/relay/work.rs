@@ -11,6 +11,7 @@ use tracing::{error, warn};
 
 use super::early::{Brought, Early};
 use super::schedule::{Feedback, LaneId};
+use super::settle::settlement;
 use super::{Relay, Snapshot, visits};
 use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
@@ -21,7 +22,7 @@ use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
 use crate::spool::disk::{blocking, crash_point};
-use crate::spool::{Deferral, LoadError, Message, Waiting};
+use crate::spool::{Deferral, End, LoadError, Message, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
 const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
@@ -246,7 +247,17 @@ impl Relay {
             return None;
         }
         let (message, open) = self.fetch(lane, &mut item).await?;
-        let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
+        let mut attempt = {
+            // An attempt in several transactions, or at several hosts, may take many minutes. What was heard by then is not to
+            // be forgotten with the process.
+            let taken = |index| {
+                let settlement = settlement(&item, index, End::Delivered);
+                if early.as_ref().is_none_or(|early| early.taken(settlement)) {
+                    self.0.spool.settle(settlement);
+                }
+            };
+            self.deliver(&snapshot, &message, item.copy, &open, &taken).await
+        };
         let feedback = feedback(&attempt);
         if let Some((_, Some(why))) = &feedback {
             // For those who wait behind it, and may never be tried themselves.
@@ -334,11 +345,18 @@ impl Relay {
         }
     }
 
-    pub(super) async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
+    pub(super) async fn deliver(
+        &self,
+        snapshot: &Snapshot,
+        message: &Message,
+        copy: u16,
+        open: &[u16],
+        taken: &(dyn Fn(u16) + Sync),
+    ) -> Attempt {
         let via = &message.copies[usize::from(copy)].via;
         let state = match snapshot.config.send_connector(via) {
             Some(connector) if connector.enabled => {
-                return snapshot.deliverer.attempt(connector, message, usize::from(copy), open).await;
+                return snapshot.deliverer.attempt_telling(connector, message, usize::from(copy), open, taken).await;
             }
             Some(_) => "disabled",
             None => "missing",

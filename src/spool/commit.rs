@@ -7,7 +7,8 @@
 //! After a failed write or sync the file is never touched again: Linux forgets which pages it could not write. The
 //! segment is closed, and the first record of the next one cancels what was refused, so that none of it comes
 //! back to life. Only then are the waiters told. While no segment can be written, puts fail at once and settlements
-//! wait in memory; the disk is tried again after a pause.
+//! wait in memory; the disk is tried again after a pause. If the process ends before it works again, what was refused
+//! last may be found by the next start: nothing could be written of its refusal.
 //!
 //! A sync says nothing of the name: in a folder that somebody moved, removed or replaced, a file is written to as well
 //! as before, and is not found by the next start. So each batch ends with a look whether the segment still stands where
