@@ -135,8 +135,7 @@ async fn open_with(
             .as_ref()
             .map(|login| Credentials { username: login.username.clone(), password: login.password.clone() }),
     });
-    let mut connection =
-        Connection::new(stream, session, describe(target), target.address, Arc::new(Proof::Plain));
+    let mut connection = Connection::new(stream, session, describe(target), target.address, Arc::new(Proof::Plain));
     loop {
         match connection.session.step(now()) {
             Step::Send(bytes, _) => connection.send(&bytes).await,

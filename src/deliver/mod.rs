@@ -342,7 +342,8 @@ impl Call<'_> {
                 }
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
-            let (settled, unheard) = drive::transmit(&mut connection, mail, content, self.taken).await.map_err(Failure::Setback)?;
+            let (settled, unheard) =
+                drive::transmit(&mut connection, mail, content, self.taken).await.map_err(Failure::Setback)?;
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {
                 // It had been closed for want of work. Nothing was heard of this message on it: a new one is tried,
                 // once, and no attempt is counted (C272).
@@ -386,7 +387,10 @@ impl Call<'_> {
             }
             if !pending.is_empty() {
                 // Others have a way to go yet.
-                results[before..].iter().filter(|(_, result)| result.is_ok()).for_each(|(index, _)| (self.taken)(*index));
+                results[before..]
+                    .iter()
+                    .filter(|(_, result)| result.is_ok())
+                    .for_each(|(index, _)| (self.taken)(*index));
             }
             if !again.is_empty() {
                 tracing::info!(

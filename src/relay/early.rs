@@ -82,7 +82,8 @@ pub(super) enum Next {
 impl Early {
     /// Of a message with so many recipients.
     pub(super) fn new(recipients: usize) -> Self {
-        let state = State { phase: Phase::Trying, open: recipients, hopeless: false, brought: Vec::new(), taken: Vec::new() };
+        let state =
+            State { phase: Phase::Trying, open: recipients, hopeless: false, brought: Vec::new(), taken: Vec::new() };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -358,6 +359,7 @@ mod tests {
             absent_since: None,
             resident: None,
             early: None,
+            done: None,
         };
         Brought { item, lane, attempt: Attempt { results: results.collect() } }
     }

@@ -57,6 +57,8 @@ impl Relay {
         if sorted.again.is_empty() {
             return;
         }
+        let settled = sorted.done.iter().map(|(index, _)| *index).chain(sorted.failed.iter().map(|(index, _)| *index));
+        let settled: Vec<u16> = settled.chain(tried.item.done.iter().flatten().copied()).collect();
         let mut warned = tried.item.warned;
         warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
         let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
@@ -67,7 +69,8 @@ impl Relay {
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
-        let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
+        let done = (!settled.is_empty()).then(|| settled.into_boxed_slice());
+        let item = Item { attempts, warned, resident: None, early: None, done, ..tried.item };
         self.again(tried.lane, item, sorted.wait);
     }
 

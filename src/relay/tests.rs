@@ -226,6 +226,33 @@ async fn a_partial_failure_settles_each_by_itself() {
     assert_eq!(fixture.relay.waiting(), 2, "the message and the report");
 }
 
+/// The disk hangs, and the next attempt comes before it is written down who has the message: they do not get it again.
+#[tokio::test]
+async fn p3_a_disk_that_hangs_resends_nothing() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    fixture.disk.hold();
+    for (results, expected) in [
+        (vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Err(answered(451)))], &[1, 2][..]),
+        (vec![(1, Ok(delivered())), (2, Err(answered(451)))], &[2]),
+    ] {
+        let item = if expected.len() == 2 { item.clone() } else { fixture.item() };
+        let tried = Tried { message: &message, item, lane: fixture.lane() };
+        fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
+        let mut item = fixture.item();
+        let (_, open) = fixture.relay.fetch(fixture.lane(), &mut item).await.unwrap();
+        let lane = fixture.lane();
+        fixture.relay.again(lane, item, HOUR);
+        assert_eq!(open, expected);
+    }
+    assert_eq!(fixture.open(message.id), [[0, 1, 2]], "it is not written yet");
+    fixture.disk.release();
+    fixture.relay.0.spool.flush().await;
+    assert_eq!(fixture.open(message.id), [[2]]);
+}
+
 /// If the spool refuses the report, the failure is as if it had not happened yet; what was delivered stays so.
 #[tokio::test]
 async fn a_failure_that_cannot_be_reported_stays_open() {

@@ -51,6 +51,9 @@ pub(super) struct Item {
     pub(super) resident: Option<Arc<Resident>>,
     /// Set while its client may still wait for it, and it may not be on disk.
     pub(super) early: Option<Arc<Early>>,
+    /// Recipients that are done with. The spool knows that too, but only from when it is durable; on a disk that hangs or
+    /// fails the next attempt may come first, and must not go to those who have it.
+    pub(super) done: Option<Box<[u16]>>,
 }
 
 /// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
@@ -91,6 +94,7 @@ impl Item {
             absent_since: None,
             resident,
             early: None,
+            done: None,
         }
     }
 
@@ -104,6 +108,7 @@ impl Item {
             absent_since: None,
             resident: None,
             early: None,
+            done: None,
         }
     }
 }
@@ -282,7 +287,12 @@ impl Relay {
             return Some((message, open));
         }
         match self.load(item.id, item.copy).await {
-            Ok(loaded) => Some(loaded),
+            Ok((message, mut open)) => {
+                if let Some(done) = &item.done {
+                    open.retain(|index| !done.contains(index));
+                }
+                (!open.is_empty()).then_some((message, open))
+            }
             Err(Unreadable::Gone) => None,
             Err(Unreadable::Now(why)) => {
                 warn!(id = %item.id, why, "a message cannot be read from the spool now");

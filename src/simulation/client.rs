@@ -280,7 +280,8 @@ fn begin(world: &World, letter: &Letter) -> (usize, Option<String>, Vec<String>)
 }
 
 fn content(number: usize, size: usize) -> Vec<u8> {
-    let mut content = format!("From: someone@sender.example\r\nX-Attempt: {number}\r\nSubject: {number}\r\n\r\n").into_bytes();
+    let mut content =
+        format!("From: someone@sender.example\r\nX-Attempt: {number}\r\nSubject: {number}\r\n\r\n").into_bytes();
     while content.len() < size {
         match fastrand::u8(0..6) {
             0 => content.extend_from_slice(b".\r\n"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::world::{Bite, World, chance};
 use crate::tls::wire::Wire;
@@ -115,14 +115,28 @@ struct Session {
     wire: Wire,
     unread: Vec<u8>,
     from: Option<String>,
+    /// When MAIL was read.
+    began: Instant,
+    /// Which life of the relay speaks.
+    life: u64,
     to: BTreeSet<String>,
     /// It has talked nonsense: nothing that it says afterwards need be believed.
     raves: bool,
 }
 
 /// One connection to the host at `place`.
-pub async fn serve(world: Arc<World>, place: usize, wire: Wire) {
-    let session = Session { world, place, wire, unread: Vec::new(), from: None, to: BTreeSet::new(), raves: false };
+pub async fn serve(world: Arc<World>, place: usize, life: u64, wire: Wire) {
+    let session = Session {
+        world,
+        place,
+        wire,
+        unread: Vec::new(),
+        from: None,
+        began: Instant::now(),
+        life,
+        to: BTreeSet::new(),
+        raves: false,
+    };
     let _ = session.run().await;
 }
 
@@ -155,6 +169,7 @@ impl Session {
                 }
                 "HELO" => self.say("250 hop\r\n").await?,
                 "MAIL" => {
+                    self.began = Instant::now();
                     if self.from.is_some() {
                         self.say("503 5.5.1 one at a time\r\n").await?;
                     } else if self.obey(Stage::Mail, "250 2.1.0 ok\r\n").await? {
@@ -297,7 +312,7 @@ impl Session {
             }
             _ => {}
         }
-        Some(self.world.oracle().deliver(hop, from, to, &content))
+        Some(self.world.oracle().deliver(hop, from, to, &content, (self.began, self.life)))
     }
 
     /// Says `good` unless the mood is against it. True: that is what it said.

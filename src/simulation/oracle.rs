@@ -54,6 +54,8 @@ pub struct Delivery {
     pub to: BTreeSet<String>,
     /// When.
     pub at: Instant,
+    /// When its MAIL was read, and by which life of the relay it was said.
+    pub began: (Instant, u64),
     /// Known once 250 was said: has the relay read it?
     pub answer: Option<Heard>,
     /// It is a report.
@@ -74,6 +76,8 @@ pub struct Report {
 pub struct Cut {
     /// When.
     pub at: Instant,
+    /// Which life it was.
+    pub life: u64,
     /// All that had been said by then was durable.
     pub calm: Instant,
 }
@@ -136,7 +140,14 @@ impl Oracle {
     }
 
     /// A message was taken for these by a hop; gives its number.
-    pub fn deliver(&mut self, hop: &str, from: &str, to: BTreeSet<String>, content: &[u8]) -> usize {
+    pub fn deliver(
+        &mut self,
+        hop: &str,
+        from: &str,
+        to: BTreeSet<String>,
+        content: &[u8],
+        began: (Instant, u64),
+    ) -> usize {
         let number = self.deliveries.len();
         self.note(format_args!("{hop} took #{number} from <{from}> for {to:?}, {} bytes", content.len()));
         let (attempt, report) = if from.is_empty() && to.iter().all(|to| to.starts_with('s')) {
@@ -145,14 +156,15 @@ impl Oracle {
         } else {
             (self.check(from, &to, content), None)
         };
-        self.deliveries.push(Delivery { attempt, to, at: Instant::now(), answer: None, report });
+        self.deliveries.push(Delivery { attempt, to, at: Instant::now(), began, answer: None, report });
         number
     }
 
     /// What was taken was taken twice.
     pub fn repeat(&mut self, number: usize) {
-        let Delivery { attempt, ref to, at, ref answer, .. } = self.deliveries[number];
-        let again = Delivery { attempt, to: to.clone(), at, answer: answer.clone(), report: None };
+        let Delivery { attempt, ref to, at, began: (_, life), ref answer, .. } = self.deliveries[number];
+        let later = (at + Duration::from_secs(60), life);
+        let again = Delivery { attempt, to: to.clone(), at, began: later, answer: answer.clone(), report: None };
         self.deliveries.push(again);
     }
 
@@ -276,7 +288,11 @@ impl Oracle {
                 let what = format!("attempt {number} for <{to}>");
                 let names: BTreeSet<&str> = ends.reported.iter().map(|index| self.name_of(*index)).collect();
                 self.check_copies(&what, &ends.taken, &mut faults, &mut counts);
-                if late(&ends) { after += 1 } else { before += usize::from(!ends.taken.is_empty()) }
+                if late(&ends) {
+                    after += 1
+                } else {
+                    before += usize::from(!ends.taken.is_empty())
+                }
                 if !attempt.complete && !(ends.taken.is_empty() && ends.reported.is_empty()) {
                     faults.push(format!("P2 ghost: {what} was never sent to its end, and went out"));
                 }
@@ -309,7 +325,8 @@ impl Oracle {
                     counts.push("a life was over");
                     // The last attempt begins at the end of the life, or a moment before it.
                     if life + Duration::from_secs(90) < lifetime {
-                        faults.push(format!("{what} was reported as failed after {life:?}, and nobody had rejected it"));
+                        faults
+                            .push(format!("{what} was reported as failed after {life:?}, and nobody had rejected it"));
                     }
                 }
                 if attempt.verdict != Verdict::Accepted {
@@ -350,12 +367,19 @@ impl Oracle {
         self.deliveries[index].report.as_ref().map_or("", |report| &report.message_id)
     }
 
-    /// P3: each copy but the last has an excuse.
+    /// P3: once the relay has read that it was taken, and written it down, it does not begin again.
     fn check_copies(&self, what: &str, copies: &[usize], faults: &mut Vec<String>, counts: &mut Vec<&'static str>) {
-        let Some((_, earlier)) = copies.split_last() else { return };
-        for index in earlier {
+        if copies.len() > 1 {
             counts.push("a second copy after an ambiguous end");
-            if !self.is_ambiguous(*index) {
+        }
+        for index in copies {
+            let Some(heard) = self.deliveries[*index].answer.as_ref().and_then(Heard::when) else { continue };
+            // What a life had said that was over by then may still have been under way.
+            let is_later = |other: &&usize| {
+                let (began, life) = self.deliveries[**other].began;
+                began > heard && !self.cuts.iter().any(|cut| cut.life == life && cut.at <= heard)
+            };
+            if copies.iter().any(|other| is_later(&other)) && !self.is_ambiguous(*index) {
                 faults.push(format!("P3 duplicate: {what}: #{index} was answered, heard and recorded, and came again"));
             }
         }

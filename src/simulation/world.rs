@@ -203,8 +203,7 @@ max_connections = {}
             ("to-b", "b.example", &HOSTS[2..3]),
             ("to-senders", "sender.example", &HOSTS[3..]),
         ] {
-            let hosts: Vec<String> =
-                hosts.iter().map(|ip| format!("\"{}:{port}\"", Ipv4Addr::from(*ip))).collect();
+            let hosts: Vec<String> = hosts.iter().map(|ip| format!("\"{}:{port}\"", Ipv4Addr::from(*ip))).collect();
             text.push_str(&format!(
                 r#"
 [[send_connector]]
@@ -348,7 +347,7 @@ impl World {
             }
             let (ours, theirs) = wire::pair(world.weather(), partition, life.is_dead());
             life.cutters.lock().unwrap().push(theirs.cutter());
-            tokio::spawn(hop::serve(Arc::clone(&world), place, theirs));
+            tokio::spawn(hop::serve(Arc::clone(&world), place, u64::from(address.port()), theirs));
             Ok(ours)
         })
     }
@@ -470,11 +469,9 @@ impl World {
                     life.spool.called().await;
                 }
                 Some(at) => {
-                    let _ = timeout(
-                        Instant::from_std(at).saturating_duration_since(Instant::now()),
-                        life.spool.called(),
-                    )
-                    .await;
+                    let _ =
+                        timeout(Instant::from_std(at).saturating_duration_since(Instant::now()), life.spool.called())
+                            .await;
                 }
             }
             // A write and a sync take their time.
@@ -489,7 +486,7 @@ impl World {
         let calm = *life.calm.lock().unwrap();
         {
             let mut oracle = self.oracle();
-            oracle.cuts.push(Cut { at: Instant::now(), calm });
+            oracle.cuts.push(Cut { at: Instant::now(), life: self.port.load(Ordering::Relaxed), calm });
             if let Some(since) = *life.broken.lock().unwrap() {
                 oracle.excuse(since);
             }
@@ -536,7 +533,9 @@ impl World {
         let in_time = life.relay.stop(deadline).await;
         if !in_time || life.broken.lock().unwrap().is_some() {
             // Attempts that are cut off end as by a crash; and what cannot be written is forgotten as by one.
-            self.oracle().cuts.push(Cut { at: Instant::now(), calm: *life.calm.lock().unwrap() });
+            let cut =
+                Cut { at: Instant::now(), life: self.port.load(Ordering::Relaxed), calm: *life.calm.lock().unwrap() };
+            self.oracle().cuts.push(cut);
         }
         life.is_over.store(true, Ordering::Relaxed);
         if let Some(since) = *life.broken.lock().unwrap() {

@@ -295,8 +295,14 @@ impl std::fmt::Debug for Committer {
 impl Committer {
     /// Starts with this segment. With a `keeper` that one's work is done here, between batches.
     pub fn new(shared: Arc<Shared>, first: Ready, keeper: Option<keep::Keeper>) -> Self {
-        let mut committer =
-            Self { shared, current: Current::start(&first), notes: Notes::default(), retry: None, broken: None, keeper };
+        let mut committer = Self {
+            shared,
+            current: Current::start(&first),
+            notes: Notes::default(),
+            retry: None,
+            broken: None,
+            keeper,
+        };
         committer.enter(first);
         committer
     }
