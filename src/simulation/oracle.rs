@@ -293,7 +293,7 @@ impl Oracle {
                 } else {
                     before += usize::from(!ends.taken.is_empty())
                 }
-                if !attempt.complete && !(ends.taken.is_empty() && ends.reported.is_empty()) {
+                if !attempt.complete && (!ends.taken.is_empty() || !ends.reported.is_empty()) {
                     faults.push(format!("P2 ghost: {what} was never sent to its end, and went out"));
                 }
                 if let Verdict::Refused(code) = attempt.verdict {
