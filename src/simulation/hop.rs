@@ -120,6 +120,8 @@ struct Session {
     /// Which life of the relay speaks.
     life: u64,
     to: BTreeSet<String>,
+    /// Those who were asked for in this transaction, taken or not.
+    named: BTreeSet<String>,
     /// It has talked nonsense: nothing that it says afterwards need be believed.
     raves: bool,
 }
@@ -135,6 +137,7 @@ pub async fn serve(world: Arc<World>, place: usize, life: u64, wire: Wire) {
         began: Instant::now(),
         life,
         to: BTreeSet::new(),
+        named: BTreeSet::new(),
         raves: false,
     };
     let _ = session.run().await;
@@ -170,6 +173,7 @@ impl Session {
                 "HELO" => self.say("250 hop\r\n").await?,
                 "MAIL" => {
                     self.began = Instant::now();
+                    self.named.clear();
                     if self.from.is_some() {
                         self.say("503 5.5.1 one at a time\r\n").await?;
                     } else if self.obey(Stage::Mail, "250 2.1.0 ok\r\n").await? {
@@ -183,6 +187,7 @@ impl Session {
                         continue;
                     }
                     let to = path(&rest);
+                    self.named.insert(to.clone());
                     let mood = self.mood();
                     match mood.act(Stage::Rcpt) {
                         Act::Never => {
@@ -242,13 +247,7 @@ impl Session {
                     }
                     return Ok(());
                 }
-                _ => {
-                    if self.raves {
-                        // It has led the relay to believe that this was a message, and refuses it.
-                        self.world.oracle().rejected.extend(self.to.clone());
-                    }
-                    self.say("500 5.5.2 what?\r\n").await?;
-                }
+                _ => self.say("500 5.5.2 what?\r\n").await?,
             }
         }
     }
@@ -381,6 +380,10 @@ impl Session {
     }
 
     async fn say(&mut self, text: &str) -> Result<(), Over> {
+        if self.raves && text.starts_with('5') {
+            // After nonsense nobody can tell what a reply is to: it may be taken for any of these.
+            self.world.oracle().rejected.extend(self.named.clone());
+        }
         self.wire.write_all(text.as_bytes()).await.map_err(|_| Over)
     }
 
