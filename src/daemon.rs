@@ -33,12 +33,15 @@ use crate::relay::{Relay, Snapshot};
 use crate::spool::{OpenError, Settings, Spool};
 use crate::tls::{Identity, Roots};
 
+mod admin;
 mod certificates;
 mod log;
+mod manager;
 mod privileges;
 mod visit_key;
 mod watch_files;
 
+use admin::{AdminDoor, Prepared};
 use certificates::Certificates;
 pub use log::start as start_log;
 use watch_files::Watcher;
@@ -168,6 +171,7 @@ pub struct Daemon {
     /// Sessions are cut off.
     abandon: watch::Sender<bool>,
     limits: ConnectionLimits,
+    admin: Option<AdminDoor>,
     keeper: JoinHandle<()>,
     recovery: JoinHandle<()>,
 }
@@ -180,14 +184,29 @@ struct OpenDoor {
     task: JoinHandle<()>,
 }
 
-/// Binds every listen address of `config`.
+/// A listener for every listen address of `config`: what the service manager passes in, the rest is bound.
 ///
 /// # Errors
 /// The first that cannot be bound, and why.
 pub fn bind_all(config: &Config) -> Result<HashMap<SocketAddr, StdListener>, Error> {
+    let mut passed = manager::sockets().map_err(|error| Error::System("a socket of the service manager", error))?;
     let mut listeners = HashMap::new();
     for address in listen_addresses(config) {
-        listeners.insert(address, bind(address)?);
+        let listener = match passed.remove(&address) {
+            Some(listener) => listener,
+            None => bind(address)?,
+        };
+        listeners.insert(address, listener);
+    }
+    if let Some(address) = passed.into_keys().min() {
+        // Whoever connects there would wait for ever.
+        let error =
+            io::Error::other("the service manager passes a socket for it, and no receive_connector listens there");
+        return Err(Error::Listen {
+            address,
+            error,
+            hint: "; write it into listen, or take it out of the socket unit",
+        });
     }
     Ok(listeners)
 }
@@ -263,6 +282,7 @@ impl Daemon {
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
         let users = load_users(&config, &UserFiles::default());
         let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
+        let admin = Prepared::new(config.admin.as_ref(), None)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -271,11 +291,8 @@ impl Daemon {
         let recovery = tokio::spawn({
             let relay = relay.clone();
             async move {
-                match tokio::task::spawn_blocking(move || recovery.run()).await {
-                    Ok(recovered) => relay.resume(recovered),
-                    Err(error) => {
-                        error!(%error, "the spool could not be read; what waits there waits for the next start")
-                    }
+                if let Err(error) = tokio::task::spawn_blocking(move || relay.resume(recovery)).await {
+                    error!(%error, "the spool could not be read; what waits there waits for the next start");
                 }
             }
         });
@@ -291,6 +308,7 @@ impl Daemon {
             closed: Vec::new(),
             abandon: watch::channel(false).0,
             limits: ConnectionLimits::default(),
+            admin: None,
             keeper,
             recovery,
         };
@@ -298,6 +316,8 @@ impl Daemon {
             let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
             daemon.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
         }
+        // Last: who asks whether the doors are open hears the truth.
+        daemon.admin = admin.adopt(None, &daemon.relay, &daemon.limits);
         Ok(daemon)
     }
 
@@ -326,6 +346,7 @@ impl Daemon {
         let Signals { mut term, mut int, mut hup } = signals;
         let mut watcher = Watcher::new(&self.config, self.read_at);
         info!(hostname = %self.config.hostname, version = env!("CARGO_PKG_VERSION"), "causeway is up");
+        manager::ready();
         self.certificates.look(&self.config, Timestamp::now()).await;
         let mut dates = tokio::time::interval(LOOK_AT_DATES);
         loop {
@@ -335,7 +356,10 @@ impl Daemon {
                 _ = int.recv() => break,
                 _ = hup.recv() => {
                     info!("SIGHUP: reading the configuration again");
-                    if self.reload() {
+                    manager::reloading();
+                    let reloaded = self.reload();
+                    manager::ready();
+                    if reloaded {
                         watcher = Watcher::new(&self.config, self.read_at);
                         self.certificates.look(&self.config, Timestamp::now()).await;
                     }
@@ -348,6 +372,7 @@ impl Daemon {
                 }
             }
         }
+        manager::stopping(self.relay.waiting());
         info!("stopping: what is under way is finished, at most within {:?}", self.config.shutdown_grace);
         let grace = self.config.shutdown_grace;
         let spool = self.spool.clone();
@@ -395,14 +420,16 @@ impl Daemon {
                 error!("the new configuration is faulty; the old one stays");
                 return false;
             }
-            Faulty::Refuse | Faulty::LeaveAlone => self.certificates.kept(kept),
+            Faulty::Refuse | Faulty::LeaveAlone => {}
         }
+        let but = if kept.is_empty() { "" } else { "; but for the certificates that were refused" };
+        self.certificates.kept(kept);
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
                 self.read_at = read_at;
                 self.text = text;
-                info!("the new configuration is in force");
+                info!("the new configuration is in force{but}");
                 true
             }
             Err(error) => {
@@ -431,6 +458,7 @@ impl Daemon {
                 fresh.push((address, listener));
             }
         }
+        let admin = Prepared::new(config.admin.as_ref(), self.admin.as_ref())?;
         let old = self.relay.snapshot();
         let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
@@ -460,6 +488,7 @@ impl Daemon {
         for (address, listener) in fresh {
             self.open(address, listener, &config).map_err(|error| Error::System("a listener", error))?;
         }
+        self.admin = admin.adopt(self.admin.take(), &self.relay, &self.limits);
         Ok(())
     }
 
@@ -483,6 +512,10 @@ impl Daemon {
         }
         if !self.relay.stop(deadline).await {
             warn!("not all deliveries ended in time; they are tried again at the next start");
+        }
+        // To the last it said how far the end has come.
+        if let Some(admin) = self.admin.take() {
+            admin.close().await;
         }
         self.keeper.abort();
         self.recovery.abort();

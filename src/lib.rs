@@ -8,7 +8,7 @@
 //! cli
 //! demo
 //! daemon
-//! accept
+//! accept   admin
 //! relay    probe
 //! spool    deliver
 //! outcome
@@ -25,6 +25,7 @@
 //! Foreign types stay in the module that owns them.
 
 pub mod accept;
+pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;

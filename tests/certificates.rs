@@ -546,7 +546,10 @@ fn f039_an_expired_certificate_of_the_other_side() {
     send(&daemon);
     daemon.wait_for_log("deferred: ");
     daemon.wait_for_log("it was valid until");
+    daemon.wait_for_log("none of the hosts takes mail now, it waits: ");
     assert_eq!(sink.count(), 0);
     sink.replan(cloud(&authority));
     assert!(sink.wait_for(1).remove(0).tls.is_some());
+    daemon.wait_for_log("the hosts take mail again");
+    assert_eq!(daemon.times_logged("none of the hosts takes mail now"), 1, "{}", daemon.log_text());
 }

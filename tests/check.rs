@@ -285,11 +285,25 @@ fn each_planted_mistake_gives_its_own_finding() {
                 pair.change(
                     ON_PREMISES,
                     "name = \"from-cloud\"",
-                    "originator_org = [\"contoso.com\"]",
+                    "originator_org = [\"contoso.com\", \"contoso.mail.onmicrosoft.com\"]",
                     "originator_org = [\"contoso.net\"]",
                 )
             },
-            "receive_connector \"from-cloud\": originator_org: contoso.net, but the cloud relay says contoso.com, its first authoritative domain",
+            "receive_connector \"from-cloud\": originator_org: contoso.net, but the cloud relay says contoso.com (XOORG: its first authoritative domain): \
+             all of its mail counts as from the Internet; write contoso.com here too",
+        ),
+        (
+            "an organization that calls itself by its routing domain",
+            1,
+            |pair| {
+                // The cloud's directory is not complete, and its own domain is the first of which it knows everybody.
+                let routing = "[[accepted_domain]]\nname = \"contoso.mail.onmicrosoft.com\"\ntype = \"authoritative\"\n\n[[directory]]";
+                pair.change(CLOUD, "[[accepted_domain]]", "\"authoritative\"", "\"internal-relay\"");
+                pair.change(CLOUD, "[[accepted_domain]]", "[[directory]]", routing);
+                pair.change(ON_PREMISES, "name = \"from-cloud\"", ", \"contoso.mail.onmicrosoft.com\"]", "]");
+            },
+            "receive_connector \"from-cloud\": originator_org: contoso.com, but the cloud relay says contoso.mail.onmicrosoft.com \
+             (XOORG: its first authoritative domain): all of its mail counts as from the Internet; write contoso.mail.onmicrosoft.com here too",
         ),
         (
             "nobody refuses unknown recipients",
@@ -484,6 +498,24 @@ fn each_planted_mistake_gives_its_own_finding() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+/// A directory that is not complete on one side is no mistake, whatever that side then calls its organization.
+#[test]
+fn a_side_that_does_not_know_everybody_fits_too() {
+    for number in 1..=4 {
+        for relay in [ON_PREMISES, CLOUD] {
+            let mut pair = Pair::scenario(number);
+            let routing = "[[accepted_domain]]\nname = \"contoso.mail.onmicrosoft.com\"\ntype = \"authoritative\"\n\n[[directory]]";
+            pair.change(relay, "[[accepted_domain]]", "\"authoritative\"", "\"internal-relay\"");
+            if relay == CLOUD {
+                pair.change(CLOUD, "[[accepted_domain]]", "[[directory]]", routing);
+            }
+            for side in [ON_PREMISES, CLOUD] {
+                assert_eq!(pair.check(side).lines, Vec::<String>::new(), "scenario {number}, {}", NAMES[relay]);
+            }
+        }
+    }
 }
 
 #[test]

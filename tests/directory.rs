@@ -120,7 +120,7 @@ fn from_an_exchange_export_to_a_recipient_that_is_shown() {
     let (status, out, _) = directory(&scratch, &["show", "david@contoso.mail.onmicrosoft.com"], PATIENCE);
     assert_eq!(status, Some(0), "{out}");
     assert!(
-        out.contains("found in recipients.csv, line 3 as hybrid routing address of david@contoso.com: a cloud"),
+        out.contains("found in recipients.csv, line 3, as the hybrid routing address of david@contoso.com: a cloud"),
         "{out}"
     );
 

@@ -645,7 +645,7 @@ fn the_users_file_is_read_again_when_it_changes() {
         say("RSET").await;
 
         world.scratch.write("users", hash_password(&["--user", "anna"], "other\n").1);
-        wait_until("the file is read again", PATIENCE, || world.daemon.times_logged("1 users") >= 2);
+        wait_until("the file is read again", PATIENCE, || world.daemon.times_logged(": 1 user\"") >= 2);
         wait_until("it is in force", PATIENCE, || world.daemon.times_logged("the new configuration is in force") >= 2);
         let reply = say("MAIL FROM:<tim@contoso.com>").await;
         assert!(reply.starts_with("421 4.7.0 "), "{reply}");
@@ -691,7 +691,7 @@ fn a_proxy_names_the_client() {
     assert_eq!(status, GOOD, "{said}");
     let text = world.outside.wait_for(6).pop().unwrap().text();
     assert!(text.contains("([192.0.2.11])") && text.contains("with ESMTPSA"), "{text}");
-    assert!(world.daemon.has_logged("\"peer\":\"192.0.2.11\""), "{}", world.daemon.log_text());
+    world.daemon.wait_for_log("\"peer\":\"192.0.2.11\"");
 }
 
 /// Says `header` first and gives what is answered to that and to `then`, up to the end of the connection or a reply to it.

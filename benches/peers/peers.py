@@ -8,10 +8,14 @@
   peers.py idle PEER --conns 1000           memory held per idle session
   peers.py report F [F..]                   median tables (markdown) from JSON lines
   peers.py ratio F [F..]                    Postfix beside Causeway, one line per row (markdown)
+  peers.py sweep [--peers a,b] --out F      1 to 200 connections, 1 and 10 KiB, plain and TLS, peers in turn
+  peers.py curves F                         what sweep measured, as markdown, and as a picture in F's .svg
+  peers.py hops [postfix|causeway]          a healthy hop alone and beside bad ones: what is left of its throughput
   peers.py pivot F [F..]                    one line per cell, one column per peer
   peers.py clean                            remove users/mount points/prefixes we made
 
-PEER: direct postfix causeway exim eximq opensmtpd haraka custom
+PEER: direct postfix causeway causeway-early exim eximq opensmtpd haraka custom
+causeway-early = acknowledge = "delivered-or-durable": the 250 follows the next hop's, or the sync.
 causeway = target/release/causeway of this checkout (--cmd names another binary).
 --two: two recipients per message, one for a plain sink and one for a sink behind TLS with
   a demanded certificate name, bifurcated by the peer (postfix: a transport map); needs --load smtpload.
@@ -23,7 +27,7 @@ custom = any other daemon (ours): --cmd 'prog -c {work}/c.toml' --setup 'shell t
 
 All traffic stays on 127.0.0.1. Every wait is bounded.
 """
-import argparse, json, os, re, shlex, shutil, signal, socket, statistics, subprocess, sys, time, threading
+import argparse, json, platform, os, re, shlex, shutil, signal, socket, statistics, subprocess, sys, time, threading
 
 A = None                                   # parsed args
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -158,10 +162,10 @@ def pfx_env():
 
 class Sink:
     """smtp-sink -c on a pipe; counters parsed here."""
-    def __init__(self, port, tls=None):
+    def __init__(self, port, tls=None, *manner):
         # a 1 MiB pipe and 5 ms polls: the sink never blocks on its counter line
         if A.load == 'smtpload':
-            cmd = [P('target/release/smtpload'), 'sink', '--addr', f'127.0.0.1:{port}']
+            cmd = [P('target/release/smtpload'), 'sink', '--addr', f'127.0.0.1:{port}', *manner]
             if A.tls if tls is None else tls: cmd += ['--starttls', '--cert', P('tls/cert.pem'), '--key', P('tls/key.pem')]
         else: cmd = [P('postfix/usr/sbin/smtp-sink'), '-u', 'nobody', '-c', '-m', '2000', f'127.0.0.1:{port}', '1024']
         self.p = subprocess.Popen(cmd,
@@ -171,7 +175,9 @@ class Sink:
         except OSError: pass
         os.set_blocking(self.p.stdout.fileno(), False)
         self.buf = b''; self.mesg = 0; self.sess = 0; self.base = 0; self.sbase = 0; self.tlast = 0.0
-        wait_port(port)
+        if '--hang' not in manner: wait_port(port)
+        # Somebody else's sink may answer there: then ours could not listen, and would count nothing.
+        if self.p.poll() is not None: raise SystemExit(f'port {port} is taken')
     def poll(self):
         got = b''
         while True:
@@ -342,6 +348,8 @@ smtp_tls_connection_reuse = yes
 smtp_tls_session_cache_database = btree:{data}/smtp_scache
 smtp_connection_cache_destinations = [127.0.0.1]:{self.nexthop} [localhost]:{self.nexthop + 1}
 """
+        if A.what == 'hops':
+            main += 'transport_maps = inline:{ ' + ', '.join(f'{{{name}.test=relay:[127.0.0.1]:{self.nexthop + at}}}' for name, at in BESIDE) + ' }\n'
         if A.extra: main += A.extra.replace('\\n', '\n') + '\n'
         write(conf + '/main.cf', main)
         write(conf + '/master.cf', f"""127.0.0.1:{self.listen} inet n - n - - smtpd
@@ -375,6 +383,7 @@ postlog unix-dgram n - n - 1 postlogd
 
 class Causeway(Peer):
     """Durable: the 250 follows the sync of the spool, as with Postfix."""
+    spool_keys = ''
     def queued(self):
         # A log-structured spool keeps its files: what counts is what the sink has, and the daemon's own word at the end.
         return 0
@@ -419,6 +428,7 @@ smart_hosts = ["localhost:{self.nexthop + 1}"]
 postmaster = "postmaster@dest.test"
 [spool]
 path = "{self.spool}"
+{self.spool_keys}
 [[receive_connector]]
 name = "in"
 listen = ["127.0.0.1:{self.listen}"]
@@ -428,9 +438,16 @@ max_connections_per_ip = 20000
 max_connections = 20000
 max_message_size = "60MB"
 """.replace('60MB', '60MiB') + (f'tls = "require"\ncertificate = "{tls}/cert.pem"\nkey = "{tls}/key.pem"\n' if A.tls else 'tls = "off"\n')
-        + (two if A.two else plain) + f'[tracking]\npath = "{self.work}/log"\n[log]\nlevel = "warn"\n' + (A.extra.replace('\\n', '\n') if A.extra else ''))
+        + (two if A.two else plain) + self.more() + f'[tracking]\npath = "{self.work}/log"\n[log]\nlevel = "warn"\n' + (A.extra.replace('\\n', '\n') if A.extra else ''))
         os.chmod(self.spool, 0o700)
         return [A.cmd or os.path.join(HERE, '../../target/release/causeway'), '-c', c, 'run']
+    def more(self):
+        return ''.join(f'[[send_connector]]\nname = "{name}"\naddress_spaces = ["{name}.test"]\n'
+                       f'smart_hosts = ["127.0.0.1:{self.nexthop + at}"]\ntls = "off"\n' for name, at in BESIDE) if A.what == 'hops' else ''
+
+class CausewayEarly(Causeway):
+    """The 250 follows the next hop's, or where that takes too long the sync: nothing can be lost, the disk is mostly spared."""
+    spool_keys = 'acknowledge = "delivered-or-durable"'
 
 class Exim(Peer):
     mode = 'immediate'
@@ -608,7 +625,7 @@ class Custom(Peer):
         if A.queue_count: return int(sh(self.sub(A.queue_count)).stdout.strip() or 0)
         return super().queued()
 
-PEERS = dict(postfix=Postfix, causeway=Causeway, exim=Exim, eximq=EximQ, opensmtpd=OpenSMTPD, haraka=Haraka, custom=Custom)
+PEERS = dict(postfix=Postfix, causeway=Causeway, **{'causeway-early': CausewayEarly}, exim=Exim, eximq=EximQ, opensmtpd=OpenSMTPD, haraka=Haraka, custom=Custom)
 
 # ----------------------------------------------------------------- one measurement
 def measure(peer, sink, cell, limit):
@@ -796,13 +813,95 @@ def disk():
     os.fdatasync(fd); e = time.monotonic() - t; os.close(fd); print(f'1 GiB sequential write + fdatasync: {1024/e:.0f} MiB/s')
     shutil.rmtree(d)
 
+# ----------------------------------------------------------------- throughput against concurrency
+BESIDE = [('far', 1), ('crowded', 2), ('hanging', 3)]     # hops: domains, and where their sinks are beside the next hop
+SESSIONS = [1, 5, 20, 50, 100, 200]
+NO_TLS = ('haraka', 'opensmtpd')      # neither delivers through TLS in this setting: see benches/README.md
+# So many times what Postfix gets, so that a run takes every peer a few seconds.
+SHARE = {'exim': 0.35, 'eximq': 0.35, 'haraka': 0.6, 'opensmtpd': 0.1, 'direct': 8, 'causeway': 4, 'causeway-early': 4}
+
+def about():
+    cpu = next((l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), platform.machine())
+    memory = next(int(l.split()[1]) for l in open('/proc/meminfo') if l.startswith('MemTotal')) >> 20
+    versions = {}
+    for f in sorted(os.listdir(P('debs'))):
+        name, version = f.split('_')[:2]
+        versions[name] = version.replace('%3a', ':')
+    try: versions['haraka'] = json.load(open(P('haraka/node_modules/Haraka/package.json')))['version']
+    except OSError: pass
+    git = sh(['git', '-C', HERE, 'describe', '--always', '--dirty']).stdout.strip()
+    if git: versions['causeway'] = git
+    return dict(about=f"{os.cpu_count()} cores ({cpu}), {memory} GiB, Linux {platform.release()}", versions=versions,
+                date=time.strftime('%Y-%m-%d'), fs=sh(['df', '--output=fstype', A.spoolroot or A.root]).stdout.split()[-1])
+
+def sweep(names, out):
+    """Every peer in turn gets the same work; the repetitions are the outermost loop, so that a slow quarter of an hour of
+    the machine meets all of them."""
+    if out:
+        with open(out, 'a') as f: f.write(json.dumps(about()) + '\n')
+    A.load = 'smtpload'
+    for rep in range(A.reps):
+        for A.tls in (False, True):
+            for size in (1024, 10240):
+                for name in names:
+                    if A.tls and name in NO_TLS: continue
+                    sink = Sink(A.nexthop); peer = None
+                    try:
+                        if name != 'direct':
+                            peer = make(name); peer.start(A.listen, A.nexthop)
+                            if not warm(peer, sink): continue
+                        for s in A.at:
+                            n = max(5 * s, int(A.count * SHARE.get(name, 1) * (0.25 if s == 1 else 1)))
+                            r = measure(peer, sink, (size, s, 1, n, True), A.limit); r['rep'] = rep
+                            emit(r, out)
+                            if not r['ok']: break          # what stalls at so many connections stalls at more
+                    except SystemExit as e: print(name, e, file=sys.stderr)
+                    finally:
+                        if peer: peer.stop()
+                        sink.stop()
+
+def hops(name):
+    """20 connections bring mail for a healthy hop, while backlogs wait for a far one (20 ms to every answer), one that answers
+    421 to more than 5 connections, and one that hangs. Beside it the same with the far one alone."""
+    A.load = 'smtpload'; result = []
+    def backlog(domain, n):
+        c = source_cmd(A.listen, 1024, 4, 1, n, True) + ['--to', domain + '.test']
+        r = sh(c)
+        if r.returncode: raise SystemExit(f'{domain}: {r.stdout} {r.stderr}')
+    for rep in range(A.reps):
+        pair = {}
+        for beside in (False, True) if rep % 2 == 0 else (True, False):
+            all = [Sink(A.nexthop), Sink(A.nexthop + 1, None, '--delay', '20'), Sink(A.nexthop + 2, None, '--delay', '50', '--limit', '5'),
+                   Sink(A.nexthop + 3, None, '--hang')]
+            peer = make(name)
+            try:
+                peer.start(A.listen, A.nexthop); warm(peer, all[0])
+                # The far one last, so that as much of it is left either way.
+                if beside: backlog('hanging', A.count); backlog('crowded', A.count)
+                backlog('far', A.count)
+                r = measure(peer, all[0], (A.size, A.sessions, 1, A.count, True), A.limit); r.update(rep=rep, beside=beside)
+                r['far'], r['crowded'] = all[1].poll(), all[2].poll()
+                r['refused'] = max(0, all[2].sess - 5)
+                if A.out:
+                    with open(A.out, 'a') as f: f.write(json.dumps(dict(r, peer=name + ('-beside' if beside else '-alone'))) + '\n')
+                print(f"{name:10} {'beside bad hops' if beside else 'alone':16} {r['rate']:8.1f} msg/s cpu={r['cpu_us']} us/msg ack p99={r.get('ack_p99_us', 0) / 1e3:.1f} ms"
+                      f" far={r['far']} crowded={r['crowded']} connections there={all[2].sess}{'' if r['ok'] else ' INCOMPLETE'}", flush=True)
+                if r['ok']: pair[beside] = r['rate']
+            finally:
+                peer.stop(); [s.stop() for s in all]
+        if len(pair) == 2: result.append(pair[True] / pair[False])
+    if result: print(f"{name}: beside bad hops {statistics.median(result):.2f} of the throughput alone (median of {len(result)} pairs, {min(result):.2f} to {max(result):.2f})")
+
 # ----------------------------------------------------------------- report
+def load(files):
+    return [r for f in files for r in map(json.loads, open(f)) if 'peer' in r]
+
 def report(files):
-    rows = [json.loads(l) for f in files for l in open(f)]
+    rows = load(files)
     g = {}
     for r in rows:
         if r['ok']: g.setdefault((r['size'], r['sess'], r['rcpts'], r['d'], r['peer']), []).append(r)
-    order = ['direct', 'postfix', 'causeway', 'exim', 'eximq', 'opensmtpd', 'haraka']
+    order = ['direct', 'postfix', 'causeway', 'causeway-early', 'exim', 'eximq', 'opensmtpd', 'haraka']
     order += sorted({k[4] for k in g} - set(order))
     cells = sorted({k[:4] for k in g}, key=lambda c: (c[0], c[2], c[1], not c[3]))
     for c in cells:
@@ -820,11 +919,11 @@ def report(files):
     if bad: print('\nIncomplete runs:\n'); [print('- `' + row(r).strip() + '`') for r in bad]
 
 def pivot(files):
-    rows = [json.loads(l) for f in files for l in open(f)]
+    rows = load(files)
     g = {}
     for r in rows:
         if r['ok']: g.setdefault((r['size'], r['sess'], r['rcpts'], r['d']), {}).setdefault(r['peer'], []).append(r)
-    ps = [p for p in ['direct', 'postfix', 'causeway', 'exim', 'eximq', 'opensmtpd', 'haraka'] if any(p in v for v in g.values())]
+    ps = [p for p in ['direct', 'postfix', 'causeway', 'causeway-early', 'exim', 'eximq', 'opensmtpd', 'haraka'] if any(p in v for v in g.values())]
     ps += sorted({r['peer'] for r in rows} - set(ps) - {'opensmtpd'})
     print('\n| cell | ' + ' | '.join(f'{p} msg/s' + ('' if p == 'direct' else ' (µs CPU)') for p in ps) + ' |\n|---' + '|---' * len(ps) + '|')
     for c in sorted(g, key=lambda c: (c[0], c[2], c[1], not c[3])):
@@ -837,7 +936,7 @@ def pivot(files):
 def ratio(files):
     """One line per row of work: Postfix beside us, same run, medians; the ratio is what counts."""
     g = {}
-    for r in (json.loads(l) for f in files for l in open(f)):
+    for r in load(files):
         if r['ok']: g.setdefault((bool(r.get('two')), r['tls'], r['size'], r['rcpts'], r['sess'], not r['d']), {}).setdefault(r['peer'], []).append(r)
     print('| work | runs | Postfix msg/s | Causeway msg/s | ratio | CPU µs/msg Postfix → Causeway | peak RSS MiB Postfix → Causeway | MAIL to 250 at the client, p50 / p99 ms, Causeway |\n|---|---|---|---|---|---|---|---|')
     for c in sorted(g):
@@ -865,7 +964,8 @@ def main():
     ap.add_argument('what'); ap.add_argument('rest', nargs='*')
     ap.add_argument('--root', default=os.environ.get('PEERS_ROOT', '/tmp/smtp-peers'))
     ap.add_argument('--spoolroot', default=os.environ.get('PEERS_SPOOLROOT', ''), help='directory (on the fs under test) for spools and configs')
-    ap.add_argument('--listen', type=int, default=2625); ap.add_argument('--nexthop', type=int, default=2626)
+    ap.add_argument('--listen', type=int, default=int(os.environ.get('PEERS_LISTEN', 2625)))
+    ap.add_argument('--nexthop', type=int, default=int(os.environ.get('PEERS_NEXTHOP', 2626)))
     ap.add_argument('--size', type=int, default=1024); ap.add_argument('--sessions', type=int, default=20)
     ap.add_argument('--rcpts', type=int, default=1); ap.add_argument('--count', type=int, default=2000)
     ap.add_argument('--single', action='store_true', help='one message per connection')
@@ -875,6 +975,7 @@ def main():
     ap.add_argument('--conns', type=int, default=1000); ap.add_argument('--tls', action='store_true'); ap.add_argument('--two', action='store_true', help='two recipients, two sinks')
     ap.add_argument('--cmd'); ap.add_argument('--setup'); ap.add_argument('--queue-count'); ap.add_argument('--user')
     ap.add_argument('--load', default='smtp-source', choices=['smtp-source', 'smtpload'])
+    ap.add_argument('--at', type=lambda s: [int(x) for x in s.split(',')], default=SESSIONS, help='sweep: so many connections')
     ap.add_argument('--name'); ap.add_argument('--extra', help='extra main.cf lines (postfix)')
     ap.add_argument('--haraka', default='^3.1.1'); ap.add_argument('--haraka-before', default='2026-06-01')
     ap.add_argument('--haraka-nodes', default='cpus')
@@ -893,6 +994,11 @@ def main():
     elif w == 'report': report(A.rest)
     elif w == 'pivot': pivot(A.rest)
     elif w == 'ratio': ratio(A.rest)
+    elif w == 'sweep': sweep(A.peers.split(','), A.out)
+    elif w == 'hops': hops(A.rest[0] if A.rest else 'causeway')
+    elif w == 'curves':
+        import curves
+        curves.write(A.rest[0])
     elif w == 'clean': clean()
     else: ap.error('unknown: ' + w)
 main()

@@ -47,8 +47,7 @@ pub async fn drive(
         }
         match session.step(Instant::now().into_std()) {
             Step::Send(bytes) => {
-                timeout(WRITE_TIMEOUT, stream.write_all(&bytes)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-                stream.flush().await?;
+                say(&mut stream, &bytes, WRITE_TIMEOUT).await?;
             }
             Step::Receive { until } => {
                 let received = tokio::select! {
@@ -79,6 +78,15 @@ pub async fn drive(
     }
 }
 
+/// In TLS it is the flush that waits for the client: what was written may lie in a buffer of ours.
+async fn say(stream: &mut Stream, bytes: &[u8], patience: Duration) -> io::Result<()> {
+    let said = async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    };
+    timeout(patience, said).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
 /// Waits without a buffer, so that an idle connection holds none.
 async fn receive(stream: &mut Stream, session: &mut Session) -> io::Result<usize> {
     stream.readable().await?;
@@ -90,4 +98,53 @@ async fn receive(stream: &mut Stream, session: &mut Session) -> io::Result<usize
         unread.reserve(wanted);
     }
     stream.read_buf(unread).await
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::tls::authority::Authority;
+    use crate::tls::{Acceptor, Connector, Demand};
+
+    /// A client that never reads is not waited for, in TLS either: there the replies are in a buffer of ours
+    /// before they go out, and it is the flush that waits.
+    #[tokio::test]
+    async fn a_client_that_takes_no_reply_is_given_up() {
+        for secure in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (client, accepted) =
+                tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+            let (client, server) = (client.unwrap(), accepted.unwrap().0);
+            SockRef::from(&server).set_send_buffer_size(4096).unwrap();
+            SockRef::from(&client).set_recv_buffer_size(4096).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            let (mut server, mut client) = if secure {
+                let authority = Authority::new("Root");
+                let acceptor = Acceptor::new(&authority.identity(&["mail.contoso.com"]), false);
+                let connector = Connector::new(None);
+                let (accepted, connected) = tokio::join!(
+                    acceptor.accept(server, deadline),
+                    connector.connect(client, "mail.contoso.com", &Demand::Nothing, deadline)
+                );
+                (accepted.unwrap().stream, connected.unwrap().0)
+            } else {
+                (Stream::Plain(server), Stream::Plain(client))
+            };
+            let reply = b"250 2.1.5 OK\r\n".repeat(1000);
+            let (client, patience) = (&mut client, Duration::from_millis(100));
+            let all = async {
+                loop {
+                    if let Err(error) = say(&mut server, &reply, patience).await {
+                        return error;
+                    }
+                }
+            };
+            let ended = timeout(Duration::from_secs(30), all).await.expect("it waits for ever");
+            assert_eq!(ended.kind(), io::ErrorKind::TimedOut, "in TLS: {secure}");
+            assert!(client.write_all(b"NOOP\r\n").await.is_ok(), "the client is there all the time");
+        }
+    }
 }

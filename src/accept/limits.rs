@@ -1,8 +1,14 @@
-//! How many connections a receive connector and an address may hold at one time.
+//! How many connections a receive connector and an address may hold at one time, and all of them together: some
+//! descriptors stay for deliveries and the spool.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::resource::{Resource, getrlimit};
+use tracing::{info, warn};
 
 use crate::config::{ConnectorName, ReceiveConnector};
 use crate::smtp::Reply;
@@ -10,6 +16,38 @@ use crate::smtp::Reply;
 /// Counts of open connections. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Limits(Arc<Mutex<Counts>>);
+
+/// So many descriptors no connection of a client gets, or a quarter of all where there are few. Quality S-120.
+const RESERVE: u64 = 64;
+
+/// Whether there are descriptors for another client. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Descriptors(Arc<AtomicBool>);
+
+impl Descriptors {
+    /// Is this one, just made, among the last? The system gives the lowest number that is free, so it says how many are
+    /// in use. Once they are short, half a reserve more has to be free before clients are let in again.
+    pub(super) fn is_short(&self, newest: RawFd) -> bool {
+        // It may be changed while we run: prlimit(1).
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        let was_short = self.0.load(Ordering::Relaxed);
+        let is_short = is_short(was_short, newest, limit);
+        if is_short != was_short && self.0.swap(is_short, Ordering::Relaxed) != is_short {
+            if is_short {
+                warn!(limit, "descriptors run out: new connections are refused, 421 4.3.2");
+            } else {
+                info!(limit, "there are descriptors again: new connections are taken");
+            }
+        }
+        is_short
+    }
+}
+
+fn is_short(was_short: bool, newest: RawFd, limit: u64) -> bool {
+    let reserve = RESERVE.min(limit / 4);
+    let kept = if was_short { reserve + reserve / 2 } else { reserve };
+    u64::try_from(newest).is_ok_and(|newest| newest >= limit - kept)
+}
 
 /// The keys are bounded by the number of open connections: an entry goes when its count does.
 #[derive(Debug, Default)]
@@ -194,6 +232,25 @@ mod tests {
             assert_eq!(limits.open(), 0);
             let counts = limits.lock();
             assert!(counts.connectors.is_empty() && counts.addresses.is_empty(), "what is over is forgotten");
+        }
+    }
+
+    /// Whether they were short, the newest descriptor, the limit, whether they are short now.
+    #[test]
+    fn s120_the_last_descriptors_are_not_for_clients() {
+        for (was, newest, limit, expected) in [
+            (false, 900, 1024, false),
+            (false, 959, 1024, false),
+            (false, 960, 1024, true),
+            (true, 959, 1024, true),
+            (true, 928, 1024, true),
+            (true, 927, 1024, false),
+            (false, 47, 64, false),
+            (false, 48, 64, true),
+            (true, 39, 64, false),
+            (false, 1_000_000, u64::MAX, false),
+        ] {
+            assert_eq!(is_short(was, newest, limit), expected, "{newest} of {limit}, short before: {was}");
         }
     }
 

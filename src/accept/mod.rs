@@ -8,8 +8,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::AsyncWrite;
@@ -22,13 +23,13 @@ mod attribute;
 mod drive;
 mod limits;
 mod logins;
-mod proxy;
+pub mod proxy;
 mod reception;
 
 pub use attribute::{Attribution, attribute};
 pub use drive::{Reception, drive};
 
-use limits::{Limits, Slot};
+use limits::{Descriptors, Limits, Slot};
 use logins::Logins;
 use reception::{HANDSHAKE_TIMEOUT, RelayReception};
 
@@ -41,6 +42,9 @@ use crate::tls::{Acceptor, ClientCertificate, Stream};
 
 /// After `accept` failed (no descriptors left, say), so long nothing is accepted: no spinning. Quality S-121.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// And so often the log says so.
+const SAY_AGAIN: Duration = Duration::from_secs(1);
 
 /// One listening address under one configuration.
 #[derive(Debug)]
@@ -92,6 +96,7 @@ pub async fn listen(
     mut abandon: watch::Receiver<bool>,
 ) {
     let mut sessions = JoinSet::new();
+    let mut told = None;
     loop {
         if *stopping.borrow() {
             break;
@@ -118,7 +123,11 @@ pub async fn listen(
                 while sessions.try_join_next().is_some() {}
             }
             Err(error) => {
-                warn!(%error, "no connection can be accepted");
+                // Ten times a second is no news.
+                if told.is_none_or(|told: Instant| told.elapsed() >= SAY_AGAIN) {
+                    told = Some(Instant::now());
+                    warn!(%error, "no connection can be accepted");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -139,6 +148,7 @@ pub async fn listen(
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionLimits {
     connections: Limits,
+    descriptors: Descriptors,
     logins: Logins,
 }
 
@@ -167,6 +177,13 @@ async fn serve(
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     socket.set_nodelay(true)?;
+    // Before anything is kept of it.
+    if limits.descriptors.is_short(socket.as_raw_fd()) {
+        return turn_away(socket, &Reply::overloaded()).await;
+    }
+    if let Err(reply) = relay.check_connection() {
+        return turn_away(socket, &reply).await;
+    }
     let connectors = &snapshot.config.receive_connectors;
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, clock::wall()) else {
         return turn_away(socket, &Reply::peer_not_allowed()).await;
@@ -241,6 +258,9 @@ pub(crate) async fn serve_simulated(
 ) -> io::Result<()> {
     let snapshot = relay.snapshot();
     let stream = Stream::Simulated(wire);
+    if let Err(reply) = relay.check_connection() {
+        return turn_away(stream, &reply).await;
+    }
     let connectors = &snapshot.config.receive_connectors;
     let found = attribute(connectors, door.listen, peer, false, None, clock::wall());
     let Some(attribution) = found else { return turn_away(stream, &Reply::peer_not_allowed()).await };

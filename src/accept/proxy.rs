@@ -33,7 +33,7 @@ const V2_LIMIT: usize = 216 + 4096;
 
 /// Who the header says is speaking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Client {
+pub enum Client {
     /// The proxy itself, for a health check say, or it does not know: the connection's own address counts.
     Proxy,
     /// A client behind it.
@@ -42,7 +42,7 @@ pub(super) enum Client {
 
 /// Why there is no header.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub enum Fault {
     /// What came is something else.
     #[error("no PROXY header")]
     NotProxy,
@@ -56,7 +56,10 @@ pub(super) enum Fault {
 
 /// Looks for a header at the beginning of `bytes`: who speaks, and how many octets it takes. `None`: so far it is one, and
 /// it is not whole yet.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Client, usize)>, Fault> {
+///
+/// # Errors
+/// It is none, whatever follows.
+pub fn parse(bytes: &[u8]) -> Result<Option<(Client, usize)>, Fault> {
     let begins = |with: &[u8]| bytes.iter().zip(with).all(|(one, other)| one == other);
     if begins(SIGNATURE) {
         parse_binary(bytes)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
@@ -15,8 +16,8 @@ use super::limits::Slot;
 use super::logins::{self, Logins};
 use super::{Addresses, Door, terms};
 use crate::clock;
-use crate::message::{Domain, Envelope};
-use crate::relay::{Asked, Peer, Relay, Snapshot, Submission};
+use crate::message::{Domain, Envelope, Recipient};
+use crate::relay::{Asked, Peer, ROUTED_LIMIT, Relay, Snapshot, Submission};
 use crate::route::{Routed, Verdict, trust};
 use crate::smtp::Reply;
 use crate::smtp::auth::Credentials;
@@ -26,6 +27,9 @@ use crate::tls::{ClientCertificate, Stream};
 
 /// How long a client may take for its handshake.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// After the expansion of so many it is others' turn: a pipeline of RCPTs would otherwise hold a core for seconds.
+const LARGE_GROUP: usize = 100;
 
 /// One connection's view of the relay.
 pub(super) struct RelayReception {
@@ -47,6 +51,8 @@ pub(super) struct RelayReception {
     /// What MAIL said: sender and parameters, and the declared size.
     mail: Option<(Envelope, Option<u64>)>,
     routed: Vec<Routed>,
+    /// A recipient was one too many, groups expanded: of the others of this message none is looked at any more.
+    full: bool,
     draft: Option<Draft>,
     /// Why the draft could not be kept; the message is refused at its end.
     failed: Option<io::Error>,
@@ -77,6 +83,7 @@ impl RelayReception {
             user: None,
             mail: None,
             routed: Vec::new(),
+            full: false,
             draft: None,
             failed: None,
             slot,
@@ -87,11 +94,17 @@ impl RelayReception {
     fn sender(&mut self, envelope: Envelope, size: Option<u64>, xoorg: Option<Domain>) -> Answer {
         self.routed = Vec::new();
         self.discard();
-        self.keep_up();
+        self.full = false;
+        if let Err(reply) = self.keep_up() {
+            return Answer::Refuse(reply);
+        }
         if self.is_withdrawn() {
             return Answer::Refuse(Reply::login_withdrawn());
         }
-        // The session has seen to this by the terms it began with; the configuration may demand more by now.
+        // The session has seen to these by the terms it began with; the configuration may demand more by now.
+        if self.attribution.require_tls && self.tls.is_none() {
+            return Answer::Refuse(Reply::tls_required());
+        }
         if self.attribution.connector.require_auth && self.user.is_none() {
             return Answer::Refuse(Reply::login_required());
         }
@@ -127,9 +140,40 @@ impl RelayReception {
         if self.verdict.is_stranger() { self.relay.check_stranger(&self.snapshot, envelope) } else { Ok(()) }
     }
 
+    async fn recipient(&mut self, recipient: Recipient) -> Answer {
+        if self.full {
+            return Answer::Refuse(Reply::too_many_recipients(ROUTED_LIMIT));
+        }
+        let asked = Asked {
+            connector: &self.attribution.connector,
+            peer: self.client_ip,
+            mail: self.mail.as_ref(),
+            routed: self.routed.len(),
+            verdict: &self.verdict,
+        };
+        match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
+            Ok(mut routed) => {
+                let large = routed.len() > LARGE_GROUP;
+                self.routed.append(&mut routed);
+                if large {
+                    yield_now().await;
+                }
+                Answer::Go
+            }
+            Err(reply) => {
+                // To expand a large group takes milliseconds, which a client could ask for with every line.
+                self.full = reply.code == 452;
+                yield_now().await;
+                Answer::Refuse(reply)
+            }
+        }
+    }
+
     /// Is this the user's password?
     async fn login(&mut self, credentials: Credentials) -> Answer {
-        self.keep_up();
+        if let Err(reply) = self.keep_up() {
+            return Answer::Refuse(reply);
+        }
         let file = self.attribution.connector.users_file.as_deref();
         let Some(users) = file.and_then(|file| self.snapshot.users.of(file)).map(Arc::clone) else {
             return Answer::Refuse(Reply::login_unavailable());
@@ -161,18 +205,27 @@ impl RelayReception {
     }
 
     /// A connection may live for days. Each of its messages is judged by the configuration and the directory of its
-    /// moment, as long as the connection would be given to the same connector; else by those it began with.
-    fn keep_up(&mut self) {
+    /// moment.
+    ///
+    /// # Errors
+    /// It would be given to another connector now, or to none. What its client was promised at EHLO may be taken back
+    /// with that, and what it may do must be: so it is to come again, and is judged as everybody who comes (S-036).
+    fn keep_up(&mut self) -> Result<(), Reply> {
         let current = self.relay.snapshot();
         if !Arc::ptr_eq(&current.config, &self.snapshot.config) {
             let connectors = &current.config.receive_connectors;
             let (secure, client) = (self.tls.is_some(), self.client.as_ref());
             match attribute(connectors, self.door.listen, self.peer, secure, client, clock::wall()) {
                 Some(found) if found.connector.name == self.attribution.connector.name => self.attribution = found,
-                _ => return,
+                _ => {
+                    let connector = &self.attribution.connector.name;
+                    info!(peer = %self.client_ip, %connector, "by the new configuration the connection is another's: it is to come again");
+                    return Err(Reply::configuration_changed());
+                }
             }
         }
         self.snapshot = current;
+        Ok(())
     }
 
     async fn message(&mut self, envelope: Envelope, hello: String, extended: bool) -> Answer {
@@ -199,22 +252,7 @@ impl Reception for RelayReception {
         match question {
             Question::Login(credentials) => self.login(credentials).await,
             Question::Sender { envelope, size, xoorg } => self.sender(envelope, size, xoorg),
-            Question::Recipient(recipient) => {
-                let asked = Asked {
-                    connector: &self.attribution.connector,
-                    peer: self.client_ip,
-                    mail: self.mail.as_ref(),
-                    routed: self.routed.len(),
-                    verdict: &self.verdict,
-                };
-                match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
-                    Ok(mut routed) => {
-                        self.routed.append(&mut routed);
-                        Answer::Go
-                    }
-                    Err(reply) => Answer::Refuse(reply),
-                }
-            }
+            Question::Recipient(recipient) => self.recipient(recipient).await,
             Question::Message { envelope, hello, extended } => self.message(envelope, hello, extended).await,
         }
     }
@@ -263,5 +301,160 @@ impl Reception for RelayReception {
         self.tls = Some(accepted.protocol);
         self.client = accepted.client;
         Ok((accepted.stream, terms(&self.snapshot.config, &self.attribution, true)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::accept::limits::Limits;
+    use crate::config;
+    use crate::deliver::Deliverer;
+    use crate::directory::Directory;
+    use crate::dns::Resolver;
+    use crate::message::{Address, BodyType, Notify, visit};
+    use crate::outcome::tracking::Tracker;
+    use crate::spool::model::{Model, ModelDisk};
+    use crate::spool::{Options, Settings, Spool};
+
+    const CONFIGURATION: &str = r#"
+hostname = "mail.contoso.com"
+[spool]
+path = "/spool"
+[[accepted_domain]]
+name = "contoso.com"
+type = "authoritative"
+[[directory]]
+kind = "file"
+path = "recipients.csv"
+[[receive_connector]]
+name = "internet"
+listen = ["127.0.0.1:25"]
+origin = "internet"
+tls = "off"
+[[receive_connector]]
+name = "own"
+listen = ["127.0.0.1:25"]
+remote_ips = ["192.0.2.0/24"]
+origin = "on-premises"
+tls = "off"
+[[send_connector]]
+name = "out"
+address_spaces = ["*"]
+smart_hosts = ["127.0.0.1:1"]
+tls = "off"
+"#;
+
+    fn snapshot(folder: &Path, text: &str) -> Snapshot {
+        let config = Arc::new(config::parse(text, &folder.join("causeway.toml")).unwrap());
+        let (directory, _) = Directory::load(&config.directories);
+        let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
+        let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
+        let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
+        Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
+    }
+
+    /// A connection of 192.0.2.1, which is of the connector "own".
+    fn connection(folder: &Path) -> (RelayReception, Relay) {
+        let settings = Settings { path: "/spool".into(), min_free_space: 0 };
+        let disk = Arc::new(ModelDisk(Model::new(1)));
+        let (spool, recovery) = Spool::open_on(disk, settings, Options::default()).unwrap();
+        let _ = recovery.run();
+        let relay = Relay::new(snapshot(folder, CONFIGURATION), spool, Tracker::none());
+        relay.begin_stop();
+        let snapshot = relay.snapshot();
+        let listen = "127.0.0.1:25".parse().unwrap();
+        let client: IpAddr = "192.0.2.1".parse().unwrap();
+        let door = Arc::new(Door::new(listen, &snapshot.config));
+        let connectors = &snapshot.config.receive_connectors;
+        let attribution = attribute(connectors, listen, client, false, None, clock::wall()).unwrap();
+        assert_eq!(&*attribution.connector.name.0, "own");
+        let slot = Limits::default().enter(&attribution.connector, client).unwrap();
+        let from = Addresses { peer: client, client };
+        let more = (slot, Logins::default());
+        (RelayReception::new(relay.clone(), snapshot, door, from, attribution, (None, None), more), relay)
+    }
+
+    fn recipient(to: &str) -> Question {
+        Question::Recipient(Recipient { address: Address::parse(to).unwrap(), notify: Notify::Unsaid, orcpt: None })
+    }
+
+    fn sender() -> Question {
+        let envelope = Envelope {
+            sender: Address::parse("erin@fabrikam.com").ok(),
+            recipients: Vec::new(),
+            ret: None,
+            envid: None,
+            body: BodyType::SevenBit,
+            smtputf8: false,
+            requiretls: false,
+        };
+        Question::Sender { envelope, size: None, xoorg: None }
+    }
+
+    async fn said(reception: &mut RelayReception, question: Question) -> String {
+        match reception.answer(question).await {
+            Answer::Go => "go".to_owned(),
+            Answer::Refuse(reply) | Answer::Done(reply) => reply.to_string(),
+        }
+    }
+
+    /// S-036: what a connection may do ends with the rule that allowed it, and not when its client chooses to go. What
+    /// changes beside that is in force with its next message.
+    #[tokio::test]
+    async fn s036_a_live_connection_is_judged_by_the_rules_of_now() {
+        let anybody = "eve@tailspintoys.com";
+        for (what, from, to, sender_said, recipient_said) in [
+            ("nothing", "", "", "go", "go"),
+            ("the hostname", "mail.contoso.com", "mx.contoso.com", "go", "go"),
+            ("the right to relay", "origin = \"on-premises\"", "origin = \"on-premises\"\nrelay = false", "go", "550"),
+            ("the origin", "origin = \"on-premises\"", "origin = \"partner\"", "go", "550"),
+            ("its network", "192.0.2.0/24", "192.0.2.128/25", "421", ""),
+            ("its name", "name = \"own\"", "name = \"ours\"", "421", ""),
+            ("its address", "listen = [\"127.0.0.1:25\"]", "listen = [\"127.0.0.1:26\"]", "421", ""),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("recipients.csv"), "address,type,target\na@contoso.com,cloud,\n")
+                .unwrap();
+            let (mut reception, relay) = connection(folder.path());
+            assert_eq!(said(&mut reception, sender()).await, "go", "{what}");
+            assert_eq!(said(&mut reception, recipient(anybody)).await, "go", "{what}");
+            relay.replace(snapshot(folder.path(), &CONFIGURATION.replace(from, to)));
+            let answer = said(&mut reception, sender()).await;
+            assert!(answer.starts_with(sender_said), "{what}: {answer}");
+            if answer == "go" {
+                let answer = said(&mut reception, recipient(anybody)).await;
+                assert!(answer.starts_with(recipient_said), "{what}: {answer}");
+            }
+        }
+    }
+
+    /// However large groups are: after the recipient that was one too many none is expanded any more, until the next
+    /// message.
+    #[tokio::test]
+    async fn a_message_that_is_full_expands_no_further_groups() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut csv = String::from("address,type,target\nanna@contoso.com,cloud,\n");
+        for group in ["one", "two", "three"] {
+            let members: Vec<String> = (0..9000).map(|number| format!("{group}{number}@fabrikam.com")).collect();
+            writeln!(csv, "{group}@contoso.com,group,{}", members.join(" ")).unwrap();
+        }
+        std::fs::write(folder.path().join("recipients.csv"), csv).unwrap();
+        let (mut reception, relay) = connection(folder.path());
+        assert_eq!(said(&mut reception, sender()).await, "go");
+        for (to, expected) in [("one", "go"), ("two", "go"), ("three", "452"), ("nobody", "452"), ("anna", "452")] {
+            let answer = said(&mut reception, recipient(&format!("{to}@contoso.com"))).await;
+            assert!(answer.starts_with(expected), "{to}: {answer}");
+        }
+        assert_eq!(reception.routed.len(), 18_000);
+        assert_eq!(said(&mut reception, sender()).await, "go");
+        for (to, expected) in [("three", "go"), ("nobody", "550"), ("anna", "go")] {
+            let answer = said(&mut reception, recipient(&format!("{to}@contoso.com"))).await;
+            assert!(answer.starts_with(expected), "{to}: {answer}");
+        }
+        drop((reception, relay));
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! Not here: what is right and wrong; that is in `config`, `route::both` and `probe`, and for recipients in `directory`.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::page;
 use crate::config::{self, Config, Places, Problem, Problems, Severity};
 use crate::directory::{Directory, LoadOutcome, users};
 use crate::dns::Resolver;
@@ -60,8 +61,8 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
     // A reader that went away (`check | head`) changes nothing about the answer.
     let _ = if args.json {
         std::io::stdout().write_all(json(&checked).as_bytes())
-    } else if std::io::stdout().is_terminal() {
-        anstream::stdout().write_all(show::terminal(&checked, show::width()).as_bytes())
+    } else if let Some(columns) = page::columns() {
+        anstream::stdout().write_all(show::terminal(&checked, columns).as_bytes())
     } else {
         std::io::stdout().write_all(show::plain(&checked).as_bytes())
     };

@@ -209,7 +209,9 @@ fn broken(text: &str, columns: usize) -> Vec<String> {
 
 fn introduce(world: &World) {
     println!("{BOLD}Causeway demo{BOLD:#}: one organization, two premises, all in this process, on loopback.\n");
-    let row = |what: &str, address: SocketAddr, name: &str| println!("    {what:<22} {address:<18} {name}");
+    let row = |what: &str, address: SocketAddr, name: &str| {
+        println!("{}", format!("    {what:<22}  {address:<18} {name}").trim_end())
+    };
     row("the relay (MX)", world.internet_door, demo::RELAY);
     row("  its inner door", world.own_door, "");
     row("on-premises server", world.on_premises.address, demo::ON_PREMISES);

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::WRONG;
 use super::explain::{next_hop, origin_word};
+use super::page::{self, Folding};
 use crate::config::{self, Config, DomainKind, Origin, ReceiveConnector};
 use crate::directory::check::{self, Checked, Surroundings};
 use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, import, untagged};
@@ -108,7 +109,7 @@ fn show(config: &Config, address: &Address, as_json: bool) -> io::Result<bool> {
         eprintln!("causeway: {report}");
     }
     let shown = Shown::of(config, &directory, address);
-    let mut out = anstream::stdout();
+    let mut out = Folding::new(anstream::stdout(), page::columns());
     if as_json {
         writeln!(out, "{:#}", shown.json(config))?
     } else {
@@ -173,7 +174,7 @@ impl<'a> Shown<'a> {
             Found::Entry { source, entry, untagged } => {
                 let line = self.line.map(|line| format!(", line {line}")).unwrap_or_default();
                 let tag = if *untagged { " without its tag" } else { "" };
-                let owner = self.owner.as_ref().map(|owner| format!(" as hybrid routing address of {owner}"));
+                let owner = self.owner.as_ref().map(|owner| format!(", as the hybrid routing address of {owner}"));
                 format!("found in {source}{line}{tag}{}: {}", owner.unwrap_or_default(), check::words(entry))
             }
             Found::Unknown => "not in the directory".to_owned(),

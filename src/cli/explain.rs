@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use self::against::{Comparison, View, Who};
 use self::door::{comes_in, door};
 use super::WRONG;
+use super::page::{self, Folding};
 use crate::config::{self, Config, DirectorySource, Hops, Level, Origin, Problems, ReceiveConnector, SendConnector};
 use crate::directory::{self, Directory, LoadOutcome, Lookup, Report};
 use crate::message::{Address, Domain, Notify, Recipient};
@@ -36,9 +37,9 @@ Exit status: 0 every recipient would be taken, or with --against nothing differs
 differs; 2 the question or a configuration is wrong.
 
   explain --from erin@fabrikam.com --to julie@contoso.com --client 203.0.113.9
-  explain --to julie@contoso.com --against new.toml        what a new configuration would change for one
-  explain --recipients list.csv --against new.toml         and for many
-  explain --against tomorrow.csv                           whose mail moves with tomorrow's directory")]
+  explain --to julie@contoso.com --against new.toml   one by another configuration
+  explain --recipients list.csv --against new.toml    many
+  explain --against tomorrow.csv                      whose mail moves tomorrow")]
 pub struct Args {
     /// The sender, as in MAIL FROM; "" or "<>" for a report
     #[arg(long, value_name = "A", value_parser = sender, required_unless_present = "against")]
@@ -47,7 +48,8 @@ pub struct Args {
     /// directories
     #[arg(long, value_name = "B", required_unless_present = "against", conflicts_with = "recipients")]
     to: Vec<String>,
-    /// It comes in by the first receive connector of this origin: internet, on-premises, cloud, partner or client
+    /// It comes in by the first receive connector of this origin: internet (unless said otherwise), on-premises, cloud,
+    /// partner or client
     #[arg(long, value_name = "O", value_parser = origin, conflicts_with = "client")]
     origin: Option<Origin>,
     /// It comes in from this address
@@ -92,7 +94,7 @@ impl From<String> for Wrong {
 /// Prints what would happen. Exit status: 0 every recipient would be taken, or nothing differs; 1 one would not, or
 /// something does; 2 the question or the configuration is wrong.
 pub fn run(path: &Path, args: &Args) -> ExitCode {
-    let mut out = io::BufWriter::new(anstream::stdout());
+    let mut out = Folding::new(io::BufWriter::new(anstream::stdout()), page::columns());
     let answered = match &args.against {
         None => explain(path, args, &mut out),
         Some(against) => compare(path, against, args, &mut out),
@@ -238,7 +240,7 @@ struct Coming<'a> {
 impl<'a> Coming<'a> {
     fn of(config: &'a Config, args: &Args) -> Result<Self, String> {
         let door = door(config, args.origin, args.client, args.tls_name.as_deref())?;
-        Ok(Self { door, words: comes_in(door, args.client, args.tls_name.as_deref()) })
+        Ok(Self { door, words: comes_in(config, door, args.client, args.tls_name.as_deref()) })
     }
 }
 
@@ -407,7 +409,8 @@ impl<'a> Explanation<'a> {
             write_reasons(out, &route.because, last)?;
             last = &route.because;
             writeln!(out, "    {GREEN}-> {}, {}{GREEN:#}", route.via, next_hop(connector, &route.hop))?;
-            writeln!(out, "       as {}; TLS: {}", route.to, tls_words(connector, &route.hop))?;
+            writeln!(out, "       as {}", route.to)?;
+            writeln!(out, "       TLS: {}", tls_words(connector, &route.hop))?;
         }
         for failed in &resolution.failed {
             write_reasons(out, &failed.refusal.because, last)?;
@@ -551,7 +554,7 @@ mod tests {
         let Sender(from) = sender(from).unwrap();
         let to: Vec<_> = to.iter().map(|to| recipient(to, &world.config).unwrap()).collect();
         let door = &world.config.receive_connectors[0];
-        let coming = Coming { door, words: comes_in(door, None, None) };
+        let coming = Coming { door, words: comes_in(&world.config, door, None, None) };
         let explanation = Explanation::of(&world.config, &world.directory(), coming, from.as_ref(), &to, size);
         let mut text = anstream::StripStream::new(Vec::new());
         explanation.write(&mut text).unwrap();
@@ -575,22 +578,26 @@ mod tests {
             "\
 from <erin@fabrikam.com>
     comes in by receive connector \"door\", origin internet
-    internal: no, because receive connector \"door\" has internal = false
-    certificate and name: not asked
+    internal: no, by connector
+    connector \"door\": true
+    certificate: not asked
+    name: not asked
     originator_org: not asked
 
 anna@contoso.com
     found in recipients.csv: on-premises mailbox
     side on-premises, from the Internet, on-premises mailbox: hybrid.on_premises
     -> to-on-premises, mail.inside.contoso.com:25
-       as anna@contoso.com; TLS: if offered, with any certificate; else in the clear
+       as anna@contoso.com
+       TLS: if offered, with any certificate; else in the clear
 
 David@contoso.com
     found in recipients.csv: cloud mailbox
     rewritten to David@contoso.mail.onmicrosoft.com
     side on-premises, from the Internet, cloud mailbox: hybrid.cloud
     -> to-cloud, contoso-com.mail.protection.outlook.com:25
-       as David@contoso.mail.onmicrosoft.com; TLS: if offered, with any certificate; else in the clear
+       as David@contoso.mail.onmicrosoft.com
+       TLS: if offered, with any certificate; else in the clear
 
 eve@fabrikam.com
     fabrikam.com is not an accepted domain, and receive connector door may not relay

@@ -55,7 +55,8 @@ pub struct Args {
     /// Its private key
     #[arg(long, value_name = "FILE", value_parser = answers::something)]
     key: Option<String>,
-    /// An authority of your own that issued the certificates of all these servers [default: the system's roots]
+    /// An authority of your own that issued the certificates of these servers, but for Exchange Online's [default: the
+    /// system's roots]
     #[arg(long, value_name = "FILE", value_parser = answers::something)]
     ca_file: Option<String>,
     /// Recipient directory; an example is written if there is none

@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
 
-use super::WRONG;
+use super::{WRONG, page};
 use crate::config::{self, Config};
 use crate::message::MessageId;
 use crate::outcome::tracking::search::{self, COUNTED, Query, Relay, Story, Told, Traced};
@@ -97,7 +97,7 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
     let written = match args.format {
         _ if args.json => writeln!(out, "{:#}", as_json(&traced, &names)),
         Format::Exchange => exchange::write(&mut out, &traced, &names, &config, Timestamp::now()),
-        Format::Text => text::write(&mut out, &traced, &names),
+        Format::Text => text::write(&mut out, &traced, &names, page::columns().unwrap_or(text::WIDTH)),
     };
     match written.and_then(|()| out.flush()) {
         // Whoever closed the pipe has read enough.

@@ -29,6 +29,7 @@ pub mod value;
 
 pub use problem::{Problem, Problems, Severity};
 pub use read::Places;
+pub(crate) use value::size;
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 
 /// A configuration that makes sense.
@@ -60,6 +61,8 @@ pub struct Config {
     pub send_connectors: Vec<Arc<SendConnector>>,
     /// `[tracking]`; `None` where `path` is empty: events are not written to files.
     pub tracking: Option<Tracking>,
+    /// `[admin]`; `None` where it is left out, or `listen` is empty: nothing listens.
+    pub admin: Option<Admin>,
     /// `[log]`
     pub log: Log,
 }
@@ -389,6 +392,15 @@ pub struct Tracking {
     pub keep: Duration,
 }
 
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// A loopback address.
+    pub listen: SocketAddr,
+    /// What who asks must know; made if it is missing.
+    pub token_file: PathBuf,
+}
+
 /// `[log]`
 #[derive(Debug, Clone)]
 pub struct Log {
@@ -399,6 +411,12 @@ pub struct Log {
 }
 
 impl Config {
+    /// What XOORG says is ours: the first authoritative domain, or where there is none the first at all.
+    pub fn organization(&self) -> Option<&Domain> {
+        let authoritative = self.accepted_domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+        authoritative.or(self.accepted_domains.first()).map(|domain| &domain.name)
+    }
+
     /// The send connector of this name.
     pub fn send_connector(&self, name: &ConnectorName) -> Option<&Arc<SendConnector>> {
         self.send_connectors.iter().find(|connector| connector.name == *name)
@@ -480,7 +498,11 @@ pub fn read(path: &Path) -> Result<String, Problems> {
     let mut bytes = Vec::new();
     let length = File::open(path).and_then(|file| file.take(LENGTH_LIMIT + 1).read_to_end(&mut bytes));
     if let Err(error) = length {
-        return Err(unreadable(None, format!("cannot be read: {error}")));
+        let cure = match error.kind() {
+            std::io::ErrorKind::NotFound => "; is this its path (-c FILE)? `causeway init` writes one",
+            _ => "",
+        };
+        return Err(unreadable(None, format!("cannot be read: {error}{cure}")));
     }
     if bytes.len() as u64 > LENGTH_LIMIT {
         return Err(unreadable(None, "is longer than 16MiB, which no configuration is".to_owned()));
@@ -523,6 +545,7 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     files.judge(&receives, &sends, problems);
     let tracking = table.section("tracking", problems).and_then(|table| tracking(table, problems));
     let log = table.section("log", problems).and_then(|table| log(table, problems));
+    let admin = table.section("admin", problems);
     refuse_sections(&mut table, problems);
     table.finish(problems);
 
@@ -547,6 +570,7 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     if receives.is_empty() {
         table.complain("receive_connector", "missing; without one no mail can come", problems);
     }
+    let admin = admin.and_then(|mut section| self::admin(&mut section, &receives, problems));
     together::check_names(&receives, problems);
     together::check_listening(&receives, problems);
     together::imply_require(&mut receives);
@@ -571,6 +595,7 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
         receive_connectors: all(receives)?.map(Arc::new).collect(),
         send_connectors: all(sends)?.map(Arc::new).collect(),
         tracking: tracking?,
+        admin: admin?,
         log: log?,
     })
 }
@@ -825,26 +850,63 @@ fn refuse_sections(table: &mut Table<'_>, problems: &mut Problems) {
             section.refuse_whole("leave the section out", problems);
         }
     }
-    if let Ok(mut section) = table.section("admin", problems)
-        && section.is_written()
-    {
-        admin(&mut section, problems);
-    }
 }
 
-/// It listens unless it is told not to.
-fn admin(section: &mut Table<'_>, problems: &mut Problems) {
-    match section.text_or_empty("listen", value::listen, problems) {
-        Ok(Some(_)) => section.refuse("listen", r#""" is"#, problems),
-        Ok(None) if !section.has("listen") => {
-            section.refuse_whole(r#"leave the section out, or set listen = """#, problems);
-        }
-        Ok(None) | Err(Reported) => {}
-    }
-    // A path that cannot be one has been reported; nobody reads the file in this version.
-    let _ = section.path("token_file", problems);
+/// Where the section stands, it listens unless it is told not to.
+fn admin(
+    section: &mut Table<'_>,
+    receives: &[Entry<'_, ReceiveConnector>],
+    problems: &mut Problems,
+) -> Read<Option<Admin>> {
+    let is_off = section.peek("listen").is_some_and(str::is_empty);
+    let listen = section.text_or_empty("listen", value::listen, problems);
+    let token_file = section.path("token_file", problems);
     section.finish(problems);
+    if !section.is_written() {
+        return Ok(None);
+    }
+    let listen = listen?.unwrap_or(ADMIN_LISTEN);
+    if is_off {
+        return token_file.map(|_| None);
+    }
+    if !listen.ip().is_loopback() {
+        let text = "expected a loopback address such as \"127.0.0.1:8025\": there is no TLS here, and the token would \
+                    travel in the clear; come from elsewhere through SSH or a proxy with TLS on this host";
+        return Err(section.complain("listen", text, problems));
+    }
+    let is_taken = |other: &SocketAddr| {
+        other.port() == listen.port() && (other.ip() == listen.ip() || other.ip().is_unspecified())
+    };
+    let mut others = receives.iter().filter_map(|entry| entry.read.as_ref().ok());
+    if listen.port() != 0
+        && let Some(other) = others.find(|connector| connector.listen.iter().any(is_taken))
+    {
+        let text = format!("{listen} is where receive_connector \"{}\" listens", other.name);
+        return Err(section.complain("listen", text, problems));
+    }
+    let token_file = match token_file? {
+        Some(path) => path,
+        None => section.beside(ADMIN_TOKEN),
+    };
+    // One that is missing is made by the daemon when it starts.
+    if let Ok(metadata) = fs::metadata(&token_file) {
+        use std::os::unix::fs::PermissionsExt as _;
+        if !metadata.is_file() {
+            return Err(section.complain("token_file", "expected a file", problems));
+        }
+        if metadata.permissions().mode() & 0o077 != 0 {
+            let text = format!("others can read {}; run: chmod 600 {0}", token_file.display());
+            return Err(section.complain("token_file", text, problems));
+        }
+    }
+    Ok(Some(Admin { listen, token_file }))
 }
+
+/// Where the admin interface listens unless the file says otherwise.
+const ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8025);
+
+/// Its token, beside the configuration.
+const ADMIN_TOKEN: &str = "secrets/admin";
 
 /// SPF, DKIM and DMARC are on unless they are turned off.
 fn inbound_authentication(section: &mut Table<'_>, problems: &mut Problems) {

@@ -66,6 +66,8 @@ impl<'a> Document<'a> {
     }
 
     fn problem(&self, severity: Severity, at: Option<usize>, text: String) -> Problem {
+        // What a key holds may stand in it, a path say: nothing of it may move the cursor of a terminal.
+        let text = if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text };
         Problem { severity, file: self.path.to_owned(), place: at.map(|at| self.place(at)), text }
     }
 
@@ -309,6 +311,11 @@ impl<'a> Table<'a> {
             false => Ok(folder.join(text)),
         };
         self.text_or_empty(key, parse, problems)
+    }
+
+    /// Where a relative path leads to.
+    pub(super) fn beside(&self, path: &str) -> PathBuf {
+        self.document.path.parent().unwrap_or(Path::new("")).join(path)
     }
 
     /// The section `[key]`; one that is left out is empty. Written with the brackets of a list it is wrong, and read

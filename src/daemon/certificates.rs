@@ -73,9 +73,14 @@ impl Certificates {
         for (expiry, mark) in self.passed(expiries(config), now) {
             let Expiry { what, at } = expiry;
             match mark {
-                Mark::Over(_) => error!("{what} was valid until {at}: who checks it refuses it"),
+                Mark::Over(_) => error!(
+                    "{what} was valid until {at}: who checks it refuses it; put a new one in its place, no restart is needed"
+                ),
                 Mark::Thirty | Mark::Fourteen | Mark::Days(_) => {
-                    warn!("{what} ends in {}, at {at}", store::left(at, now));
+                    warn!(
+                        "{what} ends in {}, at {at}; put a new one in its place, no restart is needed",
+                        store::left(at, now)
+                    );
                 }
             }
         }

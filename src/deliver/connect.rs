@@ -102,6 +102,8 @@ pub async fn open(target: &Target, way: &Way<'_>) -> Result<Connection, Failure>
 enum OpenError {
     OutOfReach(String),
     Unreachable(String),
+    /// It is this relay that has no more to give: F-053.
+    Overload(String),
     Tls(Unmet),
     Session(Fault),
 }
@@ -112,6 +114,7 @@ impl OpenError {
         Failure::Setback(match self {
             Self::OutOfReach(why) => return Failure::OutOfReach(Setback::Unreachable { host, why }),
             Self::Unreachable(why) => Setback::Unreachable { host, why },
+            Self::Overload(why) => Setback::Overload { why },
             Self::Tls(unmet) => Setback::Unproven { host, unmet },
             Self::Session(fault) => setback(&host, fault),
         })
@@ -169,11 +172,20 @@ async fn stream(target: &Target, connector: &SendConnector) -> Result<Stream, Op
     dial(target, connector).await.map(Stream::Plain)
 }
 
+/// No descriptor and no buffer is left on this machine.
+fn is_overload(error: &std::io::Error) -> bool {
+    use nix::errno::Errno;
+    let number = error.raw_os_error().map(Errno::from_raw);
+    matches!(number, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN))
+}
+
 async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, OpenError> {
     let unreachable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NetworkUnreachable | std::io::ErrorKind::Unsupported => {
             OpenError::OutOfReach(in_words(&error))
         }
+        // The hop is innocent, and another of its hosts would fare no better.
+        _ if is_overload(&error) => OpenError::Overload(in_words(&error)),
         _ => OpenError::Unreachable(in_words(&error)),
     };
     let (socket, source) = if target.address.is_ipv4() {
@@ -206,7 +218,7 @@ async fn dial(target: &Target, connector: &SendConnector) -> Result<TcpStream, O
 /// Why there is none.
 pub async fn reach(target: &Target, connector: &SendConnector) -> Result<TcpStream, String> {
     dial(target, connector).await.map_err(|error| match error {
-        OpenError::OutOfReach(why) | OpenError::Unreachable(why) => why,
+        OpenError::OutOfReach(why) | OpenError::Unreachable(why) | OpenError::Overload(why) => why,
         OpenError::Tls(unmet) => unmet.to_string(),
         OpenError::Session(_) => "the session failed".to_owned(),
     })
@@ -256,7 +268,18 @@ pub use crate::clock::now;
 
 #[cfg(test)]
 mod tests {
-    use super::in_words;
+    use super::{in_words, is_overload};
+    use nix::errno::Errno;
+
+    /// F-053: a hop is not to rest because we have no descriptors.
+    #[test]
+    fn what_is_our_own_fault_is_not_the_hops() {
+        for (errno, expected) in
+            [(Errno::EMFILE, true), (Errno::ENFILE, true), (Errno::ECONNREFUSED, false), (Errno::ETIMEDOUT, false)]
+        {
+            assert_eq!(is_overload(&errno.into()), expected, "{errno}");
+        }
+    }
 
     #[test]
     fn senders_are_not_shown_the_number_of_an_error() {

@@ -19,7 +19,7 @@ use crate::outcome::Setback;
 use crate::route::Hop;
 
 /// How many addresses are tried in one attempt. RFC 5321 section 5.1 asks for at least two.
-const ADDRESSES: usize = 5;
+pub(super) const ADDRESSES: usize = 5;
 
 /// How many hosts of an MX list are looked up: a list of thousands is somebody's attack on somebody (S-143).
 const HOSTS: usize = 10;
@@ -184,8 +184,9 @@ impl<'a, R: Resolve> Hosts<'a, R> {
         self.ready.pop_front()
     }
 
-    /// The address given last could not even be tried: this machine has no way into its network. It does not count.
-    pub fn was_out_of_reach(&mut self) {
+    /// The address given last was put off, or could not even be tried, because this machine has no way into its
+    /// network. It does not count.
+    pub fn was_not_tried(&mut self) {
         self.tried = self.tried.saturating_sub(1);
     }
 
@@ -557,7 +558,7 @@ mod tests {
         let mut hosts = Hosts::find(&table, &connector, &hop, &ourselves, &[], Rng::with_seed(1)).await.unwrap();
         let mut out_of_reach = 0;
         while hosts.next().await.is_some() {
-            hosts.was_out_of_reach();
+            hosts.was_not_tried();
             out_of_reach += 1;
         }
         assert_eq!(out_of_reach, 30, "ten hosts of three addresses");

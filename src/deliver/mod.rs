@@ -5,14 +5,14 @@
 //!
 //! Not here: which copy is tried when (`relay::schedule`), and what follows (`outcome`, `relay::settle`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::clock;
-use crate::config::{Config, ConnectorName, DomainKind, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Domain, Recipient, visit};
 use crate::outcome::Setback;
@@ -105,9 +105,7 @@ impl<R: Resolve> Deliverer<R> {
     /// Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
         let ourselves = Ourselves::new(config.hostname.clone(), listening);
-        let domains = &config.accepted_domains;
-        let authoritative = domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
-        let organization = authoritative.or(domains.first()).map(|domain| domain.name.clone());
+        let organization = config.organization().cloned();
         let private_targets = config.dns.private_targets.clone();
         Self { organization, ..Self::with(ourselves, private_targets, &config.send_connectors, resolver) }
     }
@@ -220,15 +218,35 @@ impl<R: Resolve> Deliverer<R> {
             _ => None,
         };
         let mut content = None;
-        while let Some(target) = hosts.next().await {
+        // Addresses that failed a moment ago come last, whatever their preference: they would most likely fail again.
+        let mut put_off = VecDeque::new();
+        let mut has_more = true;
+        loop {
+            let next = if has_more { hosts.next().await } else { None };
+            let target = match next {
+                Some(target) if self.pool.is_resting(&connector.name, target.address, connect::now()) => {
+                    hosts.was_not_tried();
+                    put_off.push_back(target);
+                    // So many are not waited for, if all of them rest.
+                    has_more = put_off.len() < hosts::ADDRESSES;
+                    continue;
+                }
+                Some(target) => target,
+                None => {
+                    has_more = false;
+                    let Some(target) = put_off.pop_front() else { break };
+                    target
+                }
+            };
             let tried: Vec<u16> = pending
                 .iter()
                 .filter(|pending| pending.only.is_none_or(|preference| preference == target.preference))
                 .map(|pending| pending.index)
                 .collect();
             if tried.is_empty() {
-                // The hosts to come are no better.
-                break;
+                // The hosts to come are no better; one that was put off may be.
+                has_more = false;
+                continue;
             }
             let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain };
             let purpose = Purpose {
@@ -249,11 +267,11 @@ impl<R: Resolve> Deliverer<R> {
             match call.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
-                    hosts.was_out_of_reach();
+                    hosts.was_not_tried();
                     tracing::debug!(%setback, "no way to this address from here");
                     note_all(pending, &setback);
                 }
-                Err(Failure::Setback(setback @ Setback::Spool { .. })) => {
+                Err(Failure::Setback(setback @ (Setback::Spool { .. } | Setback::Overload { .. }))) => {
                     pending.iter_mut().for_each(|pending| pending.setback = Some(setback.clone()));
                     break;
                 }
@@ -329,7 +347,14 @@ impl Call<'_> {
                 Some(connection) => connection,
                 None => {
                     lease.make_room();
-                    let opened = connect::open(self.target, &self.way).await?;
+                    let opened = match connect::open(self.target, &self.way).await {
+                        Err(Failure::Setback(setback)) if is_down(&setback) => {
+                            lease.rest(connect::now());
+                            return Err(Failure::Setback(setback));
+                        }
+                        opened => opened?,
+                    };
+                    lease.wake();
                     self.issuers.note(&connector.name, &opened.proof);
                     opened
                 }
@@ -376,6 +401,9 @@ impl Call<'_> {
                     Remedy::WithoutChunking => again.push(index),
                     remedy @ (Remedy::NextHost | Remedy::EqualHost) => {
                         let setback = connect::setback(&connection.host, fault);
+                        if is_down(&setback) {
+                            lease.rest(connect::now());
+                        }
                         if let Some(pending) = pending.iter_mut().find(|pending| pending.index == index) {
                             if remedy == Remedy::EqualHost {
                                 pending.only = Some(self.target.preference);
@@ -455,6 +483,11 @@ fn give_back(lease: Lease, mut connection: Connection, limit: usize) {
     } else {
         lease.retire(connection);
     }
+}
+
+/// Would other mail fare no better at this address? What it could not prove to one domain it may prove to another.
+fn is_down(setback: &Setback) -> bool {
+    setback.concerns_hop() && !matches!(setback, Setback::Unproven { .. })
 }
 
 /// Is this what is left of a connection that its server had closed?

@@ -6,6 +6,8 @@
 //!
 //! A permit is a connection in use. Idle ones give theirs back, so that whoever waits gets them; an idle one is
 //! closed before a new one would exceed the limit.
+//!
+//! A place that failed rests: other addresses of the hop go first, and one attempt at a time asks whether it is back.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -32,6 +34,10 @@ const PLACES: usize = 10_000;
 
 /// How often idle connections are looked through, while there are any.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// So long is an address left for others of its hop after it failed: one that lets callers wait would otherwise cost
+/// half of the messages that time, each anew.
+pub const REST: Duration = Duration::from_secs(60);
 
 /// What a connection was opened for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +77,8 @@ pub struct Place {
     idle: Mutex<Vec<Idle>>,
     /// BDAT failed here although it is offered.
     no_chunking: AtomicBool,
+    /// Nothing could be done with it a moment ago: until then others go first.
+    resting: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -95,7 +103,10 @@ impl Pool {
         let place = {
             let mut state = self.state();
             if state.places.len() >= PLACES {
-                state.places.retain(|_, place| Arc::strong_count(place) > 1 || !lock(&place.idle).is_empty());
+                state.places.retain(|_, place| {
+                    let is_resting = lock(&place.resting).is_some_and(|until| until > now());
+                    Arc::strong_count(place) > 1 || is_resting || !lock(&place.idle).is_empty()
+                });
             }
             let place = state.places.entry((connector.clone(), address)).or_insert_with(|| {
                 Arc::new(Place {
@@ -103,12 +114,28 @@ impl Pool {
                     limit: limit.max(1),
                     idle: Mutex::default(),
                     no_chunking: AtomicBool::new(false),
+                    resting: Mutex::default(),
                 })
             });
             Arc::clone(place)
         };
         let permit = Arc::clone(&place.permits).acquire_owned().await.expect("the semaphore is never closed");
         Lease { pool: self.clone(), place, purpose, permit }
+    }
+
+    /// Did this address fail a moment ago? Who asks when its rest is over tries it, and the others wait for what comes of
+    /// that: one connection probes it. F-036.
+    pub fn is_resting(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> bool {
+        let place = self.state().places.get(&(connector.clone(), address)).map(Arc::clone);
+        let Some(place) = place else { return false };
+        let mut resting = lock(&place.resting);
+        match *resting {
+            Some(until) if until <= now => {
+                *resting = Some(now + REST);
+                false
+            }
+            resting => resting.is_some(),
+        }
     }
 
     /// Says goodbye on all idle connections, keeps none from now on, and waits until all are closed.
@@ -220,6 +247,16 @@ impl Lease {
         drop(self.permit);
     }
 
+    /// Nothing can be done with this address now.
+    pub fn rest(&self, now: Instant) {
+        *lock(&self.place.resting) = Some(now + REST);
+    }
+
+    /// It answers.
+    pub fn wake(&self) {
+        *lock(&self.place.resting) = None;
+    }
+
     /// Gives back a connection that has carried enough.
     pub fn retire(self, connection: Connection) {
         self.pool.leave(connection);
@@ -280,6 +317,24 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// F-036: when the rest of an address is over, one asks whether it is back, and the others go elsewhere until it said
+    /// so.
+    #[tokio::test]
+    async fn f036_an_address_that_failed_is_probed_by_one_at_a_time() {
+        let pool = Pool::default();
+        let connector = ConnectorName("out".into());
+        let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let start = Instant::now();
+        let rests = |seconds| pool.is_resting(&connector, address, start + Duration::from_secs(seconds));
+        assert!(!rests(0), "nothing is known of it");
+        let lease = pool.lease(&connector, address, 1, Purpose { host: None, domain: None }).await;
+        lease.rest(start);
+        assert_eq!([rests(0), rests(59), rests(60), rests(60), rests(119)], [true, true, false, true, true]);
+        assert_eq!([rests(120), rests(121)], [false, true], "the probe said nothing; so the next one asks");
+        lease.wake();
+        assert_eq!([rests(121), rests(121)], [false, false]);
+    }
 
     #[test]
     fn turns_come_evenly_and_a_pause_saves_a_second_at_most() {

@@ -416,6 +416,26 @@ async fn a_host_that_fails_is_followed_by_the_next() {
     assert!(words.starts_with("4.") && words.contains("554 5.7.1 go away"), "{words}");
 }
 
+/// F-036: of two hosts the preferred one fails. It is tried once; the other messages go to the other one at once. Where
+/// no other is left, it is tried all the same.
+#[tokio::test]
+async fn f036_a_host_that_failed_is_left_alone_while_there_are_others() {
+    let closed = Peer::start(Manner { greeting: Some("554 5.7.1 go away"), ..Manner::default() }).await;
+    let good = Peer::start(Manner { offers: FAST, ..Manner::default() }).await;
+    let world = World::new(connector(&[closed.address, good.address]));
+    for _ in 0..20 {
+        assert_eq!(world.words(&message(TO)).await, "250 Plain");
+    }
+    assert_eq!((closed.seen().connections, good.seen().messages.len()), (1, 20));
+
+    let world = World::new(connector(&[closed.address]));
+    let before = closed.seen().connections;
+    for _ in 0..3 {
+        assert!(world.words(&message(TO)).await.contains("554 5.7.1 go away"));
+    }
+    assert_eq!(closed.seen().connections, before + 3);
+}
+
 #[tokio::test]
 async fn what_one_host_cannot_take_another_of_equal_preference_may() {
     let old = Peer::start(Manner { offers: "PIPELINING", ..Manner::default() }).await;

@@ -150,7 +150,11 @@ pub fn list(path: &Path) -> io::Result<Listed> {
     read_list(BufReader::with_capacity(CHUNK, File::open(path)?))
 }
 
-fn read_list(from: impl BufRead) -> io::Result<Listed> {
+/// The same of text that is in no file.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_list(from: impl BufRead) -> io::Result<Listed> {
     let mut lines = Lines { from, line: Vec::new(), number: 0 };
     let mut fields = Fields::default();
     let mut listed = Listed::default();
@@ -203,7 +207,11 @@ fn is_header(line: &[u8], fields: &mut Fields) -> bool {
         })
 }
 
-fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError> {
+/// As [`load`], of text that is in no file: its recipients, lines that were skipped, and how many more were.
+///
+/// # Errors
+/// Why it is of no use at all.
+pub fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError> {
     let mut builder = Builder::default();
     let mut faults = Vec::new();
     let mut unlisted = 0;

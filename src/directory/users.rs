@@ -147,7 +147,11 @@ fn load_once(path: &Path) -> Result<Loaded, LoadError> {
     Ok(Loaded { users, faults, unlisted, fingerprint })
 }
 
-fn read(content: &[u8]) -> Result<(Users, Vec<Fault>, usize), LoadError> {
+/// As [`load`], of text that is in no file: its users, lines that were skipped, and how many more were.
+///
+/// # Errors
+/// Why it is of no use at all.
+pub fn read(content: &[u8]) -> Result<(Users, Vec<Fault>, usize), LoadError> {
     let mut read: Vec<(Box<str>, PasswordHash, u64)> = Vec::new();
     let mut faults = Vec::new();
     for (line, number) in content.split(|byte| *byte == b'\n').zip(1..) {
@@ -353,7 +357,7 @@ impl fmt::Display for Report {
                 write!(f, "{path}: {why}; until it is there, AUTH gets 454 4.7.0")
             }
             Outcome::Loaded { users, faults, unlisted } => {
-                write!(f, "{path}: {users} users")?;
+                write!(f, "{path}: {users} {}", if *users == 1 { "user" } else { "users" })?;
                 for Fault { line, text } in faults {
                     write!(f, "\n{path}:{line}: {text}; the line is skipped")?;
                 }
@@ -519,7 +523,7 @@ pub(crate) mod tests {
         assert!(first.of(&path).unwrap().verify("tim", "one"));
         let said = reports[0].to_string();
         assert!(
-            said.contains(": 1 users\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
+            said.contains(": 1 user\n") && said.contains(":2: ") && said.ends_with("the line is skipped"),
             "{said}"
         );
 

@@ -72,6 +72,10 @@ pub struct Mark {
     tokens: Vec<Token>,
 }
 
+/// The marks of a message that one key made, each once.
+#[derive(Debug)]
+pub struct Ours(Vec<Mark>);
+
 impl Key {
     /// A new one.
     ///
@@ -103,11 +107,32 @@ impl Key {
         field
     }
 
-    /// When the message was first sent this way, if one of `marks` says that it was.
-    pub fn when(&self, marks: &[Mark], visit: &Visit<'_>) -> Option<Timestamp> {
-        let ours = marks.iter().filter(|mark| self.seal(mark.id, mark.at) == mark.seal);
-        let seen = ours.filter(|mark| mark.tokens.contains(&self.token(mark.id, mark.at, visit)));
+    /// Those of `marks` that were made with this key. Found out once for all recipients of a message, and one for each
+    /// number and time: who repeats a mark that he has seen, with whatever behind it, makes no more work of it.
+    pub fn ours(&self, marks: &[Mark]) -> Ours {
+        let mut ours: Vec<Mark> = Vec::new();
+        for mark in marks {
+            if let Some(known) = ours.iter_mut().find(|known| (known.id, known.at) == (mark.id, mark.at)) {
+                if known.seal == mark.seal {
+                    known.tokens.extend_from_slice(&mark.tokens);
+                }
+            } else if self.seal(mark.id, mark.at) == mark.seal {
+                ours.push(mark.clone());
+            }
+        }
+        ours.iter_mut().for_each(|mark| mark.tokens.sort_unstable());
+        Ours(ours)
+    }
+
+    /// When the message was first sent this way, if one of `ours` says that it was.
+    pub fn first_visit(&self, Ours(ours): &Ours, visit: &Visit<'_>) -> Option<Timestamp> {
+        let seen = ours.iter().filter(|mark| mark.tokens.binary_search(&self.token(mark.id, mark.at, visit)).is_ok());
         seen.filter_map(|mark| Timestamp::from_second(mark.at).ok()).min()
+    }
+
+    /// The same of marks that may be anybody's.
+    pub fn when(&self, marks: &[Mark], visit: &Visit<'_>) -> Option<Timestamp> {
+        self.first_visit(&self.ours(marks), visit)
     }
 
     fn seal(&self, id: u64, at: i64) -> Token {
@@ -144,7 +169,9 @@ impl Mark {
         let id = u64::from_str_radix(str::from_utf8(words.next()?).ok()?, 16).ok()?;
         let at = str::from_utf8(words.next()?).ok()?.parse().ok()?;
         let seal = token(words.next()?)?;
-        let tokens = words.map(token).collect::<Option<_>>()?;
+        // What follows our tokens may be the first line of a message that begins with a blank, and so continues the field
+        // that was put in front of it. No mark of ours has more tokens than the limit.
+        let tokens = words.map_while(token).take(TOKEN_LIMIT).collect();
         Some(Self { id, at, seal, tokens })
     }
 }
@@ -252,6 +279,37 @@ mod tests {
             let short = key.field(MessageId(7), at(1), visits().take(1));
             assert_eq!(self::marks(&short.repeat(count)).len(), expected);
         }
+    }
+
+    /// A message that begins with a blank continues the field in front of it, and cannot spoil it.
+    #[test]
+    fn what_continues_a_mark_takes_nothing_from_it() {
+        let key = Key::new(&Key::random());
+        let to = address("david@contoso.com");
+        let visit = Visit { by: "internet", asked: &to, via: "to-cloud", to: &to };
+        let field = key.field(MessageId(1), at(10), [visit]);
+        for behind in [" \r\n", " x\r\n", "\tAAAAAAAAAAA no token\r\n", " \u{e9}\r\n \r\n"] {
+            let marks = marks(&format!("{field}{behind}"));
+            assert_eq!(key.when(&marks, &visit), Some(at(10)), "{behind:?}");
+        }
+    }
+
+    /// Sixty marks as long as a header may be, all of them with a seal of ours: a thousand recipients are looked up in a
+    /// moment, not in the product of all three.
+    #[test]
+    fn s112_marks_that_are_repeated_are_no_more_work() {
+        let key = Key::new(&Key::random());
+        let to = address("david@contoso.com");
+        let visit = Visit { by: "internet", asked: &to, via: "to-cloud", to: &to };
+        let genuine = key.field(MessageId(1), at(10), [visit]);
+        let filling = "\r\n\tAAAAAAAAAAA AAAAAAAAAAA AAAAAAAAAAA AAAAAAAAAAA AAAAAAAAAAA".repeat(240);
+        let padded = format!("{}{filling}\r\n", genuine.trim_end());
+        let marks = marks(&(padded.repeat(MARK_LIMIT - 1) + &genuine));
+        assert_eq!(marks.len(), MARK_LIMIT);
+        assert!(marks.iter().all(|mark| mark.tokens.len() <= TOKEN_LIMIT), "no mark of ours has more");
+        let Ours(ours) = key.ours(&marks);
+        assert_eq!(ours.len(), 1, "a number and a time are one mark");
+        assert_eq!(key.first_visit(&Ours(ours), &visit), Some(at(10)));
     }
 
     proptest! {

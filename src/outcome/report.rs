@@ -247,7 +247,14 @@ impl Report<'_> {
             match told.end {
                 End::Setback(setback) => {
                     words.item("Expected:", &format!("{}.", setback.expected()));
-                    words.item("What came:", &capped(&setback.to_string(), DIAGNOSTIC_LIMIT, utf8));
+                    words.item("What came:", &capped(&setback.came(), DIAGNOSTIC_LIMIT, utf8));
+                    // Not cut short because the other side said much.
+                    if let Some(here) = setback.beside() {
+                        words.item("While:", &capped(here, DIAGNOSTIC_LIMIT, utf8));
+                    }
+                    if let Some(command) = setback.see() {
+                        words.verbatim("See:", &capped(command, DIAGNOSTIC_LIMIT, utf8));
+                    }
                     words.item("Status:", &setback.status().to_string());
                     words.item("What to do:", setback.advice());
                 }
@@ -503,6 +510,14 @@ impl Words {
     /// `What came:   …`, in two columns.
     fn item(&mut self, label: &str, words: &str) {
         self.wrap(&format!("    {label:<13} "), &" ".repeat(18), words);
+    }
+
+    /// An item that is to be copied, so it stays on one line, if a line can be that long.
+    fn verbatim(&mut self, label: &str, text: &str) {
+        match text.len() > HARD_LINE - 100 {
+            true => self.item(label, text),
+            false => self.line(&format!("    {label:<13} {text}")),
+        }
     }
 
     fn wrap(&mut self, first: &str, others: &str, words: &str) {

@@ -127,18 +127,45 @@ pub enum Setback {
         /// Its status.
         status: Status,
     },
+    /// The other premises answered that the two hold a mailbox to be at each other's, or that the message goes in
+    /// circles.
+    #[error("{answer}; {here}{}", see_also(see))]
+    Disagreed {
+        /// What it said: a [`Setback::Answered`].
+        answer: Box<Setback>,
+        /// What this side holds, and what to mend.
+        here: String,
+        /// The command that shows more.
+        see: Option<String>,
+    },
     /// It has been here before, and would be sent the same way again.
-    #[error("{address} goes in circles: {why}")]
+    #[error("{address} goes in circles: {why}{}", see_also(see))]
     Circles {
         /// The recipient, as the sender named it.
         address: String,
-        /// What both sides believe, and where to look.
+        /// What both sides believe, and what to mend.
         why: String,
+        /// The command that shows more.
+        see: Option<String>,
+    },
+    /// An operator returned it.
+    #[error("returned by {who}{reason}")]
+    Returned {
+        /// Who.
+        who: String,
+        /// Why: empty, or a colon and what was said.
+        reason: String,
     },
     /// Our own spool could not read the message.
     #[error("the spool cannot read the message: {why}")]
     Spool {
         /// What happened.
+        why: String,
+    },
+    /// The relay itself has as much to do as it can: no descriptor or no memory was left for a connection (F-053).
+    #[error("this relay has too much to do at once: {why}")]
+    Overload {
+        /// What was short, in the system's words.
         why: String,
     },
     /// The lifetime is over; the last setback was this one.
@@ -178,8 +205,12 @@ impl Setback {
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
             Self::Unroutable { status, .. } => *status,
+            Self::Disagreed { answer, .. } => answer.status(),
             Self::Circles { .. } => Status(5, 4, 6),
+            // A decision of this side's own.
+            Self::Returned { .. } => Status(5, 7, 1),
             Self::Spool { .. } => Status(4, 3, 0),
+            Self::Overload { .. } => Status(4, 4, 5),
             Self::Expired { .. } => Status(4, 4, 7),
         }
     }
@@ -202,6 +233,7 @@ impl Setback {
                 reply.code == 421 || matches!(answered(command, reply), Status(4, 7, _) if reply.is_temporary())
             }
             Self::Unreachable { why, .. } | Self::Ambiguous { why, .. } => is_time_out(why),
+            Self::Overload { .. } => true,
             Self::Unproven { .. }
             | Self::Protocol { .. }
             | Self::Unsupported { .. }
@@ -214,19 +246,27 @@ impl Setback {
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
+            | Self::Disagreed { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
             | Self::Expired { .. } => false,
         }
+    }
+
+    /// True if the hop took no further connection for now, and so heard of no message: the message can go as soon as
+    /// fewer connections are open, and was not tried. F-037.
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Answered { command: "the connection" | "EHLO" | "HELO", .. }) && self.throttles()
     }
 
     /// True if every other message to this hop would fare alike: the hop is to be left alone for a while and then
     /// probed, rather than tried with each message that waits (F-035).
     pub fn concerns_hop(&self) -> bool {
         match self {
-            // 421 is the wish for fewer connections: the hop is there. F-037.
+            // 421 is the wish for fewer connections, as 4.7.x in place of a greeting is: the hop is there. F-037.
             Self::Answered { command, reply, .. } => {
-                !is_about_message(command) && !reply.is_positive() && reply.code != 421
+                !is_about_message(command) && !reply.is_positive() && reply.code != 421 && !self.is_crowded()
             }
             Self::Unproven { .. }
             | Self::Unreachable { .. }
@@ -242,8 +282,11 @@ impl Setback {
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::Unroutable { .. }
+            | Self::Disagreed { .. }
             | Self::Circles { .. }
+            | Self::Returned { .. }
             | Self::Spool { .. }
+            | Self::Overload { .. }
             | Self::Expired { .. } => false,
         }
     }
@@ -259,6 +302,7 @@ impl Setback {
             | Self::Unsupported { host, .. }
             | Self::TooBig { host, .. } => host,
             Self::Expired { last, .. } => return last.remote_mta(),
+            Self::Disagreed { answer, .. } => return answer.remote_mta(),
             Self::Unreachable { .. }
             | Self::NullMx { .. }
             | Self::NoDomain { .. }
@@ -269,7 +313,9 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
-            | Self::Spool { .. } => return None,
+            | Self::Returned { .. }
+            | Self::Spool { .. }
+            | Self::Overload { .. } => return None,
         };
         let name = host.split(' ').next().unwrap_or_default();
         // `[192.0.2.1]:25`, where there is no name.
@@ -283,6 +329,7 @@ impl Setback {
         match self {
             Self::Answered { reply, .. } => format!("smtp; {reply}"),
             Self::Expired { last, .. } => last.diagnostic(),
+            Self::Disagreed { answer, .. } => answer.diagnostic(),
             Self::Unproven { .. }
             | Self::Unreachable { .. }
             | Self::Ambiguous { .. }
@@ -298,7 +345,37 @@ impl Setback {
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
             | Self::Circles { .. }
-            | Self::Spool { .. } => format!("X-Causeway; {self}"),
+            | Self::Returned { .. }
+            | Self::Spool { .. }
+            | Self::Overload { .. } => format!("X-Causeway; {self}"),
+        }
+    }
+
+    /// What came of the attempt, as a report tells it: everything but [`Setback::beside`] and [`Setback::see`].
+    pub fn came(&self) -> String {
+        match self {
+            Self::Disagreed { answer, .. } => answer.came(),
+            Self::Circles { address, why, .. } => format!("{address} goes in circles: {why}"),
+            Self::Expired { lifetime, last } => format!("not delivered within {lifetime}: {}", last.came()),
+            _ => self.to_string(),
+        }
+    }
+
+    /// What this side holds against the answer of the other premises.
+    pub fn beside(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { here, .. } => Some(here),
+            Self::Expired { last, .. } => last.beside(),
+            _ => None,
+        }
+    }
+
+    /// The command that shows an administrator more, to be pasted as it is.
+    pub fn see(&self) -> Option<&str> {
+        match self {
+            Self::Disagreed { see, .. } | Self::Circles { see, .. } => see.as_deref(),
+            Self::Expired { last, .. } => last.see(),
+            _ => None,
         }
     }
 
@@ -322,8 +399,10 @@ impl Setback {
             }
             Self::NoConnector { .. } => "the send connector that this message was routed to",
             Self::Unroutable { .. } => "a way to every member of the group",
-            Self::Circles { .. } => "that the premises agree about where the mailbox is",
+            Self::Disagreed { .. } | Self::Circles { .. } => "that the premises agree about where the mailbox is",
+            Self::Returned { .. } => "to deliver the message",
             Self::Spool { .. } => "to read the message from the spool",
+            Self::Overload { .. } => "a connection to the receiving server",
             Self::Expired { last, .. } => last.expected(),
         }
     }
@@ -374,7 +453,7 @@ impl Setback {
                 "The other members of the group have the message. An administrator should mend or remove this member's \
                  entry in the directory."
             }
-            Self::Circles { .. } => {
+            Self::Disagreed { .. } | Self::Circles { .. } => {
                 "The two sides each hold the mailbox to be at the other. An administrator should correct its entry in the \
                  directory of the side that is wrong, and then send the message again."
             }
@@ -386,13 +465,23 @@ impl Setback {
                 "Send the message without REQUIRETLS, if it may travel less protected, or ask the receiving side to \
                  offer it."
             }
+            Self::Overload { .. } => {
+                "The administrator of this relay should allow it more open files or memory, or look what takes them."
+            }
             Self::NoConnector { .. } => {
                 "An administrator should restore or enable the send connector, or route this mail anew."
+            }
+            Self::Returned { .. } => {
+                "An operator of this relay took the message out of its queue. Ask the postmaster of this side why."
             }
             Self::Spool { .. } => "An administrator should check the relay's disk and log. Send the message again.",
             Self::Expired { last, .. } => last.advice(),
         }
     }
+}
+
+fn see_also(command: &Option<String>) -> String {
+    command.as_ref().map(|command| format!("; see: {command}")).unwrap_or_default()
 }
 
 /// What follows from a reply, by what it answered.
@@ -464,9 +553,19 @@ mod tests {
             (Setback::NoAddress { domain: domain(), why: why.clone() }, Status(5, 4, 4)),
             (Setback::Dns { name: "example.net".into(), why: why.clone() }, Status(4, 4, 3)),
             (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
+            (
+                Setback::Disagreed {
+                    answer: Box::new(answered_to("RCPT", 451, Some(Status(4, 4, 6)), "it may be moving")),
+                    here: "on this side: cloud mailbox".into(),
+                    see: Some("causeway trace --message-id '<a@b>'".into()),
+                },
+                Status(4, 4, 6),
+            ),
             (Setback::RequireTls { why: why.clone() }, Status(5, 7, 30)),
             (Setback::NoConnector { name: "to-cloud".into(), state: "missing" }, Status(4, 3, 5)),
-            (Setback::Spool { why }, Status(4, 3, 0)),
+            (Setback::Returned { who: "alice".into(), reason: ": spam".into() }, Status(5, 7, 1)),
+            (Setback::Spool { why: why.clone() }, Status(4, 3, 0)),
+            (Setback::Overload { why }, Status(4, 4, 5)),
         ]
     }
 
@@ -515,8 +614,26 @@ mod tests {
             (Setback::Unreachable { host: host(), why: "connection timed out".into() }, true),
             (Setback::Unreachable { host: host(), why: "connection refused".into() }, false),
             (Setback::Unproven { host: host(), unmet: Unmet::NotOffered }, false),
+            (Setback::Overload { why: "Too many open files".into() }, true),
         ] {
             assert_eq!(setback.throttles(), expected, "{setback}");
+        }
+    }
+
+    #[test]
+    fn f037_a_crowded_hop_has_heard_of_no_message() {
+        for (setback, expected) in [
+            (answered_to("the connection", 421, None, "busy"), true),
+            (answered_to("EHLO", 421, Some(Status(4, 3, 2)), "busy"), true),
+            (answered_to("the connection", 450, Some(Status(4, 7, 1)), "too many"), true),
+            (answered_to("the connection", 554, Some(Status(5, 7, 1)), "not you"), false),
+            (answered_to("MAIL", 421, None, "busy"), false),
+            (answered_to("RCPT", 450, Some(Status(4, 7, 1)), "slow down"), false),
+            (answered_to("AUTH", 454, Some(Status(4, 7, 0)), "no answer from the directory"), false),
+            (Setback::Unreachable { host: host(), why: "connection timed out".into() }, false),
+        ] {
+            assert_eq!(setback.is_crowded(), expected, "{setback}");
+            assert!(!expected || (setback.throttles() && !setback.concerns_hop()), "{setback}");
         }
     }
 
@@ -525,6 +642,8 @@ mod tests {
         for (setback, expected) in [
             (answered_to("the connection", 554, None, "not you"), true),
             (answered_to("the connection", 421, None, "too many connections"), false),
+            (answered_to("the connection", 450, Some(Status(4, 7, 1)), "too many connections"), false),
+            (answered_to("AUTH", 454, Some(Status(4, 7, 0)), "no answer from the directory"), true),
             (answered_to("RCPT", 450, None, "not now"), false),
             (Setback::Unreachable { host: host(), why: "connection refused".into() }, true),
             (Setback::Ambiguous { host: host(), why: "reset".into() }, false),

@@ -312,6 +312,9 @@ fn soon(certificate: &Seen, seen: &mut HostSeen) {
     let Some(until) = certificate.expiry() else { return };
     let left = until.duration_since(Timestamp::now());
     if !left.is_negative() && left < SOON {
-        seen.warnings.push(format!("its certificate ends in {} days, at {until}", left.as_hours() / 24));
+        seen.warnings.push(format!(
+            "its certificate ends in {} days, at {until}; who runs that host must renew it by then",
+            left.as_hours() / 24
+        ));
     }
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::warn;
 
+use super::hands::InHand;
 use super::schedule::LaneId;
 use super::settle::settlement;
 use super::work::{Item, Resident, Tried};
@@ -32,6 +33,8 @@ pub(super) struct Brought {
     pub item: Item,
     pub lane: LaneId,
     pub attempt: Attempt,
+    /// In hand until it is settled, by whoever does.
+    pub hand: Option<InHand>,
 }
 
 /// A message that is tried before it is kept.
@@ -241,14 +244,17 @@ impl Relay {
                         received(self, &receipt.message);
                         let (relay, snapshot, late) = (self.clone(), Arc::clone(snapshot), early.kept());
                         early.take_taken().into_iter().for_each(|settlement| self.0.spool.settle(settlement));
-                        // Reports, perhaps: the client does not wait for them.
+                        let at_work = self.at_work();
+                        // Reports, perhaps: the client does not wait for them. A stop does.
                         tokio::spawn(async move {
+                            let _at_work = at_work;
                             for brought in brought {
                                 relay.settle_early(&snapshot, &receipt.message, brought).await;
                             }
-                            for Brought { item, lane, attempt } in late {
+                            for Brought { item, lane, attempt, hand } in late {
                                 let tried = Tried { message: &receipt.message, item, lane };
                                 relay.settle(&snapshot, tried, attempt, clock::wall()).await;
+                                drop(hand);
                             }
                         });
                         reply
@@ -297,7 +303,7 @@ impl Relay {
 
     /// What follows from an attempt of which those that were taken are recorded already, or need no record.
     async fn settle_early(&self, snapshot: &Snapshot, message: &Message, brought: Brought) {
-        let Brought { item, lane, attempt } = brought;
+        let Brought { item, lane, attempt, hand: _hand } = brought;
         let now = clock::wall();
         let (mut done, mut left): (Vec<(u16, Delivered)>, _) = (Vec::new(), Vec::new());
         for (index, result) in attempt.results {
@@ -355,13 +361,15 @@ mod tests {
             copy,
             attempts: 0,
             warned: false,
+            turn: 0,
+            panics: 0,
             accepted: jiff::Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,
             early: None,
             done: None,
         };
-        Brought { item, lane, attempt: Attempt { results: results.collect() } }
+        Brought { item, lane, attempt: Attempt { results: results.collect() }, hand: None }
     }
 
     /// What was handed in, whether the wait was over by itself, and what follows.

@@ -47,6 +47,7 @@ impl Relay {
     /// RECEIVE, then RESOLVE (and EXPAND or REDIRECT) for each recipient, then TRANSFER for each copy where there
     /// are several.
     pub(super) fn track_received(&self, message: &Message, peer: &Peer, size: u64, verdict: &Verdict, noted: &[Noted]) {
+        self.0.meter.accept(size);
         let words = verdict.words();
         let because = displays(&words);
         let mut asked: Vec<&Address> = noted.iter().map(|noted| &noted.asked).collect();
@@ -118,6 +119,7 @@ impl Relay {
 
     /// FAIL for a recipient that was refused at RCPT: there is no message yet.
     pub(super) fn track_refusal(&self, asked: &Asked<'_>, recipient: &Recipient, refusal: &Refusal) {
+        self.0.meter.refuse(refusal.status().1);
         let stranger = Words::Originator(&asked.verdict.originator_org);
         let mut because: Vec<&dyn fmt::Display> =
             refusal.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
@@ -147,6 +149,7 @@ impl Relay {
         status: Status,
         why: &dyn fmt::Display,
     ) {
+        self.0.meter.refuse(status);
         let words = verdict.words();
         let because = displays(&words);
         let to: Vec<&Address> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
@@ -165,6 +168,7 @@ impl Relay {
 
     /// FAIL for a sender who was refused at MAIL: nobody has been named as a recipient.
     pub fn track_refused_sender(&self, envelope: &Envelope, peer: IpAddr, verdict: &Verdict, reply: &Reply) {
+        self.0.meter.refuse(reply.status_or_class());
         let words = verdict.words();
         let because = displays(&words);
         self.0.tracker.write(&Event {
@@ -206,12 +210,15 @@ impl Relay {
         next: Option<Timestamp>,
     ) {
         let copy = tried.copy();
+        // In 32 bits: a ladder of seconds makes more attempts in a life than its counter counts.
+        let attempt = u32::from(tried.item.attempts) + 1;
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
             let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
             let Some((_, setback)) = alike.first() else { continue };
+            self.0.meter.set_back(&copy.via, alike.len(), kind == EventKind::Fail, setback);
             let detail = match next {
-                Some(next) => format!("{setback}; attempt {}, again at {next:.0}", tried.item.attempts + 1),
-                None => format!("{setback}; attempt {}", tried.item.attempts + 1),
+                Some(next) => format!("{setback}; attempt {attempt}, again at {next:.0}"),
+                None => format!("{setback}; attempt {attempt}"),
             };
             let peer = setback.remote_mta();
             let host: Option<&dyn fmt::Display> = match &peer {
@@ -232,6 +239,7 @@ impl Relay {
     /// DSN: a report about this message was written.
     pub(super) fn track_report(&self, about_message: &Message, report: MessageId, what: &str) {
         let Some(sender) = &about_message.envelope.sender else { return };
+        self.0.meter.report();
         let detail = format_args!("{what} report {report} to the sender");
         self.0.tracker.write(&Event { to: &[sender], detail: Some(&detail), ..about(about_message, EventKind::Dsn) });
     }

@@ -28,22 +28,32 @@ use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header,
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
-use crate::smtp::Reply;
+use crate::smtp::{Reply, Status};
 use crate::spool::disk::crash_point;
-use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Spool};
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Recovery, Spool, Waiting};
 
 mod acknowledge;
 mod early;
 mod events;
+mod hands;
+#[cfg(test)]
+mod hops;
+pub mod meter;
 mod origin;
+pub mod pressure;
+pub mod queue;
 pub mod schedule;
 mod settle;
+pub mod state;
 #[cfg(test)]
 mod tests;
 mod visits;
 mod work;
 
 use early::Early;
+use hands::Queue;
+use meter::Meter;
+use pressure::{Level, Pressure};
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -61,9 +71,6 @@ pub const ROUTED_LIMIT: usize = 20_000;
 
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
-
-/// Recovered copies that are put into the queue while it is held once.
-const RESUME_AT_ONCE: usize = 1000;
 
 /// What a message is judged by: replaced whole on reload.
 #[derive(Debug)]
@@ -89,7 +96,7 @@ struct Inner {
     snapshot: ArcSwap<Snapshot>,
     spool: Spool,
     tracker: Tracker,
-    queue: Mutex<Schedule<Item>>,
+    queue: Mutex<Queue>,
     /// The timer looks at the queue again.
     wake: Notify,
     /// No new attempt begins.
@@ -98,10 +105,12 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    meter: Meter,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
+    pressure: Pressure,
 }
 
 /// Who asks for a recipient.
@@ -159,7 +168,12 @@ impl Relay {
 
     /// As [`Relay::new`], with another patience for the disk.
     pub(crate) fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
-        let queue = Mutex::new(Schedule::new(snapshot.config.spool.retry.clone()));
+        let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
+        let pressure = Pressure::find();
+        if let Some(bound) = pressure.bound() {
+            info!(bound, "memory is bounded: new mail is refused before it is used up");
+        }
+        spool.limit_drafts(pressure.room_for_drafts());
         Self(Arc::new(Inner {
             snapshot: ArcSwap::from_pointee(snapshot),
             spool,
@@ -170,8 +184,10 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            meter: Meter::default(),
             disagreements: Mutex::default(),
             put_limit,
+            pressure,
         }))
     }
 
@@ -207,27 +223,52 @@ impl Relay {
         self.0.spool.waiting()
     }
 
-    /// Takes up what the last run left in the spool.
-    pub fn resume(&self, recovered: Recovered) {
+    /// Takes up what the last run left in the spool: reads it, and schedules it as it comes. Blocking, as long as the
+    /// disk takes.
+    pub fn resume(&self, recovery: Recovery) -> Recovered {
+        let recovered = recovery.run_with(|waiting| self.take_up(&waiting));
         for corrupt in &recovered.corrupt {
             warn!("{corrupt}");
         }
         if recovered.messages > 0 {
             info!(messages = recovered.messages, "messages of an earlier run wait in the spool");
         }
+        recovered
+    }
+
+    /// Copies that wait in the spool are tried at their time. Few enough that new mail can wait for the queue meanwhile.
+    fn take_up(&self, some: &[Waiting]) {
         let snapshot = self.snapshot();
         let (now, wall) = (clock::now(), clock::wall());
-        // New mail comes meanwhile, and waits for the queue no longer than a batch takes.
-        for batch in recovered.waiting.chunks(RESUME_AT_ONCE) {
-            let mut queue = self.queue();
-            for waiting in batch {
-                let max = work::max_connections(&snapshot.config, &waiting.via);
-                let lane = queue.lane(&waiting.via, &waiting.hop, max);
-                let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
-                queue.later(at, lane, Item::recovered(waiting));
+        let mut queue = self.queue();
+        for waiting in some {
+            if waiting.held {
+                queue.lay_aside(Item::recovered(waiting));
+                continue;
             }
-            drop(queue);
-            self.0.wake.notify_one();
+            let max = work::max_connections(&snapshot.config, &waiting.via);
+            let lane = queue.lane(&waiting.via, &waiting.hop, max);
+            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
+            queue.later(at, lane, Item::recovered(waiting));
+        }
+        drop(queue);
+        self.0.wake.notify_one();
+    }
+
+    /// So much memory is left from now on, where nothing bounds it.
+    #[cfg(test)]
+    pub(crate) fn press(&self, level: Level) {
+        self.0.pressure.simulate(level);
+    }
+
+    /// Is there memory for another connection?
+    ///
+    /// # Errors
+    /// The reply that says why not.
+    pub fn check_connection(&self) -> Result<(), Reply> {
+        match self.0.pressure.level() {
+            Level::Calm | Level::NoMail => Ok(()),
+            Level::NoConnection => Err(Reply::overloaded()),
         }
     }
 
@@ -244,6 +285,9 @@ impl Relay {
     ) -> Result<(), Reply> {
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         rules.check_sender(connector, envelope.sender.as_ref())?;
+        if self.0.pressure.level() >= Level::NoMail {
+            return Err(Reply::insufficient_memory());
+        }
         self.0.spool.has_room(size.unwrap_or(0)).map_err(|error| acknowledge::put_failed(&error))
     }
 
@@ -257,6 +301,10 @@ impl Relay {
         asked: &Asked<'_>,
         recipient: Recipient,
     ) -> Result<Vec<Routed>, Reply> {
+        // Lists of recipients that are being said take memory too.
+        if self.0.pressure.level() >= Level::NoConnection {
+            return Err(Reply::insufficient_memory());
+        }
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let asking = Asking {
             origin: asked.verdict.origin,
@@ -403,9 +451,14 @@ impl Relay {
     /// Puts a message of a client that waits.
     async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
         let id = message.id;
+        let begun = clock::now();
         match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
-            Ok(Ok(receipt)) => Ok(receipt),
+            Ok(Ok(receipt)) => {
+                self.0.meter.commit.add(clock::now().saturating_duration_since(begun));
+                Ok(receipt)
+            }
             Ok(Err(error)) => {
+                self.0.meter.refuse(Status(4, 3, 0));
                 warn!(%id, %error, "a message was not accepted");
                 Err(acknowledge::put_failed(&error))
             }
@@ -435,8 +488,12 @@ impl Relay {
         let mut queue = self.queue();
         for (index, copy) in message.copies.iter().enumerate() {
             let lane = queue.lane(&copy.via, &copy.hop, work::max_connections(&snapshot.config, &copy.via));
-            // What waits for a hop that is down must not take the memory from what can go at once.
-            let resident = resident.clone().filter(|_| early.is_some() || queue.depth(lane).resting.is_none());
+            let depth = queue.depth(lane);
+            // What waits for a hop that is down, or hangs, must not take the memory from what can go at once.
+            let moves = |resident: &Arc<work::Resident>| {
+                depth.resting.is_none() && self.may_hold(depth.ready, resident.bytes())
+            };
+            let resident = resident.clone().filter(|resident| early.is_some() || moves(resident));
             let item = Item { early: early.cloned(), ..Item::fresh(message, index, resident) };
             if queue.ready(lane, item) {
                 start.push(lane);
@@ -448,7 +505,15 @@ impl Relay {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Schedule<Item>> {
+    /// May a lane hold one more fresh message of this size in memory? It may hold twice what is left for the others: so
+    /// one lane alone has most of the memory, however many do not move, something is left for those that do, and
+    /// nobody needs to be told apart. What a lane holds is guessed from this message.
+    fn may_hold(&self, ready: usize, bytes: usize) -> bool {
+        let left = RESIDENT_LIMIT.saturating_sub(self.0.resident.load(Ordering::Relaxed));
+        ready.saturating_mul(bytes) <= left.saturating_mul(2)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         // A panic while the queue was held ended one worker; the queue itself is whole between its calls.
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

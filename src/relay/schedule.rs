@@ -1,10 +1,11 @@
 //! Which copy is tried next, and when. No clock, no tasks, no I/O: instants and random fractions are arguments.
 //!
 //! Each next hop has a *lane*: a queue of what is ready, a count of workers, and a *window*, the most workers it may
-//! have now. The window halves when the hop says that it has had enough, and grows again with every success. A hop
-//! that cannot be reached rests along the ladder of `retry`, is then probed by one worker, and gets 1, 2, 4… of them
-//! while it answers. Lanes share nothing, so one that rests holds up nobody else. What is due later waits in one heap
-//! ordered by time.
+//! have now. The window halves when the hop says that it has had enough, and grows again with the successes of workers
+//! that use all of it, up to one less than was too many; whether that still is too many is asked every few seconds. A
+//! hop that cannot be reached rests along the ladder of `retry`, is then probed by one worker, and gets 1, 2, 4… of
+//! them while it answers. Lanes share nothing, so one that rests holds up nobody else. What is due later waits in one
+//! heap ordered by time.
 //!
 //! A worker is a task that takes an item, tries it, gives feedback and takes the next, until [`Schedule::take`] says
 //! `None`. Every method that returns workers to start has counted them already.
@@ -30,6 +31,17 @@ const IDLE_LANES: usize = 4096;
 /// otherwise every message that waits would be tried against a server that answers 421 to all.
 const PATIENCE: u16 = 3;
 
+/// So many items are moved at a time. A million may be due at once, after a long night or when a connector is mended, and
+/// nobody is to wait for the queue until all of them have moved.
+const DUE_AT_ONCE: usize = 1000;
+
+/// Room that a queue keeps although nothing is in it.
+const KEPT_ROOM: usize = 256;
+
+/// After so long a hop is asked whether as many connections as were too many still are: often enough that a limit that
+/// was lifted is noticed, seldom enough that nobody minds one connection refused.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 /// One lane; a number that is cheap to keep with each item. It is good for as long as anything is in the lane or
 /// works for it or [holds](Schedule::sweep) something of it, and from [`Schedule::lane`] to the [`ready`](Schedule::ready) or [`later`](Schedule::later) that
 /// follows under the same lock.
@@ -43,18 +55,20 @@ pub enum Feedback {
     Ok,
     /// It wants fewer connections: 421, 4.7.x, a time-out (F-037). See `Setback::throttles`.
     Throttled,
+    /// It took no further connection, and heard of no message: so many at a time are too many. See
+    /// `Setback::is_crowded`.
+    Crowded,
     /// None of its hosts can be used. See `Setback::concerns_hop`.
     Down,
 }
 
 impl Feedback {
-    /// What a result says of the hop. 421 is a wish for fewer connections even where it is all that was said; a
-    /// host that cannot be reached is down, whether it refuses or lets us wait.
+    /// What a result says of the hop. A host that cannot be reached is down, whether it refuses or lets us wait.
     pub fn of(result: Result<(), &Setback>) -> Self {
         match result {
-            Err(Setback::Unreachable { .. }) => Self::Down,
-            Err(setback) if setback.throttles() => Self::Throttled,
             Err(setback) if setback.concerns_hop() => Self::Down,
+            Err(setback) if setback.is_crowded() => Self::Crowded,
+            Err(setback) if setback.throttles() => Self::Throttled,
             _ => Self::Ok,
         }
     }
@@ -111,6 +125,8 @@ struct Lane<T> {
     threshold: f64,
     /// Attempts that began before the window was last halved: what they say was answered by that already.
     stale: usize,
+    /// So many workers were too many, and until then nobody asks whether they still are.
+    too_many: Option<(usize, Instant)>,
     /// How often in a row its only worker was told that even one is too many.
     throttled: u16,
     /// How often in a row it was found down.
@@ -206,7 +222,8 @@ impl<T> Schedule<T> {
         self.later.push(Reverse(Later { at, sequence: self.sequence, lane, item }));
     }
 
-    /// Moves what is due to its lane and wakes lanes that have rested: a lane once for each worker to start.
+    /// Moves what is due to its lane, some at a time, and wakes lanes that have rested: a lane once for each worker to
+    /// start. As long as [`Schedule::next_due`] is not in the future there is more.
     #[must_use = "workers that were counted have to be started"]
     pub fn due(&mut self, now: Instant) -> Vec<LaneId> {
         let mut start = Vec::new();
@@ -216,7 +233,10 @@ impl<T> Schedule<T> {
             let workers = lane.recruit(lane.ready.len());
             start.extend(std::iter::repeat_n(id, workers));
         }
-        while self.later.peek().is_some_and(|Reverse(later)| later.at <= now) {
+        for _ in 0..DUE_AT_ONCE {
+            if self.later.peek().is_none_or(|Reverse(later)| later.at > now) {
+                break;
+            }
             let Some(Reverse(Later { lane: id, item, .. })) = self.later.pop() else { break };
             self.ready += 1;
             let lane = self.lane_mut(id);
@@ -226,11 +246,16 @@ impl<T> Schedule<T> {
                 start.push(id);
             }
         }
+        // A million waited and do no more: their room goes back.
+        if self.later.capacity() > KEPT_ROOM && self.later.len() < self.later.capacity() / 8 {
+            self.later.shrink_to((self.later.len() * 2).max(KEPT_ROOM));
+        }
         start
     }
 
     /// The connectors of which `changed` says yes are not what they were, so what was learned of their hops says nothing:
-    /// lanes that rest are woken, and what waits for its time is tried now. A lane once for each worker to start.
+    /// lanes that rest are woken, and what waits for its time is due now. A lane once for each worker to start; as after
+    /// [`Schedule::due`] there may be more.
     #[must_use = "workers that were counted have to be started"]
     pub fn wake_changed(&mut self, now: Instant, changed: impl Fn(&ConnectorName) -> bool) -> Vec<LaneId> {
         let is_changed = |lane: &Lane<T>| lane.name.as_ref().is_some_and(|(via, _)| changed(via));
@@ -241,7 +266,7 @@ impl<T> Schedule<T> {
         for (index, _) in (0u32..).zip(&lanes).filter(|(_, changed)| **changed) {
             self.wake(LaneId(index));
             let lane = self.lane_mut(LaneId(index));
-            (lane.failures, lane.throttled, lane.last) = (0, 0, None);
+            (lane.failures, lane.throttled, lane.last, lane.too_many) = (0, 0, None, None);
         }
         let mut start = Vec::new();
         let mut later = std::mem::take(&mut self.later).into_vec();
@@ -259,6 +284,14 @@ impl<T> Schedule<T> {
         }
         start.extend(self.due(now));
         start
+    }
+
+    /// Ends the rest of a lane, if it rests: somebody wants it tried now. Returns how many workers to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn rouse(&mut self, lane: LaneId) -> usize {
+        self.wake(lane);
+        let entry = self.lane_mut(lane);
+        entry.recruit(entry.ready.len())
     }
 
     /// Why the lane rests or is slow: what its last attempt said of the hop.
@@ -286,6 +319,9 @@ impl<T> Schedule<T> {
         let entry = self.lane_mut(lane);
         let item =
             if entry.resting.is_some() || entry.active > entry.workers() { None } else { entry.ready.pop_front() };
+        if entry.ready.is_empty() && entry.ready.capacity() > KEPT_ROOM {
+            entry.ready = VecDeque::new();
+        }
         match item {
             Some(_) => self.ready -= 1,
             None => entry.leave(),
@@ -308,12 +344,11 @@ impl<T> Schedule<T> {
                 entry.stale = entry.stale.saturating_sub(1);
                 (entry.failures, entry.throttled) = (0, 0);
                 entry.last = None;
-                let step = if entry.window < entry.threshold { 1.0 } else { 1.0 / entry.window };
-                entry.window = (entry.window + step).min(entry.max as f64);
+                entry.widen(now);
                 // This worker takes one of them itself.
                 entry.recruit(entry.ready.len().saturating_sub(1))
             }
-            Feedback::Throttled => {
+            Feedback::Throttled | Feedback::Crowded => {
                 let entry = self.lane_mut(lane);
                 if entry.stale > 0 {
                     entry.stale -= 1;
@@ -328,9 +363,13 @@ impl<T> Schedule<T> {
                     }
                     return 0;
                 }
-                entry.window = (entry.window / 2.0).max(1.0);
+                let active = entry.active.clamp(1, entry.workers());
+                // Where connections are counted, it is those that there are; a message may be put off for other reasons.
+                let bore = if feedback == Feedback::Crowded { active as f64 } else { entry.window };
+                entry.window = (bore / 2.0).max(1.0);
                 entry.threshold = entry.window;
                 entry.stale = entry.active.saturating_sub(1);
+                entry.too_many = Some((active, now + jittered(ASK_AGAIN, fraction)));
                 0
             }
             Feedback::Down => {
@@ -340,6 +379,27 @@ impl<T> Schedule<T> {
                 0
             }
         }
+    }
+
+    /// How often in a row a lane was found down, and what it is called.
+    pub fn failures(&self, lane: LaneId) -> (u16, Option<&(ConnectorName, Hop)>) {
+        let lane = &self.lanes[lane.0 as usize];
+        (lane.failures, lane.name.as_ref())
+    }
+
+    /// A worker's item goes back to the front of its lane: the hop took no further connection and never heard of it.
+    /// The worker goes on with feedback, and what it says narrows the window, so this cannot go round in circles.
+    ///
+    /// # Errors
+    /// The item itself where the hop takes no connection at all: then it has been tried.
+    pub fn put_back(&mut self, lane: LaneId, item: T) -> Result<(), T> {
+        let entry = self.lane_mut(lane);
+        if entry.active < 2 || entry.workers() < 2 || entry.resting.is_some() {
+            return Err(item);
+        }
+        entry.ready.push_front(item);
+        self.ready += 1;
+        Ok(())
     }
 
     /// A worker ended without asking for its next item: it panicked. Returns how many workers to start in its place.
@@ -459,6 +519,7 @@ impl<T> Lane<T> {
             window: max.min(FIRST_WINDOW) as f64,
             threshold: max as f64,
             stale: 0,
+            too_many: None,
             throttled: 0,
             failures: 0,
             resting: None,
@@ -470,6 +531,20 @@ impl<T> Lane<T> {
     fn workers(&self) -> usize {
         // From 1 to `max`, so nothing is lost.
         self.window as usize
+    }
+
+    /// A success: more of them may be borne.
+    fn widen(&mut self, now: Instant) {
+        if self.active < self.workers() {
+            // Of a window that is not used, no success says that it is borne.
+            return;
+        }
+        if self.too_many.is_some_and(|(_, until)| until <= now) {
+            self.too_many = None;
+        }
+        let most = self.too_many.map_or(self.max, |(workers, _)| (workers - 1).clamp(1, self.max));
+        let step = if self.window < self.threshold { 1.0 } else { 1.0 / self.window };
+        self.window = (self.window + step).min(self.window.max(most as f64));
     }
 
     /// Counts as many new workers as there is work and window for.
@@ -591,12 +666,68 @@ mod tests {
             schedule.take(id, now);
         }
         assert_eq!(schedule.depth(id).window, 2);
+        // Two is what it bore and four was too many: three, until it is asked again.
+        for _ in 0..40 {
+            let _ = schedule.feedback(id, now, Feedback::Ok, 0.5);
+            schedule.take(id, now).unwrap();
+        }
+        assert_eq!((schedule.depth(id).window, schedule.depth(id).active), (3, 3));
+        let now = now + ASK_AGAIN;
         let mut started = 0;
         for _ in 0..40 {
             started += schedule.feedback(id, now, Feedback::Ok, 0.5);
             schedule.take(id, now).unwrap();
         }
-        assert_eq!((schedule.depth(id).window, schedule.depth(id).active, started), (8, 8, 6));
+        assert_eq!((schedule.depth(id).window, schedule.depth(id).active, started), (8, 8, 5));
+    }
+
+    /// F-037: a connection that was refused is a matter of how many there are, not of how many there might be; what
+    /// it was for keeps its place.
+    #[test]
+    fn f037_what_a_crowded_hop_never_heard_of_goes_first() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 20);
+        for item in 0..6 {
+            let _ = schedule.ready(id, item);
+        }
+        let mut taken: Vec<_> = (0..6).map(|_| schedule.take(id, now).unwrap()).collect();
+        assert_eq!((schedule.depth(id).active, schedule.depth(id).window), (6, 20));
+        let refused = taken.pop().unwrap();
+        assert_eq!(schedule.put_back(id, refused), Ok(()));
+        assert_eq!(schedule.feedback(id, now, Feedback::Crowded, 0.5), 0);
+        assert_eq!(schedule.depth(id).window, 3, "half of the six there were");
+        assert_eq!(schedule.take(id, now), None);
+        while schedule.depth(id).active > 3 {
+            let _ = schedule.feedback(id, now, Feedback::Ok, 0.5);
+            assert_eq!(schedule.take(id, now), None);
+        }
+        assert_eq!((schedule.take(id, now), schedule.len()), (Some(5), 0));
+    }
+
+    /// Where no connection is taken at all, the message was tried.
+    #[test]
+    fn f037_a_lone_worker_puts_nothing_back() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 20);
+        assert!(schedule.ready(id, 7));
+        assert_eq!(schedule.take(id, now), Some(7));
+        assert_eq!(schedule.put_back(id, 7), Err(7));
+        assert_eq!((schedule.depth(id).ready, schedule.len()), (0, 0));
+    }
+
+    /// A window that nobody uses does not widen: no success says that it would be borne.
+    #[test]
+    fn a_window_widens_only_where_it_is_used() {
+        let (mut schedule, mut now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 100);
+        for _ in 0..500 {
+            now += SECOND;
+            assert!(schedule.ready(id, 0));
+            schedule.take(id, now).unwrap();
+            assert_eq!(schedule.feedback(id, now, Feedback::Ok, 0.5), 0);
+            assert_eq!(schedule.take(id, now), None);
+        }
+        assert_eq!(schedule.depth(id).window, FIRST_WINDOW);
     }
 
     /// F-035: one probe first, then 1, 2, 4… up to the limit.
@@ -679,7 +810,8 @@ mod tests {
         for (setback, expected) in [
             (answered("RCPT", 550, None), Feedback::Ok),
             (answered("RCPT", 450, Some(Status(4, 7, 1))), Feedback::Throttled),
-            (answered("the connection", 421, None), Feedback::Throttled),
+            (answered("the connection", 421, None), Feedback::Crowded),
+            (answered("MAIL", 421, None), Feedback::Throttled),
             (answered("the connection", 554, None), Feedback::Down),
             (Setback::Unreachable { host: host(), why: "timed out".into() }, Feedback::Down),
             (Setback::Ambiguous { host: host(), why: "timed out".into() }, Feedback::Throttled),
@@ -717,6 +849,35 @@ mod tests {
         assert_eq!(schedule.due(now + 2 * SECOND), [id], "one worker, the window is one");
         assert_eq!(std::iter::from_fn(|| schedule.take(id, now)).collect::<Vec<_>>(), [1, 10, 2]);
         assert_eq!(schedule.depth(id).later, 1);
+    }
+
+    /// Nobody waits for the queue until a whole night's mail has moved, and what it took is given back.
+    #[test]
+    fn a_long_queue_moves_some_at_a_time() {
+        const MANY: usize = 20 * DUE_AT_ONCE;
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let name = ConnectorName("other".into());
+        for number in 0..MANY {
+            let id = schedule.lane(&name, &hop(number % 10), 1);
+            let number = number as u32;
+            schedule.later(now + (number + 1) * SECOND, id, number);
+        }
+        let mut workers = schedule.wake_changed(now, |via| *via == name);
+        let mut rounds = 1;
+        while schedule.next_due().is_some_and(|at| at <= now) {
+            let moved = schedule.ready;
+            workers.extend(schedule.due(now));
+            assert_eq!(schedule.ready, moved + DUE_AT_ONCE);
+            rounds += 1;
+        }
+        assert_eq!((rounds, schedule.ready, schedule.next_due()), (MANY / DUE_AT_ONCE, MANY, None));
+        assert!(schedule.later.capacity() <= MANY / 4, "{}", schedule.later.capacity());
+        let order: Vec<u32> =
+            workers.iter().flat_map(|id| std::iter::from_fn(|| schedule.take(*id, now)).collect::<Vec<_>>()).collect();
+        assert_eq!(workers.len(), 10, "one probe for each lane");
+        assert!(order.chunk_by(|a, b| a % 10 == b % 10).all(|lane| lane.is_sorted()), "each lane keeps its order");
+        assert_eq!(order.len(), MANY);
+        assert!(schedule.lanes.iter().all(|lane| lane.ready.capacity() <= KEPT_ROOM));
     }
 
     #[test]
@@ -839,6 +1000,7 @@ mod tests {
         Work(usize),
         Again(usize, u64),
         Tell(usize, u8),
+        Back(usize),
         Pass(u64),
         Sweep(u32),
     }
@@ -851,6 +1013,7 @@ mod tests {
             6 => any::<usize>().prop_map(Act::Work),
             2 => (any::<usize>(), 0..100u64).prop_map(|(worker, wait)| Act::Again(worker, wait)),
             5 => (any::<usize>(), 0..3u8).prop_map(|(worker, what)| Act::Tell(worker, what)),
+            2 => any::<usize>().prop_map(Act::Back),
             3 => (0..200u64).prop_map(Act::Pass),
             1 => (2..9u32).prop_map(Act::Sweep),
         ]
@@ -888,10 +1051,12 @@ mod tests {
                             schedule.let_go(id);
                         }
                     }
-                    Act::Work(worker) | Act::Again(worker, _) | Act::Tell(worker, _) if !workers.is_empty() => {
+                    Act::Work(worker) | Act::Again(worker, _) | Act::Tell(worker, _) | Act::Back(worker)
+                        if !workers.is_empty() => {
                         let index = worker % workers.len();
                         let (id, item) = workers[index];
                         match (act, item) {
+                            (Act::Back(_), Some(item)) => done.extend(schedule.put_back(id, item).err()),
                             (Act::Again(_, wait), Some(item)) => schedule.later(now + wait as u32 * SECOND, id, item),
                             (_, Some(item)) => done.push(item),
                             (_, None) => {}
@@ -900,6 +1065,7 @@ mod tests {
                             let feedback = match act {
                                 Act::Tell(_, 1) => Feedback::Throttled,
                                 Act::Tell(_, 2) => Feedback::Down,
+                                Act::Back(_) => Feedback::Crowded,
                                 _ => Feedback::Ok,
                             };
                             for _ in 0..schedule.feedback(id, now, feedback, 0.5) {
@@ -911,7 +1077,7 @@ mod tests {
                             workers.swap_remove(index);
                         }
                     }
-                    Act::Work(_) | Act::Again(..) | Act::Tell(..) => {}
+                    Act::Work(_) | Act::Again(..) | Act::Tell(..) | Act::Back(_) => {}
                 }
                 workers.extend(schedule.due(now).into_iter().map(|id| (id, None)));
                 for number in 0..4 {

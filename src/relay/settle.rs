@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
 use super::events::Noted;
-use super::work::{Item, Tried, age};
-use super::{Relay, Snapshot};
+use super::work::{Item, Tried, age, max_connections};
+use super::{Relay, Snapshot, visits};
 use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
@@ -68,10 +68,16 @@ impl Relay {
         }
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
-        self.0.spool.defer(Deferral { id, copy, until: next, attempts, warned });
+        self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
+        let copy = tried.copy();
         let done = (!settled.is_empty()).then(|| settled.into_boxed_slice());
         let item = Item { attempts, warned, resident: None, early: None, done, ..tried.item };
-        self.again(tried.lane, item, sorted.wait);
+        // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
+        let mut queue = self.queue();
+        let lane = queue.lane(&copy.via, &copy.hop, max_connections(&snapshot.config, &copy.via));
+        queue.later(clock::now() + sorted.wait, lane, item);
+        drop(queue);
+        self.0.wake.notify_one();
     }
 
     /// Tells the sender that the message is late, if it is. True: that is done, and not to be done again.
@@ -115,7 +121,7 @@ impl Relay {
                     sorted.done.push((index, delivered));
                     continue;
                 }
-                Err(setback) => setback,
+                Err(setback) => visits::with_this_side(snapshot, tried.message, tried.copy(), index, setback),
             };
             match judge(Err(setback.clone()), history, &snapshot.config.spool, fraction) {
                 Outcome::Again { at_in } => {
@@ -151,6 +157,7 @@ impl Relay {
     ) {
         self.track_sent(tried, done);
         let copy = tried.copy();
+        self.0.meter.deliver(&copy.via, done, tried.message.accepted, now);
         if let Some((_, delivered)) = done.first() {
             debug!(id = %tried.item.id, connector = %copy.via, host = delivered.host, recipients = done.len(), proof = %delivered.proof, "delivered");
         }
@@ -170,7 +177,7 @@ impl Relay {
     }
 
     /// True if the failures are settled: reported where somebody is to be told.
-    async fn settle_failed(
+    pub(super) async fn settle_failed(
         &self,
         snapshot: &Snapshot,
         tried: &Tried<'_>,

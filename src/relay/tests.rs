@@ -612,7 +612,7 @@ async fn what_was_left_is_taken_up_again() {
         Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, Options::default()).unwrap();
     let relay = Relay::new(snapshot(&|text| text), spool, Tracker::none());
     relay.begin_stop();
-    relay.resume(recovery.run());
+    relay.resume(recovery);
     let again = Fixture { relay, disk, events: Arc::default() };
     assert_eq!((again.depth().later, again.open(id)), (1, vec![vec![1]]));
     let mut started = again.relay.queue().due(Instant::now() + HOUR);
@@ -759,4 +759,135 @@ async fn a_report_of_the_cloud_side_reaches_a_sender_on_premises() {
     assert_eq!((fixture.count("DSN", "julie@contoso.com"), fixture.count("DROP", "")), (1, 0), "{:?}", fixture.events);
     let resolved = "side cloud, from the cloud, on-premises mailbox: hybrid.on_premises";
     assert_eq!(fixture.count("RESOLVE", resolved), 1, "{:?}", fixture.events);
+}
+
+/// `retry = ["1s"]` is more attempts in two days than sixteen bits count: the copy goes on being tried and reported.
+#[tokio::test]
+async fn attempts_may_be_more_than_their_counter_counts() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = Item { attempts: u16::MAX, ..fixture.item() };
+    fixture.settle(item, vec![(0, Err(answered(451)))]).await;
+    assert_eq!((fixture.depth().later, fixture.count("DEFER", "attempt 65536")), (1, 1), "{:?}", fixture.events);
+}
+
+/// Tried while its client waits, a message of which one recipient goes in circles is kept for the other and answered 250;
+/// each is settled once, and what is cut is reported.
+#[tokio::test]
+async fn early_a_recipient_that_is_cut_is_kept_and_reported_like_any_other() {
+    let fixture = Fixture::still();
+    let hybrid = "[hybrid]\non_premises = \"to-contoso\"\ncloud = \"to-internet\"\nrouting_domain = \"r.example\"\n\
+                  disagreement_grace = \"0s\"\n[spool]\nacknowledge = \"delivered-or-durable\"";
+    fixture.relay.replace(snapshot(&|text| text.replace("[spool]", hybrid)));
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    let one = Address::parse(THREE[0]).unwrap();
+    let visit = visit::Visit { by: "internet", asked: &one, via: "to-contoso", to: &one };
+    let mark = fixture.relay.snapshot().visits.field(crate::message::MessageId(9), Timestamp::now(), [visit]);
+    let content = format!("{mark}Message-ID: <a@b>\r\n\r\nx\r\n");
+    assert_eq!(fixture.send("erin@fabrikam.com", &[THREE[0], THREE[1]], &content).await.code, 250);
+    let end = Instant::now() + Duration::from_secs(30);
+    while fixture.count("DSN", "erin@fabrikam.com") < 1 || fixture.count("DEFER", THREE[1]) < 1 {
+        assert!(Instant::now() < end, "{:?}", fixture.events);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    fixture.relay.begin_stop();
+    fixture.relay.0.spool.flush().await;
+    assert_eq!(fixture.count("FAIL", "one@contoso.com goes in circles"), 1, "{:?}", fixture.events);
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("RECEIVE", "")), (1, 1), "{:?}", fixture.events);
+    assert_eq!(fixture.relay.waiting(), 2, "the message for the other, and the report");
+}
+
+/// F-061, F-062: an attempt that ends inside the relay takes neither its lane nor its message with it; a copy that does it
+/// again and again waits for the next start.
+#[tokio::test]
+async fn f062_what_a_failed_attempt_was_about_is_tried_again() {
+    for (before, later) in [(0, 1), (1, 1), (2, 0)] {
+        let fixture = Fixture::still();
+        assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        // A copy that the message does not have.
+        let (lane, planted) = (fixture.lane(), Item { copy: 9, panics: before, ..fixture.item() });
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        let start = fixture.relay.queue().ready(lane, planted);
+        if start {
+            fixture.relay.work(lane);
+        }
+        let end = Instant::now() + Duration::from_secs(30);
+        while fixture.depth().active > 0 {
+            assert!(Instant::now() < end, "the worker never ends");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert_eq!((fixture.depth().later, fixture.depth().ready), (later, 0), "after {before}");
+    }
+}
+
+/// A copy whose message is settled by its session, after the worker has left, waits in the lane of its hop, also where
+/// the place of that lane was given to another hop meanwhile: there it would be lost, or counted where it never was.
+#[tokio::test]
+async fn what_is_settled_after_its_worker_left_waits_in_its_own_lane() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let place = fixture.lane();
+    let item = fixture.relay.queue().take(place, Instant::now()).unwrap();
+    // The worker hands in what came of it, and leaves.
+    assert!(fixture.relay.queue().take(place, Instant::now()).is_none());
+    let id = item.id;
+    let via = config::ConnectorName("to-internet".into());
+    let mut reused = false;
+    for number in 0..5000 {
+        let domain = crate::message::Domain::parse(&format!("d{number}.example")).unwrap();
+        reused |= fixture.relay.queue().lane(&via, &crate::route::Hop::Mx(domain), 1) == place;
+    }
+    assert!(reused, "nothing was in the lane");
+    let message = fixture.relay.0.spool.load(id).unwrap().message;
+    let tried = Tried { message: &message, item, lane: place };
+    let attempt = Attempt { results: vec![(0, Err(answered(451)))] };
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, attempt, Timestamp::now()).await;
+    assert_eq!(fixture.depth().later, 1);
+    let started = fixture.relay.queue().due(Instant::now() + HOUR);
+    assert_eq!(started, [fixture.lane()]);
+    assert_eq!(fixture.relay.queue().take(started[0], Instant::now()).map(|item| item.id), Some(id));
+}
+
+/// What follows from attempts of a message that was tried while its client waited is settled by a task of its own, and
+/// a stop waits for that as it does for workers.
+#[tokio::test]
+async fn a_stop_waits_for_what_is_still_being_settled() {
+    let fixture = Fixture::still();
+    let soon = || tokio::time::Instant::now() + Duration::from_millis(20);
+    let at_work = fixture.relay.at_work();
+    assert!(!fixture.relay.stop(soon()).await);
+    drop(at_work);
+    assert!(fixture.relay.stop(soon()).await);
+}
+
+/// What a member of a group is told to be is what it is for mail from where the message came.
+#[tokio::test]
+async fn a_member_that_nobody_knows_is_judged_by_where_the_message_came_from() {
+    let (fixture, folder) = cloud_side("0s");
+    let csv = "address,type,target\nteam@contoso.com,group,julie@contoso.com ann@relay.example\njulie@contoso.com,on-premises,\n";
+    std::fs::write(folder.path().join("recipients.csv"), csv).unwrap();
+    let text = fixture.relay.snapshot().config.directories[0].path.to_str().unwrap().to_owned();
+    let hybrid = format!(
+        "[hybrid]\nside = \"cloud\"\non_premises = \"to-contoso\"\ncloud = \"to-internet\"\nrouting_domain = \"r.example\"\n\
+         [[directory]]\nkind = \"file\"\npath = {text:?}\n[[accepted_domain]]\nname = \"relay.example\"\ntype = \"internal-relay\"\n[spool]"
+    );
+    fixture.relay.replace(snapshot(&|text| {
+        text.replace("[spool]", &hybrid)
+            .replace("external-relay", "authoritative")
+            .replace("origin = \"internet\"", "origin = \"on-premises\"\nremote_ips = [\"10.0.0.0/8\"]")
+    }));
+    assert_eq!(fixture.send("erin@contoso.com", &["team@contoso.com"], "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let snapshot = fixture.relay.snapshot();
+    let mut told = Vec::new();
+    let queue = fixture.relay.queue().sweep(|_| false);
+    for (lane, item) in queue {
+        let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+        let copy = &message.copies[usize::from(item.copy)];
+        if copy.via.0.is_empty() {
+            let attempt = fixture.relay.deliver(&snapshot, &message, item.copy, &[0], &|_| {}).await;
+            told.extend(attempt.results.into_iter().map(|(_, result)| result.unwrap_err().to_string()));
+        }
+        fixture.relay.queue().let_go(lane);
+    }
+    assert_eq!(told, ["ann@relay.example: no such recipient"], "{:?}", fixture.events);
 }

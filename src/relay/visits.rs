@@ -15,12 +15,12 @@ use jiff::Timestamp;
 
 use super::Snapshot;
 use crate::config::{Config, ConnectorName, Hybrid, Side};
-use crate::message::Recipient;
 use crate::message::visit::{Key, Mark, Visit};
+use crate::message::{Address, Recipient};
 use crate::outcome::Setback;
 use crate::route::resolve::{Asking, Rules};
-use crate::route::{Hop, HopCopy, Reason, Routed};
-use crate::smtp::Reply;
+use crate::route::{CopyRecipient, Hop, HopCopy, Reason, Routed};
+use crate::smtp::{Reply, Status};
 use crate::spool::Message;
 
 /// The connector of recipients that go in circles while others of the same message do not: their first attempt fails,
@@ -52,13 +52,14 @@ pub(super) enum Circling {
 impl Returning<'_> {
     /// Looks at where the recipients would go.
     pub(super) fn judge(&self, routed: &[Routed], now: Timestamp) -> Circling {
+        let ours = self.key.ours(self.marks);
         let found: Vec<(usize, Timestamp)> = routed
             .iter()
             .enumerate()
             .filter_map(|(index, one)| {
                 let Routed { asked, route, .. } = one;
                 let visit = Visit { by: self.by, asked, via: &route.via.0, to: &route.to };
-                Some((index, self.key.when(self.marks, &visit)?))
+                Some((index, self.key.first_visit(&ours, &visit)?))
             })
             .collect();
         let Some(&(first, since)) = found.first() else { return Circling::No };
@@ -66,8 +67,9 @@ impl Returning<'_> {
         if found.len() == routed.len() {
             let moving = found.iter().find(|(_, since)| moving(*since));
             let (index, since) = moving.copied().unwrap_or((first, since));
-            let words = words(self.config, self.by, &routed[index], Some(since), self.message_id);
-            return Circling::Refuse(Reply::second_visit(moving.is_some(), &words));
+            let mut words = words(self.config, self.by, &routed[index], Some(since));
+            words.extend(self.message_id.map(|id| format!("see: {}", trace(id))));
+            return Circling::Refuse(Reply::second_visit(moving.is_some(), &words.join(";\n")));
         }
         // Those that may be moving go round once more, now alone: then the whole message waits on the other side.
         let settled: Vec<usize> = found.iter().filter(|(_, since)| !moving(*since)).map(|(index, _)| *index).collect();
@@ -89,53 +91,97 @@ pub(super) fn cut(routed: &mut Routed) {
 /// Why a recipient of a copy that was [`cut`] goes no further.
 pub(super) fn setback(snapshot: &Snapshot, message: &Message, copy: &HopCopy, index: u16) -> Option<Setback> {
     let recipient = copy.recipients.get(usize::from(index))?;
+    let why = match route_again(snapshot, message, recipient) {
+        Some(routed) => words(&snapshot.config, &message.connector, &routed, None).join("; "),
+        None => format!("it came back by receive connector \"{}\" after it had been sent on", message.connector),
+    };
+    let see = message.message_id.as_deref().map(trace);
+    Some(Setback::Circles { address: recipient.asked.to_string(), why, see })
+}
+
+/// The same setback; but where the other premises answered that the two disagree, or that the message goes in circles, with
+/// what this side holds: whoever reads of it sees both sides at once.
+pub(super) fn with_this_side(
+    snapshot: &Snapshot,
+    message: &Message,
+    copy: &HopCopy,
+    index: u16,
+    setback: Setback,
+) -> Setback {
+    let config = &snapshot.config;
+    let across = config.hybrid.as_ref().is_some_and(|hybrid| copy.via == *other_premises(hybrid));
+    let is_about_us = matches!(&setback, Setback::Answered { .. }) && matches!(setback.status(), Status(_, 4, 6));
+    let recipient = copy.recipients.get(usize::from(index)).filter(|_| across && is_about_us);
+    let Some(recipient) = recipient else { return setback };
+    let because = route_again(snapshot, message, recipient).map(|routed| because(&routed));
+    let words = [
+        belief(config, "on this side", &because.unwrap_or_else(|| "its directory has changed since".to_owned())),
+        format!("so it went to <{}> by send connector \"{}\"", recipient.recipient.address, copy.via),
+        mend(&recipient.asked),
+    ];
+    let see = message.message_id.as_deref().map(trace);
+    Setback::Disagreed { answer: Box::new(setback), here: words.join("; "), see }
+}
+
+/// How this recipient would be routed now.
+fn route_again(snapshot: &Snapshot, message: &Message, recipient: &CopyRecipient) -> Option<Routed> {
     let config = &snapshot.config;
     let rules = Rules { config, directory: snapshot.directory.as_ref() };
     let asked = Recipient { address: recipient.asked.clone(), ..recipient.recipient.clone() };
-    let connector = config.receive_connectors.iter().find(|connector| *connector.name.0 == *message.connector);
-    let now = connector.and_then(|connector| {
-        let asking =
-            Asking { origin: connector.origin, connector: &connector.name, may_relay: connector.relay, size: None };
-        let routed = rules.resolve(&asking, &asked).ok()?;
-        routed.into_iter().find(|one| one.route.to == recipient.recipient.address)
-    });
-    let why = match now {
-        Some(routed) => words(config, &message.connector, &routed, None, message.message_id.as_deref()),
-        None => format!("it came back by receive connector \"{}\" after it had been sent on", message.connector),
-    };
-    Some(Setback::Circles { address: recipient.asked.to_string(), why: why.replace('\n', "; ") })
+    let connector = config.receive_connectors.iter().find(|connector| *connector.name.0 == *message.connector)?;
+    let asking =
+        Asking { origin: connector.origin, connector: &connector.name, may_relay: connector.relay, size: None };
+    let routed = rules.resolve(&asking, &asked).ok()?;
+    routed.into_iter().find(|one| one.route.to == recipient.recipient.address)
 }
 
-/// What both sides believe, what to mend and where to look. One fact a line.
-fn words(config: &Config, by: &str, one: &Routed, since: Option<Timestamp>, message_id: Option<&str>) -> String {
+/// What both sides believe and what to mend. One fact a line, for as long as the lines last: other
+/// servers make one of them, so the reader gets punctuation too.
+fn words(config: &Config, by: &str, one: &Routed, since: Option<Timestamp>) -> Vec<String> {
     let Routed { asked, route, .. } = one;
-    let side = config.hybrid.as_ref().map_or("", |hybrid| hybrid.side.word());
-    let because: Vec<String> = route.because.iter().map(Reason::to_string).collect();
     let when = since.map(|since| format!(" at {since}")).unwrap_or_default();
-    let mut words = format!("here ({}, {side}): {}\n", config.hostname, because.join("; "));
-    words += &format!("so it went to <{}> by send connector \"{}\"{when}", route.to, route.via);
+    let mut words = vec![
+        belief(config, "here", &because(one)),
+        format!("so it went to <{}> by send connector \"{}\"{when}", route.to, route.via),
+    ];
     let hybrid = config.hybrid.as_ref();
-    let across = hybrid.filter(|hybrid| route.via == *other_premises(hybrid));
-    words += &match across {
+    match hybrid.filter(|hybrid| route.via == *other_premises(hybrid)) {
         Some(hybrid) => {
             let other = match hybrid.side {
                 Side::OnPremises => "the cloud",
                 Side::Cloud { .. } => "on-premises",
             };
-            format!(
-                "\n{other} sent it back by receive connector \"{by}\": there the mailbox is held to be here\n\
-                 mend <{asked}> in the directory of the side that is wrong"
-            )
+            words.push(format!(
+                "{other} sent it back by receive connector \"{by}\": there the mailbox is held to be here"
+            ));
+            words.push(mend(asked));
         }
-        None => format!(
-            "\nand it came back by receive connector \"{by}\"\n\
-             mend what sends it back, or the entry of <{asked}> in the directory"
-        ),
-    };
-    if let Some(id) = message_id {
-        words += &format!("\nsee: causeway trace --message-id '{id}'");
+        None => {
+            words.push(format!("and it came back by receive connector \"{by}\""));
+            words.push(format!("mend what sends it back, or the entry of <{asked}> in the directory"));
+        }
     }
     words
+}
+
+/// `here (mail.contoso.com, on-premises): found in recipients.csv: cloud mailbox`
+fn belief(config: &Config, place: &str, because: &str) -> String {
+    let side = config.hybrid.as_ref().map_or("", |hybrid| hybrid.side.word());
+    format!("{place} ({}, {side}): {because}", config.hostname)
+}
+
+fn because(one: &Routed) -> String {
+    one.route.because.iter().map(Reason::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn mend(asked: &Address) -> String {
+    format!("mend <{asked}> in the directory of the side that is wrong")
+}
+
+/// What an administrator runs to see the whole way, ready to be pasted: the Message-ID is the sender's, and a quote in it
+/// must not end the argument.
+fn trace(message_id: &str) -> String {
+    format!("causeway trace --message-id '{}'", message_id.replace('\'', r"'\''"))
 }
 
 /// The send connector that leads to the other premises.
@@ -152,7 +198,7 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::message::{Address, MessageId, Notify, header};
+    use crate::message::{MessageId, Notify, header};
     use crate::route::Route;
 
     const HYBRID: &str = r#"
@@ -248,6 +294,17 @@ tls = "off"
         }
     }
 
+    /// The line is meant to be pasted into a shell, and the sender chose what stands in it.
+    #[test]
+    fn a_message_id_stays_one_argument() {
+        let wild = "<a';touch /tmp/x;'@b>";
+        let line = trace(wild);
+        let command = line.strip_prefix("causeway").unwrap();
+        let output =
+            std::process::Command::new("sh").args(["-c", &format!("printf '%s\\n'{command}")]).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("trace\n--message-id\n{wild}\n"));
+    }
+
     #[test]
     fn the_answer_names_both_sides_and_what_to_mend() {
         let key = Key::new(&[1; 32]);
@@ -259,11 +316,11 @@ tls = "off"
         let Circling::Refuse(reply) = returning.judge(&[david], at(60)) else { panic!("it goes on") };
         let mut wire = bytes::BytesMut::new();
         reply.write_to(&mut wire);
-        let expected = "550-5.4.6 routing loop, cut at the second visit\r\n\
-            550-5.4.6 here (mail.contoso.com, on-premises): found in recipients.csv: cloud mailbox\r\n\
-            550-5.4.6 so it went to <david@contoso.mail.onmicrosoft.com> by send connector \"to-cloud\" at 1970-01-01T00:00:00Z\r\n\
-            550-5.4.6 the cloud sent it back by receive connector \"from-cloud\": there the mailbox is held to be here\r\n\
-            550-5.4.6 mend <david@contoso.com> in the directory of the side that is wrong\r\n\
+        let expected = "550-5.4.6 routing loop, cut at the second visit:\r\n\
+            550-5.4.6 here (mail.contoso.com, on-premises): found in recipients.csv: cloud mailbox;\r\n\
+            550-5.4.6 so it went to <david@contoso.mail.onmicrosoft.com> by send connector \"to-cloud\" at 1970-01-01T00:00:00Z;\r\n\
+            550-5.4.6 the cloud sent it back by receive connector \"from-cloud\": there the mailbox is held to be here;\r\n\
+            550-5.4.6 mend <david@contoso.com> in the directory of the side that is wrong;\r\n\
             550 5.4.6 see: causeway trace --message-id '<a@b>'\r\n";
         assert_eq!(str::from_utf8(&wire).unwrap(), expected);
     }

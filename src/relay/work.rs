@@ -7,28 +7,35 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
+use super::hands::Key;
 use super::schedule::{Feedback, LaneId};
 use super::settle::settlement;
 use super::{Relay, Snapshot, visits};
 use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
-use crate::deliver::Attempt;
+use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
 use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
 use crate::spool::disk::{blocking, crash_point};
-use crate::spool::{Deferral, End, LoadError, Message, Waiting};
+use crate::spool::{Deferral, End, Known, LoadError, Message, Standing, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
 const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
 
 /// The spool could not be read for a moment: the copy is looked at again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
+
+/// An attempt that ended inside the relay is made again after this, if something else was the cause…
+const PANIC_RETRY: Duration = Duration::from_secs(60);
+
+/// …but a copy that ended so many of them is left alone until the next start (F-061).
+const PANICS: u8 = 3;
 
 /// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
 const NOWHERE: &str = "";
@@ -43,6 +50,10 @@ pub(super) struct Item {
     pub(super) copy: u16,
     pub(super) attempts: u16,
     pub(super) warned: bool,
+    /// Which of its places in the schedule this is: see `hands`.
+    pub(super) turn: u16,
+    /// How many attempts ended inside the relay, in this run.
+    pub(super) panics: u8,
     /// When the message was accepted.
     pub(super) accepted: Timestamp,
     /// When a look-up first said that its domain does not exist; forgotten at a restart.
@@ -75,6 +86,10 @@ impl Resident {
         relay.0.resident.fetch_add(bytes, Ordering::Relaxed);
         Arc::new(Self { message: Arc::clone(message), relay: relay.clone(), bytes })
     }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Resident {
@@ -84,15 +99,38 @@ impl Drop for Resident {
 }
 
 impl Item {
+    pub(super) fn key(&self) -> Key {
+        (self.id, self.copy)
+    }
+
     pub(super) fn fresh(message: &Message, copy: usize, resident: Option<Arc<Resident>>) -> Self {
         Self {
             id: message.id,
             copy: copy as u16,
             attempts: 0,
             warned: false,
+            turn: 0,
+            panics: 0,
             accepted: message.accepted,
             absent_since: None,
             resident,
+            early: None,
+            done: None,
+        }
+    }
+
+    /// A new place in the schedule for a copy that stands in the spool.
+    pub(super) fn standing(message: &Standing, copy: u16, known: Known) -> Self {
+        Self {
+            id: message.id,
+            copy,
+            attempts: known.attempts,
+            warned: known.warned,
+            turn: 0,
+            panics: 0,
+            accepted: message.accepted,
+            absent_since: None,
+            resident: None,
             early: None,
             done: None,
         }
@@ -104,6 +142,8 @@ impl Item {
             copy: waiting.copy,
             attempts: waiting.attempts,
             warned: waiting.warned,
+            turn: 0,
+            panics: 0,
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
@@ -135,10 +175,15 @@ pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
     Routed { asked: group.address.clone(), recipient, route }
 }
 
-/// What routing says now of the recipients of a copy to nowhere.
-fn unroutable(snapshot: &Snapshot, copy: &HopCopy, open: &[u16]) -> Attempt {
+/// What routing says now of the recipients of a copy to nowhere. They are members of groups, whoever wrote: so they may
+/// lie outside of the organization.
+fn unroutable(snapshot: &Snapshot, message: &Message, copy: &HopCopy, open: &[u16]) -> Attempt {
     let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
-    let asking = Asking { origin: Origin::Internet, connector: &copy.via, may_relay: true, size: None };
+    let by = ConnectorName(Arc::from(&*message.connector));
+    // What a member is depends on where the message came from. What its header said of that is not known any more.
+    let origin = snapshot.config.receive_connectors.iter().find(|connector| connector.name == by);
+    let origin = origin.map_or(Origin::Internet, |connector| connector.origin);
+    let asking = Asking { origin, connector: &by, may_relay: true, size: None };
     let judge = |index: &u16| {
         let recipient = &copy.recipients.get(usize::from(*index))?.recipient;
         let address = recipient.address.to_string();
@@ -157,14 +202,29 @@ pub(super) fn max_connections(config: &Config, via: &ConnectorName) -> usize {
     config.send_connector(via).map_or(UNKNOWN_CONNECTOR_CONNECTIONS, |connector| connector.max_connections)
 }
 
+/// Counted as long as it lives, also where what it is for panics: a stop waits for its end.
+pub(super) struct AtWork(Relay);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        if self.0.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.0.idle.notify_waiters();
+        }
+    }
+}
+
 impl Relay {
+    /// Something begins that a stop has to wait for.
+    pub(super) fn at_work(&self) -> AtWork {
+        self.0.workers.fetch_add(1, Ordering::AcqRel);
+        AtWork(self.clone())
+    }
+
     /// Starts one worker on a lane that asked for it.
     pub(super) fn work(&self, lane: LaneId) {
-        self.0.workers.fetch_add(1, Ordering::AcqRel);
-        let relay = self.clone();
+        let at_work = self.at_work();
         tokio::spawn(async move {
-            // The guard counts the worker out even if an attempt panics.
-            let worker = Worker { relay: &relay, lane, ended: false };
+            let worker = Worker { relay: &at_work.0, lane, trying: None, under_way: None, ended: false };
             worker.run().await;
         });
     }
@@ -182,14 +242,17 @@ impl Relay {
     async fn move_due(&self) {
         while !self.is_stopping() {
             let woken = self.0.wake.notified();
+            let now = clock::now();
             let (start, next) = {
                 let mut queue = self.queue();
-                (queue.due(clock::now()), queue.next_due())
+                (queue.due(now), queue.next_due())
             };
             for lane in start {
                 self.work(lane);
             }
             match next {
+                // More than is moved at a time: the others have their turn with the queue in between.
+                Some(at) if at <= now => tokio::task::yield_now().await,
                 Some(at) => {
                     let _ = tokio::time::timeout_at(at.into(), woken).await;
                 }
@@ -235,22 +298,29 @@ impl Relay {
         in_time
     }
 
-    /// The next copy for a worker of this lane; `None` ends the worker.
-    fn next(&self, lane: LaneId) -> Option<Item> {
+    /// The next copy for a worker of this lane, which lets go of the last; `None` ends the worker.
+    fn next(&self, lane: LaneId, last: Option<Key>) -> Option<Item> {
         if self.is_stopping() {
             // The lane still counts this worker; nobody will ask it again.
             return None;
         }
-        self.queue().take(lane, clock::now())
+        let mut queue = self.queue();
+        if let Some(last) = last {
+            queue.let_down(last);
+        }
+        queue.next(lane, clock::now())
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
     async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
         let snapshot = self.snapshot();
         let early = item.early.take();
+        // Who settles it may be the session: it is in hand until that is done.
+        let mut hand = early.is_some().then(|| self.in_hand(item.key()));
         if early.as_ref().is_some_and(|early| early.is_over()) {
             return None;
         }
+        let was_resident = item.resident.is_some();
         let (message, open) = self.fetch(lane, &mut item).await?;
         let mut attempt = {
             // An attempt in several transactions, or at several hosts, may take many minutes. What was heard by then is not to
@@ -270,13 +340,44 @@ impl Relay {
             self.queue().remember(lane, why);
         }
         let feedback = feedback.map(|(feedback, _)| feedback);
+        if feedback == Some(Feedback::Crowded) && attempt.results.iter().all(|(_, result)| is_crowded(result)) {
+            // Nothing was tried, so nothing is settled, told or counted: its turn comes when fewer are open.
+            let (early, resident) = (early.clone(), was_resident.then(|| Resident::new(self, &message)));
+            let untried = Item { early, resident, ..item };
+            match self.queue().put_back(lane, untried) {
+                Ok(()) => return feedback,
+                Err(untried) => item = Item { early: None, resident: None, ..untried },
+            }
+        }
         crash_point("deliver.answered");
         if let Some(early) = early {
-            let Some(brought) = early.hand_in(Brought { item, lane, attempt }) else { return feedback };
-            (item, attempt) = (brought.item, brought.attempt);
+            let Some(brought) = early.hand_in(Brought { item, lane, attempt, hand }) else { return feedback };
+            (item, attempt, hand) = (brought.item, brought.attempt, brought.hand);
         }
         self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, clock::wall()).await;
+        drop(hand);
         feedback
+    }
+
+    /// What an attempt says of its hop. The log tells once when no host of a send connector takes mail any more, and when
+    /// one does again: all that is to go there waits meanwhile. A domain of the Internet that is down is ordinary, and
+    /// only its own messages tell of it.
+    fn note(&self, lane: LaneId, feedback: Feedback) -> usize {
+        let mut queue = self.queue();
+        let (before, _) = queue.failures(lane);
+        let more = queue.feedback(lane, clock::now(), feedback, fastrand::f64());
+        let (after, name) = queue.failures(lane);
+        if (before == 0) == (after == 0) {
+            return more;
+        }
+        let Some((via, Hop::SmartHosts)) = name.cloned() else { return more };
+        let why = queue.last_setback(lane).map(ToString::to_string);
+        drop(queue);
+        match why {
+            Some(why) => warn!(connector = %via, "none of the hosts takes mail now, it waits: {why}"),
+            None => info!(connector = %via, "the hosts take mail again"),
+        }
+        more
     }
 
     /// The message of an item and its open recipients; `None` if nothing is to be done with it now.
@@ -317,12 +418,19 @@ impl Relay {
             // shorter, and over when a look at the message says so.
             !late && age < settings.message_lifetime.saturating_add(LOOK_THROUGH)
         });
-        for (lane, mut item) in overdue {
+        for (lane, item) in overdue {
+            let Some(mut item) = self.queue().admit(item) else {
+                self.queue().let_go(lane);
+                continue;
+            };
+            let hand = self.in_hand(item.key());
             if let Some((message, open)) = self.fetch(lane, &mut item).await {
                 self.look_at(&snapshot, Tried { message: &message, item, lane }, &open, wall).await;
             }
             self.queue().let_go(lane);
+            drop(hand);
         }
+        self.forget_orders();
     }
 
     async fn look_at(&self, snapshot: &Snapshot, mut tried: Tried<'_>, open: &[u16], wall: Timestamp) {
@@ -342,7 +450,7 @@ impl Relay {
         let late: Vec<(u16, Setback)> = open.iter().map(|index| (*index, setback.clone())).collect();
         if self.warn_of_delay(snapshot, &tried, &late, age, wall).await {
             let Item { id, copy, attempts, .. } = tried.item;
-            self.0.spool.defer(Deferral { id, copy, until: wall, attempts, warned: true });
+            self.defer(Deferral { id, copy, until: wall, attempts, warned: true, held: false });
             tried.item.warned = true;
         } else if tried.message.envelope.sender.is_none() {
             // Nobody will ever be warned of it; so it need not be looked at for that again.
@@ -372,7 +480,7 @@ impl Relay {
             None => "missing",
         };
         if *via.0 == *NOWHERE {
-            return unroutable(snapshot, &message.copies[usize::from(copy)], open);
+            return unroutable(snapshot, message, &message.copies[usize::from(copy)], open);
         }
         if *via.0 == *visits::CIRCLES {
             let copy = &message.copies[usize::from(copy)];
@@ -419,14 +527,22 @@ enum Unreadable {
 struct Worker<'a> {
     relay: &'a Relay,
     lane: LaneId,
+    /// What it has in hand, unless a session settles that.
+    trying: Option<Key>,
+    /// What it tries, as it would be tried again.
+    under_way: Option<Item>,
     ended: bool,
 }
 
 impl Worker<'_> {
     async fn run(mut self) {
-        while let Some(item) = self.relay.next(self.lane) {
-            let Some(feedback) = self.relay.attempt(self.lane, item).await else { continue };
-            let more = self.relay.queue().feedback(self.lane, clock::now(), feedback, fastrand::f64());
+        while let Some(item) = self.relay.next(self.lane, self.trying.take()) {
+            self.trying = item.early.is_none().then(|| item.key());
+            self.under_way = Some(Item { resident: None, early: item.early.clone(), done: item.done.clone(), ..item });
+            let feedback = self.relay.attempt(self.lane, item).await;
+            self.under_way = None;
+            let Some(feedback) = feedback else { continue };
+            let more = self.relay.note(self.lane, feedback);
             if feedback != Feedback::Ok {
                 // The lane may rest now, and the timekeeper is to wake it.
                 self.relay.0.wake.notify_one();
@@ -443,16 +559,26 @@ impl Drop for Worker<'_> {
     fn drop(&mut self) {
         // A task that is dropped in the middle, because the runtime ends, leaves nothing to be done.
         if !self.ended && std::thread::panicking() {
-            // The attempt panicked. What it was about is still in the spool and is found at the next start; the lane
-            // must not wait for this worker.
-            error!("an attempt failed inside the relay; its message stays in the spool until the next start");
-            let more = self.relay.queue().abandoned(self.lane);
+            // The attempt panicked. What it was about is still in the spool; the lane must not wait for this worker.
+            if let Some(mut item) = self.under_way.take() {
+                item.panics = item.panics.saturating_add(1);
+                let id = item.id;
+                if item.panics < PANICS {
+                    error!(%id, "an attempt failed inside the relay; the message is tried again in {PANIC_RETRY:?}");
+                    self.relay.again(self.lane, item, PANIC_RETRY);
+                } else {
+                    error!(%id, "an attempt failed inside the relay again; its message stays in the spool until the next start");
+                }
+            }
+            let mut queue = self.relay.queue();
+            if let Some(trying) = self.trying {
+                queue.let_down(trying);
+            }
+            let more = queue.abandoned(self.lane);
+            drop(queue);
             for _ in 0..more {
                 self.relay.work(self.lane);
             }
-        }
-        if self.relay.0.workers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.relay.0.idle.notify_waiters();
         }
     }
 }
@@ -466,10 +592,17 @@ fn feedback(attempt: &Attempt) -> Option<(Feedback, Option<&Setback>)> {
     if told.clone().all(|setback| setback.is_some_and(Setback::concerns_hop)) {
         return Some((Feedback::Down, first));
     }
+    if told.clone().all(|setback| setback.is_some_and(Setback::is_crowded)) {
+        return Some((Feedback::Crowded, first));
+    }
     match told.flatten().find(|setback| setback.throttles()) {
         Some(setback) => Some((Feedback::Throttled, Some(setback))),
         None => Some((Feedback::Ok, None)),
     }
+}
+
+fn is_crowded(result: &Result<Delivered, Setback>) -> bool {
+    result.as_ref().is_err_and(Setback::is_crowded)
 }
 
 /// It happened before any host was asked.
@@ -485,7 +618,6 @@ pub(super) fn age(accepted: Timestamp, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deliver::Delivered;
     use crate::smtp::Reply;
     use crate::tls::Proof;
 
@@ -499,6 +631,10 @@ mod tests {
             let reply = Reply { code: 450, status: Some(Status(4, 7, 1)), text: "slow down".into() };
             Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
         };
+        let crowded = || {
+            let reply = Reply { code: 421, status: Some(Status(4, 7, 0)), text: "too many connections".into() };
+            Err(Setback::Answered { host: "mx".into(), command: "the connection", reply })
+        };
         let done = || {
             let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
             Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false })
@@ -508,9 +644,13 @@ mod tests {
             (vec![down()], Some((Feedback::Down, true))),
             (vec![down(), done()], Some((Feedback::Ok, false))),
             (vec![busy(), done()], Some((Feedback::Throttled, true))),
+            (vec![crowded(), crowded()], Some((Feedback::Crowded, true))),
+            (vec![crowded(), busy()], Some((Feedback::Throttled, true))),
+            (vec![crowded(), down()], Some((Feedback::Throttled, true))),
             (vec![ours()], None),
             (vec![requiretls(), requiretls()], None),
             (vec![ours(), done()], Some((Feedback::Ok, false))),
+            (vec![ours(), crowded()], Some((Feedback::Crowded, true))),
             (vec![ours(), down()], Some((Feedback::Down, true))),
             (vec![], None),
         ]

@@ -233,16 +233,6 @@ impl Site<'_> {
             Some((_, DomainKind::ExternalRelay)) | None => Found::Unknown,
         }
     }
-
-    /// What it says XOORG is.
-    fn organization(&self) -> Option<&Domain> {
-        let domains = &self.config.accepted_domains;
-        domains
-            .iter()
-            .find(|domain| domain.kind == DomainKind::Authoritative)
-            .or(domains.first())
-            .map(|domain| &domain.name)
-    }
 }
 
 /// Both, and what was found so far.

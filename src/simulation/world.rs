@@ -23,6 +23,7 @@ use crate::directory::Directory;
 use crate::dns::Resolver;
 use crate::message::visit;
 use crate::outcome::tracking::Tracker;
+use crate::relay::pressure::Level;
 use crate::relay::{Relay, Snapshot};
 use crate::spool::model::{Fault, Model, ModelDisk, Op};
 use crate::spool::{Options, Settings, Spool};
@@ -50,6 +51,7 @@ pub struct Plan {
     disk_faults: u8,
     disk_hangs: u8,
     partitions: u8,
+    shortages: u8,
     weather_changes: u8,
     /// How bad hops may become.
     grim: u8,
@@ -110,6 +112,7 @@ impl Plan {
             disk_faults: 0,
             disk_hangs: 0,
             partitions: 0,
+            shortages: 0,
             grim: 0,
             rude: 0,
             null_senders: 0,
@@ -136,6 +139,7 @@ impl Plan {
             disk_faults: some(30),
             disk_hangs: some(15),
             partitions: some(20),
+            shortages: some(10),
             weather_changes: fastrand::u8(10..60),
             grim: if chance(80) { fastrand::u8(0..100) } else { 0 },
             rude: if chance(60) { fastrand::u8(0..60) } else { 0 },
@@ -375,6 +379,7 @@ impl World {
             keeper_thread: false,
             committer_thread: false,
             pause: Duration::from_millis(100),
+            read_patience: HOUR,
         };
         let settings = Settings { path: "/spool".into(), min_free_space: plan.min_free };
         let (spool, recovery) = match Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, options) {
@@ -422,7 +427,7 @@ impl World {
         // New mail comes while the old is read.
         let resume = tokio::spawn(async move {
             sleep(world.plan.slow_disk).await;
-            let recovered = recovery.run();
+            let recovered = relay.resume(recovery);
             if is_dead() {
                 return;
             }
@@ -435,7 +440,6 @@ impl World {
             }
             oracle.note(format_args!("{} messages were found, {} torn", recovered.messages, recovered.torn));
             drop(oracle);
-            relay.resume(recovered);
             resuming.resumed.store(true, Ordering::Relaxed);
         });
         life.tasks.lock().unwrap().extend([timekeeper, committer, resume]);
@@ -530,7 +534,15 @@ impl World {
         self.oracle().note(format_args!("the relay stops"));
         life.stopping.send_replace(true);
         let deadline = Instant::now() + Duration::from_secs(30);
-        let in_time = life.relay.stop(deadline).await;
+        // The power may fail meanwhile, and nobody answers then.
+        let mut stopping = std::pin::pin!(life.relay.stop(deadline));
+        let in_time = loop {
+            match timeout(Duration::from_secs(1), &mut stopping).await {
+                Ok(in_time) => break in_time,
+                Err(_) if life.disk.is_dead() => break false,
+                Err(_) => {}
+            }
+        };
         if !in_time || life.broken.lock().unwrap().is_some() {
             // Attempts that are cut off end as by a crash; and what cannot be written is forgotten as by one.
             let cut =
@@ -542,7 +554,7 @@ impl World {
             self.oracle().excuse(since);
         }
         life.spool.clone().close().await;
-        let disk = life.disk.kill();
+        let disk = if life.disk.is_dead() { life.disk.crash() } else { life.disk.kill() };
         self.bury(&life);
         self.start_somehow(disk).await;
     }
@@ -586,6 +598,7 @@ impl World {
             plan.disk_hangs,
             plan.partitions,
             plan.weather_changes,
+            plan.shortages,
             10,
         ];
         let mut at = fastrand::u16(0..all.iter().map(|weight| u16::from(*weight)).sum());
@@ -622,6 +635,13 @@ impl World {
                 let mood = if chance(40) { Mood::good() } else { Mood::draw(plan.grim) };
                 self.oracle().note(format_args!("host {place}: {mood:?}"));
                 self.moods.lock().unwrap()[place] = mood;
+            }
+            8 => {
+                let Some(life) = self.life() else { return };
+                let level = [Level::Calm, Level::NoMail, Level::NoConnection][fastrand::usize(..3)];
+                self.oracle().count("memory ran short");
+                self.oracle().note(format_args!("memory: {level:?}"));
+                life.relay.press(level);
             }
             _ => {
                 if let Some(life) = self.life() {
@@ -674,6 +694,7 @@ impl World {
         if let Some(life) = self.life() {
             life.disk.heal();
             life.disk.unlimit();
+            life.relay.press(Level::Calm);
         }
         self.reload();
     }

@@ -76,6 +76,11 @@ impl LineReader {
         }
     }
 
+    /// Does the buffer begin where a line does? Not while the rest of one that is too long is thrown away.
+    pub fn is_at_start(&self) -> bool {
+        self.skipped == 0
+    }
+
     /// Takes a whole line of `len` octets and its CRLF off the buffer.
     pub fn consume(&mut self, unread: &mut BytesMut, len: usize) {
         unread.advance(len + 2);

@@ -371,6 +371,11 @@ impl Reply {
         Self::new(421, Status(4, 4, 2), "timeout")
     }
 
+    /// The connection is judged by what no longer holds; the client comes again.
+    pub fn configuration_changed() -> Self {
+        Self::new(421, Status(4, 3, 2), "the configuration has changed; come again")
+    }
+
     /// The relay stops.
     pub fn shutting_down() -> Self {
         Self::new(421, Status(4, 3, 2), "shutting down")
@@ -384,6 +389,11 @@ impl Reply {
     /// As many connections as there may be.
     pub fn too_many_connections() -> Self {
         Self::new(421, Status(4, 3, 2), "too many connections")
+    }
+
+    /// There is no memory or no descriptor to spare for another connection.
+    pub fn overloaded() -> Self {
+        Self::new(421, Status(4, 3, 2), "too busy; try again later")
     }
 
     /// As many connections from one address as there may be.
@@ -496,16 +506,21 @@ impl Reply {
     pub fn second_visit(may_be_moving: bool, words: &str) -> Self {
         match may_be_moving {
             true => {
-                let first = "it has been here before; if the mailbox is moving, one side will soon know better";
+                let first = "it has been here before; if the mailbox is moving, one side will soon know better:";
                 Self::new(451, Status(4, 4, 6), format!("{first}\n{words}"))
             }
-            false => Self::new(550, Status(5, 4, 6), format!("routing loop, cut at the second visit\n{words}")),
+            false => Self::new(550, Status(5, 4, 6), format!("routing loop, cut at the second visit:\n{words}")),
         }
     }
 
     /// The disk has no room for it now.
     pub fn insufficient_storage() -> Self {
         Self::new(452, Status(4, 3, 1), "insufficient storage")
+    }
+
+    /// There is no memory for it now: 452, as for a full disk.
+    pub fn insufficient_memory() -> Self {
+        Self::new(452, Status(4, 3, 1), "insufficient memory; try again later")
     }
 
     /// The spool could not keep the message.

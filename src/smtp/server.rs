@@ -520,7 +520,7 @@ impl Session {
             return Move::Again;
         }
         // The first octet of a TLS record; no command begins with it.
-        if self.unread.first() == Some(&0x16) {
+        if self.unread.first() == Some(&0x16) && self.lines.is_at_start() {
             self.close(Reply::not_smtp());
             return Move::Again;
         }

@@ -96,7 +96,7 @@ pub struct Put {
     /// CRC-32C of the payload.
     pub crc: u32,
     /// What the index will hold.
-    pub entry: Entry,
+    pub entry: Box<Entry>,
     /// What becomes durable with it.
     pub settles: Vec<Settlement>,
     /// See [`super::is_mail`].
@@ -249,7 +249,7 @@ enum What {
 
 struct Waiter {
     id: MessageId,
-    entry: Entry,
+    entry: Box<Entry>,
     settles: Vec<Settlement>,
     /// It settles nothing but parts of itself: its client may still take it back.
     is_mail: bool,

@@ -133,6 +133,9 @@ pub trait DiskFile: Send + Sync + Debug {
     fn is_shared(&self) -> bool;
 }
 
+/// So many interruptions in a row are no accident any more: a disk that says nothing else must not hold a thread for good.
+const INTERRUPTIONS: u32 = 100;
+
 /// Work that waits for a disk, done where it holds up nobody else. It goes on to its end if the caller gives up.
 ///
 /// # Errors
@@ -159,6 +162,7 @@ pub fn write_all_at(file: &dyn DiskFile, mut pieces: &mut [IoSlice<'_>], mut off
     /// `IOV_MAX` of Linux: a longer list is an error, not a short write.
     const AT_ONCE: usize = 1024;
     IoSlice::advance_slices(&mut pieces, 0);
+    let mut interruptions = 0;
     while !pieces.is_empty() {
         let some = pieces.len().min(AT_ONCE);
         match file.write_at(&pieces[..some], offset) {
@@ -166,8 +170,11 @@ pub fn write_all_at(file: &dyn DiskFile, mut pieces: &mut [IoSlice<'_>], mut off
             Ok(written) => {
                 offset += written as u64;
                 IoSlice::advance_slices(&mut pieces, written);
+                interruptions = 0;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && interruptions < INTERRUPTIONS => {
+                interruptions += 1;
+            }
             Err(error) => return Err(error),
         }
     }
@@ -180,11 +187,17 @@ pub fn write_all_at(file: &dyn DiskFile, mut pieces: &mut [IoSlice<'_>], mut off
 /// What the file system says.
 pub fn read_full_at(file: &dyn DiskFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
+    let mut interruptions = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {
             Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(read) => {
+                filled += read;
+                interruptions = 0;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && interruptions < INTERRUPTIONS => {
+                interruptions += 1;
+            }
             Err(error) => return Err(error),
         }
     }

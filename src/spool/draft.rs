@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,6 +19,8 @@ use crate::message::Body;
 const SMALL: usize = 512;
 /// So many bytes are written to the file at a time.
 const BLOCK: usize = 256 << 10;
+/// The same, and how much stays in memory at all, while drafts take more than half the memory they may.
+const BLOCK_IN_NEED: usize = 64 << 10;
 
 /// The empty line behind a header block.
 const HEADER_END: &[u8] = b"\r\n\r\n";
@@ -26,9 +29,63 @@ fn ends_header(bytes: &[u8]) -> bool {
     memchr::memmem::find(bytes, HEADER_END).is_some()
 }
 
+/// How much memory all drafts take, and may take.
+#[derive(Debug)]
+pub struct Room {
+    held: AtomicU64,
+    limit: AtomicU64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { held: AtomicU64::new(0), limit: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Room {
+    /// They may take so many bytes.
+    pub fn limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    fn is_tight(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > self.limit.load(Ordering::Relaxed) / 2
+    }
+
+    fn is_full(&self) -> bool {
+        self.held.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed)
+    }
+}
+
+/// Memory that a draft takes, counted until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Held {
+    fn set(&mut self, bytes: u64) {
+        // More is added and less taken away: nobody ever reads a sum that was not true.
+        if bytes > self.bytes {
+            self.shared.drafts.held.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+        } else {
+            self.shared.drafts.held.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
 /// The content of a message while it arrives.
 pub struct Draft {
     shared: Option<Arc<Shared>>,
+    held: Option<Held>,
     /// The first bytes; all of them, while there is no file.
     pieces: Vec<Bytes>,
     /// Small pieces being put together, behind `pieces`.
@@ -109,7 +166,9 @@ impl OwnFile {
 
 impl Draft {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared: Some(shared), pieces: Vec::new(), tail: BytesMut::new(), len: 0, seven_bit: true, own: None }
+        let held = Some(Held { shared: Arc::clone(&shared), bytes: 0 });
+        let tail = BytesMut::new();
+        Self { shared: Some(shared), held, pieces: Vec::new(), tail, len: 0, seven_bit: true, own: None }
     }
 
     /// A draft that is complete: a report the relay wrote.
@@ -117,7 +176,7 @@ impl Draft {
         let bytes = bytes.into();
         let (len, seven_bit) = (bytes.len() as u64, bytes.is_ascii());
         let pieces = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
-        Self { shared: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None }
+        Self { shared: None, held: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None }
     }
 
     /// The whole content, if it is in memory and will stay there; the draft is as complete as before.
@@ -140,20 +199,47 @@ impl Draft {
         if piece.is_empty() {
             return Ok(());
         }
+        let (is_full, is_tight) = match &self.shared {
+            Some(shared) => (shared.drafts.is_full(), shared.drafts.is_tight()),
+            None => (false, false),
+        };
+        if is_full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.len += piece.len() as u64;
         self.seven_bit = self.seven_bit && piece.is_ascii();
         if let Some(own) = &mut self.own {
             own.waiting_len += piece.len();
             own.waiting.push(piece);
-            return if own.waiting_len >= BLOCK { self.block(OwnFile::write).await } else { Ok(()) };
+            let block = if is_tight { BLOCK_IN_NEED } else { BLOCK };
+            if own.waiting_len >= block {
+                self.block(OwnFile::write).await?;
+            }
+            self.count();
+            return Ok(());
         }
         self.keep(piece);
+        self.count();
         match &self.shared {
-            Some(shared) if self.len > shared.options.large_at => {
+            Some(shared) if self.len > shared.options.large_at || (is_tight && self.len > BLOCK_IN_NEED as u64) => {
                 let shared = shared.clone();
-                self.spill(&shared).await
+                self.spill(&shared).await?;
+                self.count();
+                Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Says how much of it is in memory now.
+    fn count(&mut self) {
+        let bytes = match &self.own {
+            // The header stays, beside what is not written yet.
+            Some(own) => (own.waiting_len + self.pieces.iter().map(Bytes::len).sum::<usize>()) as u64,
+            None => self.len,
+        };
+        if let Some(held) = &mut self.held {
+            held.set(bytes);
         }
     }
 
@@ -251,14 +337,14 @@ impl Draft {
         if !self.tail.is_empty() {
             self.pieces.push(self.tail.split().freeze());
         }
-        Ok(Finished::Memory(self.pieces.into()))
+        Ok(Finished::Memory(self.pieces.into(), self.held.take()))
     }
 }
 
 /// A draft that is complete.
 pub(super) enum Finished {
-    /// In these pieces.
-    Memory(Arc<[Bytes]>),
+    /// In these pieces, which count as long as this is held.
+    Memory(Arc<[Bytes]>, Option<Held>),
     /// In this file, which goes when this goes, unless it is kept.
     Own(Box<OwnFile>),
 }

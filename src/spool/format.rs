@@ -21,8 +21,9 @@ use crate::message::{
 };
 use crate::route::{CopyRecipient, Hop, HopCopy};
 
-/// The version of the format that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+/// The version of the format that is written, and the newest that is read. Version 2 has copies that are held; all of
+/// version 1 means the same in it.
+pub const VERSION: u32 = 2;
 /// Bytes before the first record of a segment.
 pub const SEGMENT_HEAD: u32 = 64;
 /// Bytes before the payload of a record.
@@ -604,7 +605,7 @@ impl Writer {
         self.u64(deferral.until.as_second().cast_unsigned());
         self.u32(deferral.until.subsec_nanosecond().cast_unsigned());
         self.u16(deferral.attempts);
-        self.u8(deferral.warned.into());
+        self.u8(u8::from(deferral.warned) | u8::from(deferral.held) << 1);
     }
 
     fn recipient(&mut self, recipient: &CopyRecipient) {
@@ -723,17 +724,18 @@ impl<'a> Reader<'a> {
     }
 
     fn deferral(&mut self) -> Result<Deferral, Malformed> {
-        Ok(Deferral {
+        let deferral = Deferral {
             id: MessageId(self.u64("a deferral")?),
             copy: self.u16("a deferral")?,
             until: timestamp(self.u64("a deferral")?.cast_signed(), self.u32("a deferral")?.cast_signed())?,
             attempts: self.u16("a deferral")?,
-            warned: match self.u8("a deferral")? {
-                0 => false,
-                1 => true,
-                other => return Err(Malformed::Value("a deferral", other.into())),
-            },
-        })
+            warned: false,
+            held: false,
+        };
+        match self.u8("a deferral")? {
+            flags @ 0..4 => Ok(Deferral { warned: flags & 1 != 0, held: flags & 2 != 0, ..deferral }),
+            other => Err(Malformed::Value("a deferral", other.into())),
+        }
     }
 
     fn recipient(&mut self) -> Result<CopyRecipient, Malformed> {
@@ -812,7 +814,7 @@ mod tests {
             }).collect();
             prop_assert_eq!(decode_settled(&encode_settled(&settled)[RECORD_HEAD..]), Ok(settled));
             let deferred: Vec<_> = items.iter().map(|&(id, copy, attempts, warned, second)| Deferral {
-                id: MessageId(id), copy, attempts, warned, until: Timestamp::from_second(second).unwrap(),
+                id: MessageId(id), copy, attempts, warned, until: Timestamp::from_second(second).unwrap(), held: attempts & 1 == 1,
             }).collect();
             prop_assert_eq!(decode_deferred(&encode_deferred(&deferred)[RECORD_HEAD..]), Ok(deferred));
             let ids: Vec<_> = items.iter().map(|item| MessageId(item.0)).collect();

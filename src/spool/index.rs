@@ -4,7 +4,8 @@
 //! again. Settling is a one-way street (a recipient once settled stays so), so records may be applied twice and in
 //! any order; of deferrals the last one counts.
 //!
-//! At most 300 bytes for a message with one recipient, hash table and allocator included.
+//! At most 128 bytes for a message with one copy, hash table and allocator included: its entry is one allocation that
+//! never moves, so the table is made of pointers and half of it may be empty at little cost.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU64;
@@ -14,7 +15,7 @@ use jiff::Timestamp;
 
 use super::disk::DiskFile;
 use super::format::{Content, Decoded, Salt};
-use super::{Deferral, End, Settlement, Waiting};
+use super::{CopyStanding, Deferral, End, Settlement, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
 use crate::route::{Hop, HopCopy};
@@ -22,7 +23,7 @@ use crate::route::{Hop, HopCopy};
 /// All that waits, and the segments it stands in.
 #[derive(Debug, Default)]
 pub struct Index {
-    messages: HashMap<MessageId, Entry>,
+    messages: HashMap<MessageId, Box<Entry>>,
     /// The log, oldest first; the last is written to.
     pub segments: BTreeMap<u32, Segment>,
     /// Bytes of records of messages that wait.
@@ -72,7 +73,34 @@ pub struct Entry {
     pub place: Place,
     /// The number of its own file, if it is large.
     pub own: Option<NonZeroU64>,
-    copies: Box<[CopyState]>,
+    copies: Copies,
+}
+
+/// Most messages have one copy, and need no second allocation for it.
+#[derive(Debug)]
+enum Copies {
+    One(CopyState),
+    Many(Box<[CopyState]>),
+}
+
+impl std::ops::Deref for Copies {
+    type Target = [CopyState];
+
+    fn deref(&self) -> &[CopyState] {
+        match self {
+            Self::One(copy) => std::slice::from_ref(copy),
+            Self::Many(copies) => copies,
+        }
+    }
+}
+
+impl std::ops::DerefMut for Copies {
+    fn deref_mut(&mut self) -> &mut [CopyState] {
+        match self {
+            Self::One(copy) => std::slice::from_mut(copy),
+            Self::Many(copies) => copies,
+        }
+    }
 }
 
 /// What happened to a message since it came.
@@ -101,19 +129,17 @@ struct CopyState {
     recipients: u16,
     attempts: u16,
     warned: bool,
+    held: bool,
     /// Microseconds, so that an entry stays small; [`i64::MIN`] is never.
     until: i64,
 }
-
-/// Bytes of what is kept of a copy, for the test that holds us to them.
-#[cfg(test)]
-pub const COPY_STATE: usize = size_of::<CopyState>();
 
 /// A bit for each recipient that is not settled.
 #[derive(Debug)]
 enum Open {
     Few(u64),
-    Many(Box<[u64]>),
+    /// Boxed twice: a pointer with a length would make every entry larger for the few that have so many.
+    Many(Box<Box<[u64]>>),
 }
 
 impl Open {
@@ -121,7 +147,7 @@ impl Open {
         let word = |left: usize| if left >= 64 { u64::MAX } else { (1 << left) - 1 };
         match usize::from(count) {
             few @ ..=64 => Self::Few(word(few)),
-            many => Self::Many((0..many.div_ceil(64)).map(|i| word(many - i * 64)).collect()),
+            many => Self::Many(Box::new((0..many.div_ceil(64)).map(|i| word(many - i * 64)).collect())),
         }
     }
 
@@ -158,24 +184,34 @@ impl Open {
 
 impl Entry {
     /// An entry for a new message, all recipients open.
-    pub fn new(copies: &[HopCopy], content: Content) -> Self {
-        let copies = copies
-            .iter()
-            .map(|copy| {
-                let recipients = copy.recipients.len() as u16;
-                CopyState { open: Open::all(recipients), recipients, attempts: 0, warned: false, until: i64::MIN }
-            })
-            .collect();
+    pub fn new(copies: &[HopCopy], content: Content) -> Box<Self> {
+        let state = |copy: &HopCopy| {
+            let recipients = copy.recipients.len() as u16;
+            CopyState {
+                open: Open::all(recipients),
+                recipients,
+                attempts: 0,
+                warned: false,
+                held: false,
+                until: i64::MIN,
+            }
+        };
+        let copies = match copies {
+            [one] => Copies::One(state(one)),
+            many => Copies::Many(many.iter().map(state).collect()),
+        };
         let own = match content {
             Content::Inline { .. } => None,
             Content::Own { number, .. } => NonZeroU64::new(number),
         };
-        Self { place: Place { segment: 0, offset: 0, size: 0 }, own, copies }
+        Box::new(Self { place: Place { segment: 0, offset: 0, size: 0 }, own, copies })
     }
 
     /// An entry for a message that recovery found.
-    pub fn found(decoded: &Decoded, place: Place) -> Self {
-        Self { place, ..Self::new(&decoded.copies, decoded.content) }
+    pub fn found(decoded: &Decoded, place: Place) -> Box<Self> {
+        let mut entry = Self::new(&decoded.copies, decoded.content);
+        entry.place = place;
+        entry
     }
 
     /// Marks a recipient as done with.
@@ -191,6 +227,7 @@ impl Entry {
             copy.until = deferral.until.as_microsecond();
             copy.attempts = deferral.attempts;
             copy.warned = deferral.warned;
+            copy.held = deferral.held;
         }
     }
 
@@ -210,25 +247,49 @@ impl Entry {
         &self,
         id: MessageId,
         accepted: Timestamp,
-        hops: Vec<(ConnectorName, Hop)>,
+        hops: &[(ConnectorName, Hop)],
     ) -> impl Iterator<Item = Waiting> {
-        let copies = (0..).zip(&self.copies).zip(hops);
+        let copies = (0..).zip(&*self.copies).zip(hops);
         copies.filter(|((_, copy), _)| !copy.open.is_empty()).map(move |((number, copy), (via, hop))| Waiting {
             id,
             copy: number,
             accepted,
-            via,
-            hop,
+            via: via.clone(),
+            hop: hop.clone(),
             until: copy.until(),
             attempts: copy.attempts,
             warned: copy.warned,
+            held: copy.held,
         })
+    }
+
+    /// The copies of `plan` of which somebody is open, as they stand.
+    pub fn standing(&self, plan: Vec<HopCopy>) -> Vec<CopyStanding> {
+        let copies = (0..).zip(self.copies.iter()).zip(plan).filter(|((_, copy), _)| !copy.open.is_empty());
+        copies
+            .map(|((number, copy), plan)| CopyStanding {
+                number,
+                open: (0..copy.recipients).filter(|&recipient| copy.open.contains(recipient)).collect(),
+                plan,
+                until: copy.until(),
+                attempts: copy.attempts,
+                warned: copy.warned,
+                held: copy.held,
+            })
+            .collect()
+    }
+
+    /// When a copy is tried again, if it ever was tried.
+    pub fn deferral(&self, id: MessageId, copy: u16) -> Option<Deferral> {
+        let &CopyState { attempts, warned, held, .. } = self.copies.get(usize::from(copy))?;
+        let until = self.copies[usize::from(copy)].until()?;
+        Some(Deferral { id, copy, until, attempts, warned, held })
     }
 
     /// Everything that happened to the message, to be said again in a copy of its record.
     pub fn history(&self, id: MessageId) -> History {
         let History { mut settled, mut deferred } = History::default();
-        for (number, copy) in (0..).zip(&self.copies) {
+        for (number, copy) in (0..).zip(&*self.copies) {
             // How a recipient ended no longer matters to anyone; that it did, does.
             settled.extend(
                 (0..copy.recipients).filter(|&recipient| !copy.open.contains(recipient)).map(|recipient| Settlement {
@@ -241,7 +302,8 @@ impl Entry {
             if !copy.open.is_empty()
                 && let Some(until) = copy.until()
             {
-                deferred.push(Deferral { id, copy: number, until, attempts: copy.attempts, warned: copy.warned });
+                let CopyState { attempts, warned, held, .. } = *copy;
+                deferred.push(Deferral { id, copy: number, until, attempts, warned, held });
             }
         }
         History { settled, deferred }
@@ -260,9 +322,14 @@ impl Index {
         self.messages.len()
     }
 
+    /// So many more are about to come: the table grows once, not again and again.
+    pub fn reserve(&mut self, more: usize) {
+        self.messages.reserve(more);
+    }
+
     /// One that waits.
     pub fn get(&self, id: MessageId) -> Option<&Entry> {
-        self.messages.get(&id)
+        self.messages.get(&id).map(|entry| &**entry)
     }
 
     /// Is this recipient still open?
@@ -282,7 +349,7 @@ impl Index {
     }
 
     /// A message is in the log. `place` counts, not what the entry says. Gives the entry back if nobody in it waits.
-    pub fn insert(&mut self, id: MessageId, mut entry: Entry, place: Place) -> Option<Entry> {
+    pub fn insert(&mut self, id: MessageId, mut entry: Box<Entry>, place: Place) -> Option<Box<Entry>> {
         entry.place = place;
         if entry.is_done() {
             return Some(entry);
@@ -302,7 +369,7 @@ impl Index {
     }
 
     /// A recipient is done with; gives the entry back if it was the last of its message.
-    pub fn settle(&mut self, settlement: &Settlement) -> Option<Entry> {
+    pub fn settle(&mut self, settlement: &Settlement) -> Option<Box<Entry>> {
         let entry = self.messages.get_mut(&settlement.id)?;
         entry.settle(settlement);
         if entry.is_done() { self.remove(settlement.id) } else { None }
@@ -316,7 +383,7 @@ impl Index {
     }
 
     /// A message is gone.
-    pub fn remove(&mut self, id: MessageId) -> Option<Entry> {
+    pub fn remove(&mut self, id: MessageId) -> Option<Box<Entry>> {
         let entry = self.messages.remove(&id)?;
         self.count_out(entry.place);
         // A million messages came and went: do not keep their table.
@@ -346,5 +413,20 @@ impl Index {
     /// Bytes in closed segments and in the one written to.
     pub fn log_bytes(&self) -> u64 {
         self.segments.values().map(|segment| u64::from(segment.end)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_that_waits_costs_at_most_128_bytes() {
+        // A table slot with its control byte at the worst load (half of 7/8), one allocation with the allocator's word,
+        // its number in the segment's list (doubled at worst).
+        let slot = (size_of::<(MessageId, Box<Entry>)>() + 1) * 16 / 7;
+        let entry = (size_of::<Entry>() + 8).next_multiple_of(16);
+        let number = 2 * size_of::<MessageId>();
+        assert!(slot + entry + number <= 128, "{slot} + {entry} + {number}");
     }
 }

@@ -6,8 +6,9 @@
 //! written again once per turn of the log, and a turn is at least as much new mail as there is old.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -17,6 +18,7 @@ use super::disk::{DiskFile, crash_point, read_full_at};
 use super::format::{RECORD_HEAD, RecordHead, Salt, checksum, decode_message, encode_message};
 use super::index::{History, Index, Place};
 use super::shelf::AHEAD;
+use crate::clock;
 use crate::message::{Body, MessageId};
 
 /// Bytes copied at a time, so that new mail never waits for more than that.
@@ -42,6 +44,8 @@ pub struct Chores {
 pub struct Keeper {
     /// The segment being emptied, and the messages in it not looked at yet.
     emptying: Option<(u32, VecDeque<MessageId>)>,
+    /// The disk did not give a record of it: it is asked again then.
+    ask_again: Option<Instant>,
 }
 
 /// Is there anything for the keeper to do in the log?
@@ -131,7 +135,10 @@ impl Keeper {
         };
         for number in own {
             // What cannot be removed now is an orphan for the next start to find.
-            if let Err(error) = shared.disk.remove(&shared.folders.own(number)) {
+            if let Err(error) = shared.disk.remove(&shared.folders.own(number))
+                && error.kind() != io::ErrorKind::NotFound
+            // set aside
+            {
                 tracing::warn!(%error, path = %shared.folders.own(number).display(), "a large message's file stays");
             }
         }
@@ -141,11 +148,15 @@ impl Keeper {
         let retired = retire(shared);
         let filled = shared.shelf.fill(AHEAD).is_ok();
         self.empty(shared);
-        retired && filled
+        retired && filled && self.ask_again.is_none()
     }
 
     /// Copies some of what lives in the oldest segment to the front.
     fn empty(&mut self, shared: &Shared) {
+        if self.ask_again.is_some_and(|then| clock::now() < then) {
+            return;
+        }
+        self.ask_again = None;
         let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
         if !index.scanned || index.copying > 0 || index.segments.len() < 2 || shared.broken().is_some() {
             return;
@@ -179,12 +190,25 @@ impl Keeper {
         let wanted = some.len();
         let mut copies = Vec::with_capacity(wanted);
         for (id, from, history) in some {
-            match copy(&*file, salt, from, &history) {
+            // A second look, before anything follows from the first.
+            match copy(&*file, salt, from, &history).or_else(|_| copy(&*file, salt, from, &history)) {
                 Ok(bytes) => {
                     let crc = checksum(&bytes[RECORD_HEAD..]);
                     copies.push(Copied { id, from, bytes, crc, history });
                 }
-                Err(reason) => shared.set_aside(id, from, &reason),
+                Err(Unread::Damaged(reason)) => {
+                    shared.set_aside(id, from, &reason);
+                }
+                // It stays, and so does its segment, until the disk gives it or has been asked for long enough.
+                Err(Unread::Io(error)) => match shared.lost_patience(id, &error) {
+                    Some(reason) => {
+                        shared.set_aside(id, from, &reason);
+                    }
+                    None => {
+                        tracing::warn!(%id, %error, "a message cannot be read at the moment");
+                        self.ask_again = Some(clock::now() + PAUSE);
+                    }
+                },
             }
         }
         crash_point("compact.read");
@@ -196,10 +220,11 @@ impl Keeper {
 }
 
 /// A record as it will stand at the front: the same message, and what happened to it since.
-fn copy(file: &dyn DiskFile, salt: Salt, from: Place, history: &History) -> Result<Vec<u8>, String> {
+fn copy(file: &dyn DiskFile, salt: Salt, from: Place, history: &History) -> Result<Vec<u8>, Unread> {
     let (_, record) = read_record(file, salt, from)?;
     let payload = &record[RECORD_HEAD..];
-    let mut decoded = decode_message(payload, payload.len() as u64).map_err(|error| error.to_string())?;
+    let decoded = decode_message(payload, payload.len() as u64);
+    let mut decoded = decoded.map_err(|error| Unread::Damaged(error.to_string()))?;
     let (prefix, rest) = payload[decoded.prefix_at..].split_at(decoded.prefix_len);
     let prefix = Bytes::copy_from_slice(prefix);
     let (id, content) = (decoded.id, decoded.content);
@@ -248,26 +273,39 @@ fn verify(shared: &Shared, number: u32) {
     for &(id, place) in &places {
         if let Err(reason) = read_record(&*file, salt, place) {
             bad += 1;
-            tracing::error!(%id, reason, "an acknowledged message cannot be read again after the disk failed");
+            tracing::error!(%id, %reason, "an acknowledged message cannot be read again after the disk failed");
         }
     }
     let path = shared.folders.segment(number);
     tracing::info!(path = %path.display(), messages = places.len(), bad, "the segment that failed was read again");
 }
 
+/// Why a record does not read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unread {
+    /// The disk did not give it. It may another time.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The disk gave something else.
+    #[error("{0}")]
+    Damaged(String),
+}
+
 /// Reads a whole record and checks it. The bytes start with room for the head of the next.
-pub fn read_record(file: &dyn DiskFile, salt: Salt, place: Place) -> Result<(RecordHead, Vec<u8>), String> {
+pub fn read_record(file: &dyn DiskFile, salt: Salt, place: Place) -> Result<(RecordHead, Vec<u8>), Unread> {
+    let damaged = |what: &str| Unread::Damaged(what.to_owned());
     let mut bytes = vec![0; place.size as usize];
-    let read = read_full_at(file, &mut bytes, place.offset.into()).map_err(|error| error.to_string())?;
+    let read = read_full_at(file, &mut bytes, place.offset.into()).map_err(Unread::Io)?;
     if read < bytes.len() {
-        return Err("the file ends before it".into());
+        return Err(damaged("the file ends before it"));
     }
-    let head = RecordHead::decode(&bytes, salt, place.segment, place.offset).ok_or("its head is damaged")?;
+    let head = RecordHead::decode(&bytes, salt, place.segment, place.offset);
+    let head = head.ok_or_else(|| damaged("its head is damaged"))?;
     if head.size() != u64::from(place.size) {
-        return Err("its length changed".into());
+        return Err(damaged("its length changed"));
     }
     if checksum(&bytes[RECORD_HEAD..]) != head.crc {
-        return Err("its checksum does not match".into());
+        return Err(damaged("its checksum does not match"));
     }
     Ok((head, bytes))
 }

@@ -16,18 +16,21 @@
 //! Not here: when a 250 may be given (`relay::acknowledge`), when an attempt is due (`relay::schedule`).
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use nix::errno::Errno;
 use tokio::sync::oneshot;
 
+use crate::clock;
 use crate::config::ConnectorName;
 use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
 use crate::route::{Hop, HopCopy};
@@ -38,6 +41,7 @@ mod draft;
 pub mod format;
 mod index;
 mod keep;
+mod look;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod recover;
@@ -50,7 +54,9 @@ use disk::{Disk, DiskFile, Local, read_full_at, write_all_at};
 pub use draft::Draft;
 use draft::Finished;
 use format::{Checksum, Content, RECORD_HEAD};
-use index::{Entry, Index, Place};
+use index::{Entry, Fate, Index, Place};
+use keep::Unread;
+pub use look::{CopyStanding, Known, Standing, Step};
 pub use recover::{CorruptRecord, Recovered, Recovery};
 use shelf::{Folders, Places, Room, Shelf};
 
@@ -139,6 +145,8 @@ pub struct Deferral {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
+    /// An operator holds it: it is not tried until it is released.
+    pub held: bool,
 }
 
 /// Proof that a message is on stable storage. Only the committer makes one, only after the sync returned.
@@ -188,6 +196,8 @@ pub struct Waiting {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
+    /// An operator holds it.
+    pub held: bool,
 }
 
 /// How to open a spool.
@@ -283,6 +293,8 @@ pub(crate) struct Options {
     pub(crate) committer_thread: bool,
     /// The pause before a disk that failed is tried again.
     pub(crate) pause: Duration,
+    /// A message that the disk has not given for so long is set aside.
+    pub(crate) read_patience: Duration,
 }
 
 impl Default for Options {
@@ -297,6 +309,8 @@ impl Default for Options {
             #[cfg(test)]
             committer_thread: true,
             pause: Duration::from_millis(100),
+            // A cable, a path or a controller comes back within that; a bad block never does.
+            read_patience: Duration::from_hours(1),
         }
     }
 }
@@ -321,6 +335,7 @@ pub(crate) struct Shared {
     generation: u64,
     next: AtomicU64,
     waiting: AtomicUsize,
+    drafts: draft::Room,
     queue: Mutex<Queue>,
     bell: Condvar,
     index: Mutex<Index>,
@@ -328,6 +343,8 @@ pub(crate) struct Shared {
     keeper_bell: Condvar,
     is_broken: AtomicBool,
     broken: Mutex<Option<PutError>>,
+    /// Messages that the disk did not give when they were asked for: the first time and the last.
+    unread: Mutex<HashMap<MessageId, (Instant, Instant)>>,
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
     /// Somebody has work for a committer without a thread.
     #[cfg(test)]
@@ -435,7 +452,7 @@ impl Spool {
         disk.sync_folder(&folders.root).map_err(io_error(&folders.root))?;
 
         // A look at every head, before anything is changed.
-        let found = recover::look(&*disk, &folders)?;
+        let found = recover::look(&*disk, &folders, options.pause)?;
         let generation = next_generation(&*disk, &folders, found.generation)?;
         let own = disk.list(&folders.large).map_err(io_error(&folders.large))?;
 
@@ -465,6 +482,7 @@ impl Spool {
             generation,
             next: AtomicU64::new(1),
             waiting: AtomicUsize::new(0),
+            drafts: draft::Room::default(),
             queue: Mutex::default(),
             bell: Condvar::new(),
             index: Mutex::new(index),
@@ -472,6 +490,7 @@ impl Spool {
             keeper_bell: Condvar::new(),
             is_broken: AtomicBool::new(false),
             broken: Mutex::new(None),
+            unread: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             options,
             #[cfg(test)]
@@ -506,6 +525,13 @@ impl Spool {
     /// An empty draft.
     pub fn draft(&self) -> Draft {
         Draft::new(self.shared.clone())
+    }
+
+    /// So many bytes of messages that are still arriving, or wait for their sync, may be in memory. From half of it on
+    /// content goes to a file of its own much earlier; a draft that would go beyond is refused with
+    /// [`io::ErrorKind::StorageFull`].
+    pub fn limit_drafts(&self, bytes: u64) {
+        self.shared.drafts.limit(bytes);
     }
 
     /// Is there room for a new message of so many bytes? Cheap: the disk is asked once a second.
@@ -549,8 +575,11 @@ impl Spool {
         let finished = content.finish(shared).await;
         let finished =
             finished.map_err(|error| commit::put_error(&shared.folders.large.display().to_string(), &error))?;
+        // What is in memory counts until it is on disk.
+        let mut _held = None;
         let (content, body, own) = match finished {
-            Finished::Memory(pieces) => {
+            Finished::Memory(pieces, held) => {
+                _held = held;
                 let content = Body::Memory(pieces.clone());
                 (Content::Inline { len: content.len() }, content, None)
             }
@@ -654,12 +683,6 @@ impl Spool {
         self.threads.still.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.step()
     }
 
-    /// Nothing can be written at the moment.
-    #[cfg(test)]
-    pub(crate) fn is_broken(&self) -> bool {
-        self.shared.is_broken.load(Ordering::Relaxed)
-    }
-
     /// Returns when there is work for a committer without a thread.
     #[cfg(test)]
     pub(crate) async fn called(&self) {
@@ -703,6 +726,10 @@ impl Shared {
         self.generation << 40 | self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    fn lock_index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn count_waiting(&self, index: &Index) {
         self.waiting.store(index.len(), Ordering::Relaxed);
     }
@@ -728,8 +755,16 @@ impl Shared {
                 (entry.place, entry.open(), (segment.file.clone(), held, segment.salt))
             };
             let corrupt = |reason: String| {
-                self.set_aside(id, place, &reason);
-                Err(LoadError::Damaged(reason))
+                if self.set_aside(id, place, &reason) {
+                    return Err(LoadError::Damaged(reason));
+                }
+                // It was settled or moved meanwhile, or cannot be set aside now and stays.
+                let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+                Err(if index.get(id).is_none() { LoadError::Gone } else { io::Error::other(reason).into() })
+            };
+            let unread = |error: io::Error| match self.lost_patience(id, &error) {
+                Some(reason) => corrupt(reason),
+                None => Err(error.into()),
             };
             let (_, record) = match keep::read_record(&*file.0, file.2, place) {
                 Ok(read) => read,
@@ -738,7 +773,8 @@ impl Shared {
                     before = Some(place);
                     continue;
                 }
-                Err(reason) => return corrupt(reason),
+                Err(Unread::Damaged(reason)) => return corrupt(reason),
+                Err(Unread::Io(error)) => return unread(error),
             };
             let record = Bytes::from(record).slice(RECORD_HEAD..);
             let decoded = match format::decode_message(&record, record.len() as u64) {
@@ -767,8 +803,12 @@ impl Shared {
                         }
                         Err(error) => return Err(error.into()),
                     };
-                    if checksum_of(&*own, len)? != Some(crc) {
-                        return corrupt(format!("the content in {} is damaged", path.display()));
+                    // A second look, before anything follows from the first.
+                    let look = || checksum_of(&*own, len);
+                    match look().ok().filter(|found| *found == Some(crc)).map_or_else(look, Ok) {
+                        Ok(Some(found)) if found == crc => {}
+                        Ok(_) => return corrupt(format!("the content in {} is damaged", path.display())),
+                        Err(error) => return unread(error),
                     }
                     body_of(&*own, path, 0, len)?
                 }
@@ -779,21 +819,62 @@ impl Shared {
         }
     }
 
+    /// What to say of a message that the disk did not give, if it has not given it for long enough. What a process or a
+    /// machine has run out of says nothing of the disk.
+    fn lost_patience(&self, id: MessageId, error: &io::Error) -> Option<String> {
+        /// Behind such a pause it is a new fault.
+        const APART: u32 = 4;
+        const OF_THE_DISK: [Errno; 6] =
+            [Errno::EIO, Errno::EREMOTEIO, Errno::ENODATA, Errno::EBADMSG, Errno::EUCLEAN, Errno::EILSEQ];
+        if !OF_THE_DISK.iter().any(|of_the_disk| error.raw_os_error() == Some(*of_the_disk as i32)) {
+            return None;
+        }
+        let now = clock::now();
+        let patience = self.options.read_patience;
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        unread.retain(|_, (_, last)| now.duration_since(*last) < patience / APART);
+        let (first, last) = unread.entry(id).or_insert((now, now));
+        *last = now;
+        (now.duration_since(*first) >= patience).then(|| format!("it could not be read for {patience:?}: {error}"))
+    }
+
     /// A message whose record cannot be read: its bytes go to `corrupt/`, it leaves the spool, the others go on.
-    fn set_aside(&self, id: MessageId, place: Place, reason: &str) {
-        let file = {
-            let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-            match (index.get(id), index.segments.get(&place.segment)) {
-                (Some(entry), Some(segment)) if entry.place == place => segment.file.clone(),
-                _ => return,
-            }
+    /// False if it is not there, or stays.
+    fn set_aside(&self, id: MessageId, place: Place, reason: &str) -> bool {
+        let (file, own) = {
+            let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = match index.get(id) {
+                Some(entry) if entry.place == place => entry.own,
+                _ => return false,
+            };
+            let Some(segment) = index.segments.get_mut(&place.segment) else { return false };
+            // Perhaps it can be read another time.
+            segment.fate = Fate::Keep;
+            (segment.file.clone(), own)
         };
         let range = (place.offset, place.offset.saturating_add(place.size));
         let reason = format!("message {id}: {reason}");
         match recover::set_aside(&*self.disk, &self.folders, place.segment, &*file, range, &reason) {
-            Ok(_) => self.note_removed(id),
+            Ok(_) => {
+                if let Some(own) = own {
+                    let (from, to) = (self.folders.own(own.get()), self.folders.kept_own(own.get()));
+                    let moved =
+                        self.disk.rename(&from, &to).and_then(|()| self.disk.sync_folder(&self.folders.corrupt));
+                    if let Err(error) = moved
+                        && error.kind() != io::ErrorKind::NotFound
+                    {
+                        tracing::error!(%id, %error, "the content of a damaged message could not be set aside");
+                        return false;
+                    }
+                }
+                self.note_removed(id);
+                true
+            }
             // It stays where it is, and in the spool, until it can be kept for the operator.
-            Err(error) => tracing::error!(%id, %error, "a damaged message could not be set aside"),
+            Err(error) => {
+                tracing::error!(%id, %error, "a damaged message could not be set aside");
+                false
+            }
         }
     }
 }

@@ -21,15 +21,65 @@ const SECTOR: usize = 512;
 /// What can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
+    Folder,
+    Lock,
     Create,
     Open,
+    List,
     Allocate,
+    Length,
+    Identity,
     Read,
     Write,
     Sync,
     Rename,
     Remove,
     SyncFolder,
+    Free,
+}
+
+/// All that the spool asks of a disk.
+pub const ALL: [Op; 15] = [
+    Op::Folder,
+    Op::Lock,
+    Op::Create,
+    Op::Open,
+    Op::List,
+    Op::Allocate,
+    Op::Length,
+    Op::Identity,
+    Op::Read,
+    Op::Write,
+    Op::Sync,
+    Op::Rename,
+    Op::Remove,
+    Op::SyncFolder,
+    Op::Free,
+];
+
+impl Op {
+    /// Every error it can give, as the manual pages of Linux and the file systems below them have it. Network file
+    /// systems and quotas among them: what the spool refuses to be put on may still be under it.
+    pub fn errors(self) -> &'static [Errno] {
+        use Errno::{EACCES, EDQUOT, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOLCK, ENOMEM, ENOSPC, EPERM, EROFS, ESTALE};
+        match self {
+            Self::Folder => &[EIO, ENOSPC, EDQUOT, EROFS, EACCES, EMFILE, ENFILE, ENOMEM, ESTALE],
+            Self::Lock => &[EIO, ENOSPC, EDQUOT, EROFS, EACCES, EMFILE, ENFILE, ENOMEM, ENOLCK, EINTR, ESTALE],
+            Self::Create => &[EIO, ENOSPC, EDQUOT, EROFS, EACCES, EMFILE, ENFILE, ENOMEM, EINTR, ESTALE],
+            Self::Open => &[EIO, EROFS, EACCES, EMFILE, ENFILE, ENOMEM, EINTR, ESTALE],
+            Self::List => &[EIO, EACCES, EMFILE, ENFILE, ENOMEM, ESTALE],
+            Self::Allocate => &[EIO, ENOSPC, EDQUOT, EROFS, EINTR, EPERM, ENOMEM, ESTALE],
+            Self::Length => &[EIO, ENOMEM, ESTALE],
+            Self::Identity => &[EIO, EACCES, ENOENT, ENOMEM, ESTALE],
+            Self::Read => &[EIO, EINTR, ENOMEM, ESTALE],
+            Self::Write => &[EIO, ENOSPC, EDQUOT, EROFS, EINTR, EPERM, ENOMEM, ESTALE],
+            Self::Sync => &[EIO, ENOSPC, EDQUOT, EROFS, EINTR, ESTALE],
+            Self::Rename => &[EIO, ENOSPC, EDQUOT, EROFS, EACCES, ENOMEM, ESTALE],
+            Self::Remove => &[EIO, ENOSPC, EROFS, EACCES, EPERM, ENOMEM, ESTALE],
+            Self::SyncFolder => &[EIO, ENOSPC, EDQUOT, EROFS, EACCES, EMFILE, ENFILE, EINTR, ESTALE],
+            Self::Free => &[EIO, EACCES, EINTR, ENOMEM, ESTALE],
+        }
+    }
 }
 
 /// All that changes something on the disk.
@@ -44,6 +94,19 @@ pub struct Fault {
     pub after: u64,
     /// With this.
     pub errno: Errno,
+    /// From then on, until [`Model::heal`]; else once.
+    pub lasts: bool,
+}
+
+/// A read or write that does less than it was asked to, and says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Short {
+    /// [`Op::Read`] or [`Op::Write`].
+    pub op: Op,
+    /// After so many whole ones.
+    pub after: u64,
+    /// So many bytes; 0 is the end of the file, or a write that goes nowhere.
+    pub bytes: usize,
     /// From then on, until [`Model::heal`]; else once.
     pub lasts: bool,
 }
@@ -63,6 +126,7 @@ struct State {
     /// What was done to names since their folder was synced.
     renames: Vec<Change>,
     faults: Vec<Fault>,
+    shorts: Vec<Short>,
     fired: u64,
     steps: u64,
     dies_at: Option<u64>,
@@ -239,10 +303,25 @@ impl Model {
         self.state().faults.push(fault);
     }
 
+    pub fn shorten(&self, short: Short) {
+        self.state().shorts.push(short);
+    }
+
+    /// The same files on another disk, all of them durable.
+    pub fn copy(&self) -> Arc<Self> {
+        let state = self.state();
+        let copy = Self::new(1);
+        for (path, node) in &state.names {
+            copy.plant(path, &state.nodes[*node].now);
+        }
+        copy
+    }
+
     /// No fault is left.
     pub fn heal(&self) {
         let mut state = self.state();
         state.faults.clear();
+        state.shorts.clear();
         state.dies_at = None;
     }
 
@@ -359,6 +438,24 @@ impl State {
         }
     }
 
+    /// How much of `len` bytes this read or write does.
+    fn length(&mut self, op: Op, len: usize) -> usize {
+        let mut some = len;
+        self.shorts.retain_mut(|short| {
+            if short.op != op {
+                return true;
+            }
+            if short.after > 0 {
+                short.after -= 1;
+                return true;
+            }
+            some = some.min(short.bytes);
+            short.lasts
+        });
+        self.fired += u64::from(some < len);
+        some
+    }
+
     fn change(&mut self, change: Change) {
         change.apply(&mut self.names);
         self.renames.push(change);
@@ -383,8 +480,8 @@ pub struct ModelDisk(pub Arc<Model>);
 
 impl Disk for ModelDisk {
     fn folder(&self, _: &Path) -> io::Result<()> {
-        // Folders are made once in a spool's life and are not what is tested with this disk.
-        if self.0.state().dead { Err(Errno::EIO.into()) } else { Ok(()) }
+        // That one can be made is not what is tested with this disk; that it may be refused is.
+        self.0.state().step(Op::Folder)
     }
 
     fn lock(&self, _: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
@@ -395,6 +492,7 @@ impl Disk for ModelDisk {
             }
         }
         let mut state = self.0.state();
+        state.step(Op::Lock)?;
         if std::mem::replace(&mut state.locked, true) {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "1"));
         }
@@ -439,10 +537,8 @@ impl Disk for ModelDisk {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        let state = self.0.state();
-        if state.dead {
-            return Err(Errno::EIO.into());
-        }
+        let mut state = self.0.state();
+        state.step(Op::List)?;
         let here = state.names.keys().filter(|name| name.parent() == Some(path));
         Ok(here.map(|name| name.file_name().unwrap().to_str().unwrap().to_owned()).collect())
     }
@@ -457,8 +553,13 @@ impl Disk for ModelDisk {
         Ok(())
     }
 
+    fn identity(&self, _: &Path) -> io::Result<Option<(u64, u64)>> {
+        self.0.state().step(Op::Identity).map(|()| None)
+    }
+
     fn free(&self, _: &Path) -> io::Result<u64> {
-        let state = self.0.state();
+        let mut state = self.0.state();
+        state.step(Op::Free)?;
         Ok(state.capacity.map_or(1 << 40, |capacity| capacity.saturating_sub(state.used())))
     }
 }
@@ -467,9 +568,10 @@ impl DiskFile for ModelFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut state = self.disk.state();
         state.step(Op::Read)?;
-        let bytes = state.nodes[self.node].now.get(offset as usize..).unwrap_or_default();
-        let len = bytes.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&bytes[..len]);
+        let there = state.nodes[self.node].now.len().saturating_sub(offset as usize);
+        let len = state.length(Op::Read, there.min(buffer.len()));
+        let from = (offset as usize).min(state.nodes[self.node].now.len());
+        buffer[..len].copy_from_slice(&state.nodes[self.node].now[from..from + len]);
         Ok(len)
     }
 
@@ -482,6 +584,10 @@ impl DiskFile for ModelFile {
         if failed.is_err() || (state.short_writes && bytes.len() > 1 && state.rng.0.bool()) {
             // A write that fails may have come some way.
             let some = state.rng.0.usize(usize::from(failed.is_ok())..=bytes.len());
+            bytes.truncate(some);
+        }
+        if failed.is_ok() {
+            let some = state.length(Op::Write, bytes.len());
             bytes.truncate(some);
         }
         let full = state.capacity.is_some_and(|capacity| {
@@ -538,15 +644,17 @@ impl DiskFile for ModelFile {
     }
 
     fn length(&self) -> io::Result<u64> {
-        let state = self.disk.state();
-        if state.dead {
-            return Err(Errno::EIO.into());
-        }
+        let mut state = self.disk.state();
+        state.step(Op::Length)?;
         Ok(state.nodes[self.node].now.len() as u64)
     }
 
     fn file(&self) -> Option<Arc<File>> {
         None
+    }
+
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        self.disk.state().step(Op::Identity).map(|()| None)
     }
 
     fn is_shared(&self) -> bool {

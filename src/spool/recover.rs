@@ -11,7 +11,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -24,12 +25,17 @@ use super::shelf::Folders;
 use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
-use crate::route::Hop;
+use crate::route::{Hop, HopCopy};
 
 /// How much of a damaged stretch is kept for the operator, in bytes: more than any record is.
 const KEPT: u32 = 32 << 20;
+/// So often in all a read that failed is tried again, after a pause. A start has to go on without what it could not
+/// read, so it does not take the first no for an answer.
+const TRIES: u32 = 10;
 /// How much is read at a time.
 const BLOCK: usize = 1 << 20;
+/// So many messages are put into the index while it is held once.
+const AT_ONCE: usize = 1000;
 
 /// A segment that was there before.
 #[derive(Debug)]
@@ -38,9 +44,24 @@ pub(crate) struct Old {
     file: Arc<dyn DiskFile>,
     size: u32,
     salt: Salt,
+    /// Its head could not be read, for this reason, and without it nothing else can.
+    unread: Option<String>,
 }
 
 impl Old {
+    /// Looks at its head, which is there as well if it can be read.
+    fn open(number: u32, file: Arc<dyn DiskFile>, patience: &mut Patience) -> io::Result<(Self, Option<SegmentHead>)> {
+        let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
+        let read = patience.read(&*file, &mut bytes, 0);
+        let unread = read.as_ref().err().map(|error| format!("the head of the segment cannot be read: {error}"));
+        // A head that is damaged is one thing; the first record behind it still has the salt.
+        let head = SegmentHead::decode(&bytes[..read.unwrap_or(0)]);
+        let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
+        let size = u32::try_from(file.length()?).unwrap_or(u32::MAX);
+        // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
+        Ok((Self { number, file, size, salt: salt.unwrap_or_else(Salt::random), unread }, head))
+    }
+
     /// As the index keeps it, before it was read.
     pub fn segment(&self) -> Segment {
         Segment {
@@ -69,11 +90,12 @@ pub(crate) struct Found {
 }
 
 /// Looks at every head and changes nothing.
-pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenError> {
+pub(crate) fn look(disk: &dyn Disk, folders: &Folders, pause: Duration) -> Result<Found, OpenError> {
     let io_error = |path: &PathBuf| {
         let path = path.clone();
         move |error| OpenError::Io { path, error }
     };
+    let mut patience = Patience::new(pause);
     let mut found = Found { segments: Vec::new(), spare: Vec::new(), next: 1, generation: 0 };
     for name in disk.list(&folders.log).map_err(io_error(&folders.log))? {
         let path = folders.log.join(&name);
@@ -83,11 +105,7 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
         }
         let Some(number) = Folders::segment_number(&name) else { continue };
         let file = disk.open(&path).map_err(io_error(&path))?;
-        let mut bytes = [0; SEGMENT_HEAD as usize + RECORD_HEAD];
-        // A head that does not read is damage in one block; the first record behind it still has the salt.
-        let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
-        let head = SegmentHead::decode(&bytes[..read]);
-        let salt = head.map(|head| head.salt).or_else(|| Salt::of_record(&bytes[SEGMENT_HEAD as usize..]));
+        let (old, head) = Old::open(number, file, &mut patience).map_err(io_error(&path))?;
         if let Some(head) = head {
             if head.version > VERSION {
                 return Err(OpenError::Newer { path, found: head.version });
@@ -95,9 +113,7 @@ pub(crate) fn look(disk: &dyn Disk, folders: &Folders) -> Result<Found, OpenErro
             found.generation = found.generation.max(head.generation);
         }
         found.next = found.next.max(number.saturating_add(1));
-        let size = u32::try_from(file.length().map_err(io_error(&path))?).unwrap_or(u32::MAX);
-        // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
-        found.segments.push(Old { number, file, size, salt: salt.unwrap_or_else(Salt::random) });
+        found.segments.push(old);
     }
     found.segments.sort_by_key(|old| old.number);
     Ok(found)
@@ -116,7 +132,7 @@ pub struct Recovery {
 /// What a start found.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// The copies that wait, in the order in which their messages came.
+    /// The copies that wait, in the order in which their messages came; none where they were handed on already.
     pub waiting: Vec<Waiting>,
     /// What could not be read and was set aside now.
     pub corrupt: Vec<CorruptRecord>,
@@ -157,28 +173,25 @@ impl Recovery {
 
     /// Reads it. Blocking, for as long as the disk takes to give all that waits.
     pub fn run(self) -> Recovered {
-        let Self { shared, old, own } = self;
-        let mut scan = Scan::default();
-        let mut buffer = Vec::new();
-        for segment in &old {
-            scan.segment(segment, &mut buffer);
-            crash_point("recover.segment");
-        }
-        scan.judge();
-        for (by, settlement) in std::mem::take(&mut scan.settles) {
-            if !scan.cancelled.contains(&by) {
-                scan.settle(&settlement);
-            }
-        }
+        let mut waiting = Vec::new();
+        let recovered = self.run_with(|some| waiting.extend(some));
+        Recovered { waiting, ..recovered }
+    }
 
+    /// The same, but hands on what waits some at a time, in the order in which it came, instead of all in the end: a
+    /// million of them need not be in memory a second time, and new mail waits for the index no longer than some take.
+    pub fn run_with(self, mut take: impl FnMut(Vec<Waiting>)) -> Recovered {
+        let Self { shared, old, own } = self;
+        let mut scan = Scan::of(&old, Patience::new(shared.options.pause));
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
-        for (segment, from, to, reason) in scan.damaged {
+        for (segment, from, to, reason) in std::mem::take(&mut scan.damaged) {
             let Some(file) = old.iter().find(|old| old.number == segment).map(|old| &old.file) else { continue };
             let (path, is_new) = match set_aside(&*shared.disk, &shared.folders, segment, &**file, (from, to), &reason)
             {
                 Ok(done) => done,
                 Err(error) => {
                     tracing::error!(%error, segment, offset = from, "a damaged record could not be set aside");
+                    scan.unreadable.insert(segment);
                     (shared.folders.segment(segment), true)
                 }
             };
@@ -189,29 +202,38 @@ impl Recovery {
         }
         crash_point("recover.set_aside");
 
-        let mut known = HashSet::new();
-        let mut found: Vec<_> = scan.messages.into_iter().collect();
+        let Scan { messages, plans, ends, unreadable, .. } = scan;
+        let mut found: Vec<_> = messages.into_iter().collect();
         // Numbers grow in the order in which messages came.
         found.sort_unstable_by_key(|(id, _)| *id);
         recovered.messages = found.len();
-        let mut index = shared.index.lock().unwrap_or_else(PoisonError::into_inner);
-        for (number, end) in scan.ends {
+        let known: HashSet<u64> = found.iter().filter_map(|(_, seen)| Some(seen.entry.own?.get())).collect();
+        let mut index = shared.lock_index();
+        for (number, end) in ends {
             if let Some(segment) = index.segments.get_mut(&number) {
                 segment.end = end;
-                if scan.unreadable.contains(&number) {
+                if unreadable.contains(&number) {
                     segment.fate = Fate::Keep;
                 }
             }
         }
-        for (id, Seen { entry, accepted, hops }) in found {
-            known.extend(entry.own.map(|own| own.get()));
-            recovered.waiting.extend(entry.waiting(id, accepted, hops));
-            let place = entry.place;
-            index.insert(id, entry, place);
-        }
-        index.scanned = true;
-        shared.count_waiting(&index);
+        index.reserve(found.len());
         drop(index);
+        let mut found = found.into_iter();
+        while found.len() > 0 {
+            let mut waiting = Vec::with_capacity(AT_ONCE);
+            let mut index = shared.lock_index();
+            for (id, Seen { entry, accepted, plan }) in found.by_ref().take(AT_ONCE) {
+                waiting.extend(entry.waiting(id, accepted, &plans[plan as usize]));
+                let place = entry.place;
+                index.insert(id, entry, place);
+            }
+            shared.count_waiting(&index);
+            drop(index);
+            // Whoever takes them may have them tried at once; their entries are there.
+            take(waiting);
+        }
+        shared.lock_index().scanned = true;
 
         for name in own {
             // A name that is not of our making is not ours to remove.
@@ -227,6 +249,56 @@ impl Recovery {
     }
 }
 
+/// What a segment says, for whoever has nothing but the file.
+#[derive(Debug)]
+pub struct Survey {
+    /// The messages that wait in it, in the order of their numbers.
+    pub messages: Vec<Surveyed>,
+    /// Stretches that could not be read: from, to, why.
+    pub damaged: Vec<(u32, u32, String)>,
+    /// Stretches that a crash left unfinished.
+    pub torn: usize,
+    /// Up to where it holds records.
+    pub end: u32,
+}
+
+/// A message that waits.
+#[derive(Debug)]
+pub struct Surveyed {
+    /// Its number.
+    pub id: MessageId,
+    /// Where its record stands.
+    pub offset: u32,
+    /// For each of its copies, which recipients are not settled.
+    pub open: Vec<Vec<u16>>,
+    /// Those of its copies of which somebody is open.
+    pub copies: Vec<Waiting>,
+}
+
+/// Reads one segment as a start would read it were it the only one, and changes nothing.
+///
+/// # Errors
+/// What the file system says. What is wrong with the segment is no error: it is in the answer.
+pub fn survey(number: u32, file: Arc<dyn DiskFile>) -> io::Result<Survey> {
+    let (old, _) = Old::open(number, file, &mut Patience::default())?;
+    let scan = Scan::of(&[old], Patience::default());
+    let plans = scan.plans;
+    let mut messages: Vec<_> = scan
+        .messages
+        .into_iter()
+        .map(|(id, Seen { entry, accepted, plan })| Surveyed {
+            id,
+            offset: entry.place.offset,
+            open: entry.open(),
+            copies: entry.waiting(id, accepted, &plans[plan as usize]).collect(),
+        })
+        .collect();
+    messages.sort_unstable_by_key(|message| message.id);
+    let damaged = scan.damaged.into_iter().map(|(_, from, to, reason)| (from, to, reason)).collect();
+    let end = scan.ends.first().map_or(SEGMENT_HEAD, |&(_, end)| end);
+    Ok(Survey { messages, damaged, torn: scan.torn, end })
+}
+
 /// What reading the log brings to light.
 #[derive(Debug, Default)]
 struct Scan {
@@ -235,7 +307,11 @@ struct Scan {
     settles: Vec<(MessageId, Settlement)>,
     /// Messages that never were.
     cancelled: HashSet<MessageId>,
-    /// One of each connector's name, for all messages.
+    /// Connectors and hops of a message's copies, each list once for all messages that share it.
+    plans: Vec<Plan>,
+    /// Where in `plans` a list stands.
+    plan_numbers: HashMap<Plan, u32>,
+    /// One of each connector's name, for all lists.
     names: HashSet<Arc<str>>,
     /// Stretches that are no records: segment, from, to, reason.
     suspects: Vec<(u32, u32, u32, String)>,
@@ -247,16 +323,20 @@ struct Scan {
     unreadable: HashSet<u32>,
     damaged: Vec<(u32, u32, u32, String)>,
     torn: usize,
+    patience: Patience,
 }
 
 /// A message that was found, with what the index does not keep of it.
 #[derive(Debug)]
 struct Seen {
-    entry: Entry,
+    entry: Box<Entry>,
     accepted: Timestamp,
-    /// Connector and hop of each copy.
-    hops: Vec<(ConnectorName, Hop)>,
+    /// Connector and hop of each copy, by the number of their list.
+    plan: u32,
 }
+
+/// Connector and hop of each copy.
+type Plan = Arc<[(ConnectorName, Hop)]>;
 
 /// Bytes where a record should be.
 struct Bad {
@@ -268,9 +348,34 @@ struct Bad {
 }
 
 impl Scan {
+    /// Reads all segments, which are in order.
+    fn of(segments: &[Old], patience: Patience) -> Self {
+        let mut scan = Self { patience, ..Self::default() };
+        let mut buffer = Vec::new();
+        for segment in segments {
+            scan.segment(segment, &mut buffer);
+            crash_point("recover.segment");
+        }
+        scan.judge();
+        for (by, settlement) in std::mem::take(&mut scan.settles) {
+            if !scan.cancelled.contains(&by) {
+                scan.settle(&settlement);
+            }
+        }
+        scan
+    }
+
     /// Reads one segment.
     fn segment(&mut self, old: &Old, buffer: &mut Vec<u8>) {
-        let mut window = Window { file: &*old.file, buffer, start: 0, filled: 0 };
+        if let Some(reason) = &old.unread {
+            self.damaged.push((old.number, 0, old.size, reason.clone()));
+            self.unreadable.insert(old.number);
+            self.ends.push((old.number, SEGMENT_HEAD));
+            return;
+        }
+        // Lent, so that what is read and what comes of it can be changed at once.
+        let patience = std::mem::take(&mut self.patience);
+        let mut window = Window { file: &*old.file, buffer, start: 0, filled: 0, patience };
         let mut offset = SEGMENT_HEAD;
         let mut end = SEGMENT_HEAD;
         while u64::from(offset) + RECORD_HEAD as u64 <= u64::from(old.size) {
@@ -299,6 +404,7 @@ impl Scan {
                 None => break,
             }
         }
+        self.patience = window.patience;
         self.ends.push((old.number, end));
     }
 
@@ -341,9 +447,9 @@ impl Scan {
                     Some(seen) => seen.entry.place = place,
                     None => {
                         let entry = Entry::found(&decoded, place);
-                        let hops = decoded.copies.into_iter().map(|copy| (self.name(copy.via), copy.hop)).collect();
                         if !entry.is_done() {
-                            self.messages.insert(id, Seen { entry, accepted, hops });
+                            let plan = self.plan(decoded.copies);
+                            self.messages.insert(id, Seen { entry, accepted, plan });
                         }
                     }
                 }
@@ -388,6 +494,19 @@ impl Scan {
         if let Some(seen) = self.messages.get_mut(&deferral.id) {
             seen.entry.defer(deferral);
         }
+    }
+
+    /// The number of these copies' list.
+    fn plan(&mut self, copies: Vec<HopCopy>) -> u32 {
+        let plan: Vec<_> = copies.into_iter().map(|copy| (copy.via, copy.hop)).collect();
+        if let Some(number) = self.plan_numbers.get(plan.as_slice()) {
+            return *number;
+        }
+        let plan: Plan = plan.into_iter().map(|(via, hop)| (self.name(via), hop)).collect();
+        let number = u32::try_from(self.plans.len()).expect("memory ends before there are 2^32 lists");
+        self.plans.push(Arc::clone(&plan));
+        self.plan_numbers.insert(plan, number);
+        number
     }
 
     fn name(&mut self, name: ConnectorName) -> ConnectorName {
@@ -447,6 +566,32 @@ struct Window<'a> {
     buffer: &'a mut Vec<u8>,
     start: u32,
     filled: usize,
+    patience: Patience,
+}
+
+/// How often a read may still be tried again, and after what pause.
+#[derive(Debug, Default)]
+struct Patience {
+    tries: u32,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(pause: Duration) -> Self {
+        Self { tries: TRIES, pause }
+    }
+
+    fn read(&mut self, file: &dyn DiskFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match read_full_at(file, buffer, offset) {
+                Err(_) if self.tries > 0 => {
+                    self.tries -= 1;
+                    std::thread::sleep(self.pause);
+                }
+                other => return other,
+            }
+        }
+    }
 }
 
 impl Window<'_> {
@@ -470,7 +615,7 @@ impl Window<'_> {
                 Ok(read) => self.filled += read,
                 // A smaller piece may still be readable beside a bad block.
                 Err(_) => {
-                    let read = read_full_at(self.file, &mut self.buffer[..len], offset.into());
+                    let read = self.patience.read(self.file, &mut self.buffer[..len], offset.into());
                     self.filled = 0;
                     self.filled = read.map_err(|error| error.to_string())?;
                 }

@@ -74,6 +74,11 @@ impl Folders {
         self.large.join(format!("{number:016x}.body"))
     }
 
+    /// Such a file, of a message that could not be read.
+    pub fn kept_own(&self, number: u64) -> PathBuf {
+        self.corrupt.join(format!("{number:016x}.body"))
+    }
+
     /// The number in its name.
     pub fn own_number(name: &str) -> Option<u64> {
         u64::from_str_radix(name.strip_suffix(".body")?, 16).ok()

@@ -5,6 +5,8 @@
 //! tells.
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +61,11 @@ struct Facts {
     names: Presented,
     issuer_name: String,
 }
+
+/// What to do about a certificate whose time is over, or soon will be.
+const RENEW: &str = "put a new one in its place, no restart is needed";
+/// The same where it is that of an issuer in the chain.
+const NEW_ISSUER: &str = "take a chain with its successor";
 
 /// Something about a chain that its owner should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +128,10 @@ impl Identity {
                          first",
                         at + 1
                     ),
-                    None => format!("{key_name}: the key does not belong to the first certificate in {chain_name}"),
+                    None => format!(
+                        "{key_name}: the key does not belong to the first certificate in {chain_name}; one of the two is \
+                         another server's, or was not renewed with it"
+                    ),
                 });
             }
             Err(error) => return Err(format!("{chain_name}: its first certificate cannot be used: {error}")),
@@ -205,19 +215,20 @@ impl Identity {
         let mut find = |error, text| findings.push(Finding { error, text });
         let Facts { not_before, not_after, .. } = *self.leaf;
         if now > not_after {
-            find(true, format!("the certificate was valid until {not_after}, and it is now {now}"));
+            find(true, format!("the certificate was valid until {not_after}, and it is now {now}; {RENEW}"));
         } else if now < not_before {
             find(true, format!("the certificate is valid from {not_before} on, and it is now {now}"));
         } else if not_after.duration_since(now) < SOON {
-            find(false, format!("the certificate ends in {}, at {not_after}", left(not_after, now)));
+            find(false, format!("the certificate ends in {}, at {not_after}; {RENEW}", left(not_after, now)));
         }
         for issuer in self.issuers() {
             let (name, until) = (issuer.names.short(), issuer.not_after);
             if now > until {
-                find(false, format!("the certificate of the issuer {name} was valid until {until}"));
+                find(false, format!("the certificate of the issuer {name} was valid until {until}; {NEW_ISSUER}"));
             } else if until < not_after && until.duration_since(now) < SOON {
                 // One that outlives the certificate goes with it.
-                find(false, format!("the certificate of the issuer {name} ends in {}, at {until}", left(until, now)));
+                let left = left(until, now);
+                find(false, format!("the certificate of the issuer {name} ends in {left}, at {until}; {NEW_ISSUER}"));
             }
         }
         findings.extend(self.gap(now, known, system));
@@ -255,7 +266,7 @@ impl Identity {
             None if top.subject == top.issuer => None,
             None if is_leaf => warning(format!(
                 "the certificate of the issuer ({issuer}) is missing from the file: others who do not have it cannot \
-                 check the chain"
+                 check the chain; add it behind the certificate"
             )),
             None => warning(format!(
                 "no root that is known here ends the chain: the file holds the issuer {}, and not the certificate of \
@@ -331,11 +342,15 @@ impl Roots {
         let find = |root: &Root| {
             let (name, until) = (root.facts.names.short(), root.facts.not_after);
             if now > until {
-                let text =
-                    format!("the trusted certificate {name} was valid until {until}; nothing chains to it any more");
+                let text = format!(
+                    "the trusted certificate {name} was valid until {until}; nothing chains to it any more; replace it by its successor"
+                );
                 Some(Finding { error: none_left, text })
             } else if until.duration_since(now) < SOON {
-                let text = format!("the trusted certificate {name} ends in {}, at {until}", left(until, now));
+                let text = format!(
+                    "the trusted certificate {name} ends in {}, at {until}; add its successor",
+                    left(until, now)
+                );
                 Some(Finding { error: false, text })
             } else {
                 None
@@ -476,8 +491,17 @@ fn items(pem: &[u8], name: &str) -> Result<Vec<rustls_pemfile::Item>, String> {
     rustls_pemfile::read_all(&mut &*pem).collect::<Result<_, _>>().map_err(|error| format!("{name}: not PEM: {error}"))
 }
 
+/// No chain and no bundle of roots is longer, and /dev/zero ends somewhere.
+const FILE_LIMIT: u64 = 16 << 20;
+
 fn read(file: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|open| open.take(FILE_LIMIT + 1).read_to_end(&mut bytes));
+    match read {
+        Err(error) => Err(format!("{}: {error}", file.display())),
+        Ok(_) if bytes.len() as u64 > FILE_LIMIT => Err(format!("{}: longer than 16 MiB", file.display())),
+        Ok(_) => Ok(bytes),
+    }
 }
 
 /// The year 9999 is more than a [`Timestamp`] can say in every time zone; certificates without an end carry it.

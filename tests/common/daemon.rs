@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,16 +44,14 @@ impl Daemon {
     pub fn launch(folder: &Path, config: &str, environment: &[(&str, &str)]) -> Self {
         let file = folder.join("causeway.toml");
         std::fs::write(&file, config).unwrap();
-        let mut child = causeway()
-            .arg("-c")
-            .arg(&file)
-            .arg("run")
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = causeway();
+        command.arg("-c").arg(&file).arg("run").envs(environment.iter().copied());
+        Self::of(command)
+    }
+
+    /// What `command` becomes.
+    pub fn of(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let lines = Arc::clone(&log);

@@ -8,6 +8,8 @@
 #![allow(clippy::unwrap_used)] // what goes wrong here fails the test that asked for it
 
 pub mod daemon;
+pub mod deep;
+pub mod history;
 pub mod sink;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 use causeway::tls::authority::Authority;
 
 pub use daemon::Daemon;
-pub use sink::{Arrival, At, Reaction, Sink, SinkPlan};
+pub use sink::{Arrival, At, Crowd, Limit, Reaction, Sink, SinkPlan};
 
 /// Longer than anything here takes on a busy machine; a test that needs it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);

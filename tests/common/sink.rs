@@ -13,6 +13,7 @@ use causeway::tls::{Acceptor, Identity, Stream};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
 use super::{PATIENCE, wait_until};
 
@@ -68,6 +69,15 @@ pub enum Reaction {
     TakeAndHangUp,
 }
 
+/// What a sink bears at a time, and what it says beyond.
+#[derive(Debug, Clone)]
+pub enum Limit {
+    /// So many connections: one more hears this line instead of a greeting.
+    Connections(usize, &'static str),
+    /// So many messages: one more hears this line after MAIL.
+    Messages(usize, &'static str),
+}
+
 type React = Arc<dyn Fn(&At<'_>) -> Reaction + Send + Sync>;
 
 /// What a sink is like.
@@ -85,6 +95,11 @@ pub struct SinkPlan {
     pub react: React,
     /// False: what is remembered of an arrival is without its content.
     pub keep_content: bool,
+    /// How long every answer takes.
+    pub delay: Duration,
+    pub limit: Option<Limit>,
+    /// Connections are taken and not greeted, until the plan says otherwise.
+    pub silent: bool,
 }
 
 impl SinkPlan {
@@ -97,6 +112,9 @@ impl SinkPlan {
             mechanisms: "PLAIN LOGIN",
             react: Arc::new(|_| Reaction::Go),
             keep_content: true,
+            delay: Duration::ZERO,
+            limit: None,
+            silent: false,
         }
     }
 
@@ -115,6 +133,25 @@ pub struct Sink {
 struct Shared {
     plan: Mutex<SinkPlan>,
     arrivals: Mutex<Vec<Arrival>>,
+    crowd: Mutex<Crowd>,
+    /// The plan is another now.
+    replanned: Notify,
+    /// All connections end.
+    hang_up: Notify,
+}
+
+/// How many are there at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Crowd {
+    /// Connections, but those that were refused.
+    pub open: usize,
+    pub most_open: usize,
+    /// Messages between MAIL and their last answer.
+    pub busy: usize,
+    /// Connections and messages beyond the limit.
+    pub refused: usize,
+    /// How many messages had arrived when each connection came that was not refused.
+    pub came_after: Vec<usize>,
 }
 
 impl Sink {
@@ -128,14 +165,31 @@ impl Sink {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { plan: Mutex::new(plan), arrivals: Mutex::default() });
+        let shared = Arc::new(Shared {
+            plan: Mutex::new(plan),
+            arrivals: Mutex::default(),
+            crowd: Mutex::default(),
+            replanned: Notify::new(),
+            hang_up: Notify::new(),
+        });
         let host = Arc::clone(&shared);
         runtime.spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let host = Arc::clone(&host);
                 tokio::spawn(async move {
-                    let plan = host.plan.lock().unwrap().clone();
-                    let _ = Session::serve(socket, plan, host).await;
+                    let Some(_guest) = Guest::welcome(&host) else {
+                        let _ = refuse(socket, &host).await;
+                        return;
+                    };
+                    let served = async {
+                        host.until_it_speaks().await;
+                        let plan = host.plan.lock().unwrap().clone();
+                        let _ = Session::serve(socket, plan, Arc::clone(&host)).await;
+                    };
+                    tokio::select! {
+                        () = served => {}
+                        () = host.hang_up.notified() => {}
+                    }
                 });
             }
         });
@@ -145,10 +199,25 @@ impl Sink {
     /// From now on it is like this; TLS and AUTH in new sessions only.
     pub fn replan(&self, plan: SinkPlan) {
         *self.shared.plan.lock().unwrap() = plan;
+        self.shared.replanned.notify_waiters();
+    }
+
+    /// Ends all connections there are.
+    pub fn hang_up(&self) {
+        self.shared.hang_up.notify_waiters();
+    }
+
+    pub fn crowd(&self) -> Crowd {
+        self.shared.crowd.lock().unwrap().clone()
     }
 
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.shared.arrivals.lock().unwrap().clone()
+    }
+
+    /// Waits until nobody is connected: what a client sent before it died has arrived by then.
+    pub fn come_to_rest(&self) {
+        wait_until("all sessions end", PATIENCE, || self.shared.crowd.lock().unwrap().open == 0);
     }
 
     pub fn count(&self) -> usize {
@@ -175,6 +244,83 @@ impl Drop for Sink {
     }
 }
 
+impl Shared {
+    async fn until_it_speaks(&self) {
+        loop {
+            let replanned = self.replanned.notified();
+            if !self.plan.lock().unwrap().silent {
+                return;
+            }
+            replanned.await;
+        }
+    }
+
+    fn limit(&self) -> Option<Limit> {
+        self.plan.lock().unwrap().limit.clone()
+    }
+}
+
+/// A connection that is counted.
+struct Guest(Arc<Shared>);
+
+impl Guest {
+    fn welcome(host: &Arc<Shared>) -> Option<Self> {
+        let limit = host.limit();
+        let arrived = host.arrivals.lock().unwrap().len();
+        let mut crowd = host.crowd.lock().unwrap();
+        if matches!(limit, Some(Limit::Connections(most, _)) if crowd.open >= most) {
+            crowd.refused += 1;
+            return None;
+        }
+        crowd.open += 1;
+        crowd.most_open = crowd.most_open.max(crowd.open);
+        crowd.came_after.push(arrived);
+        drop(crowd);
+        Some(Self(Arc::clone(host)))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.crowd.lock().unwrap().open -= 1;
+    }
+}
+
+async fn refuse(mut socket: TcpStream, host: &Shared) -> std::io::Result<()> {
+    if let Some(Limit::Connections(_, line)) = host.limit() {
+        socket.write_all(format!("{line}\r\n").as_bytes()).await?;
+    }
+    socket.shutdown().await
+}
+
+/// A message that is counted.
+struct Busy(Arc<Shared>);
+
+impl Busy {
+    /// `Err`: the line that says that there are too many.
+    fn begin(host: &Arc<Shared>) -> Result<Self, &'static str> {
+        let limit = host.limit();
+        let mut crowd = host.crowd.lock().unwrap();
+        match limit {
+            Some(Limit::Messages(most, line)) if crowd.busy >= most => {
+                crowd.refused += 1;
+                Err(line)
+            }
+            _ => {
+                crowd.busy += 1;
+                drop(crowd);
+                Ok(Self(Arc::clone(host)))
+            }
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.crowd.lock().unwrap().busy -= 1;
+    }
+}
+
 struct Session {
     stream: BufReader<Stream>,
     /// Said, but not sent yet.
@@ -182,6 +328,7 @@ struct Session {
     plan: SinkPlan,
     host: Arc<Shared>,
     arrival: Arrival,
+    busy: Option<Busy>,
 }
 
 /// The connection ends here.
@@ -213,6 +360,7 @@ impl Session {
                 login: None,
                 at: Instant::now(),
             },
+            busy: None,
         };
         session.react(&At::Connected, &format!("220 {name} ESMTP sink")).await?;
         loop {
@@ -228,11 +376,18 @@ impl Session {
                 }
                 "MAIL" => {
                     session.reset();
-                    if session.react(&At::Mail(&line), "250 2.1.0 ok").await? {
-                        session.arrival.from = path(&line);
-                        session.arrival.mail = line;
+                    match Busy::begin(&session.host) {
+                        Ok(busy) => {
+                            if session.react(&At::Mail(&line), "250 2.1.0 ok").await? {
+                                session.arrival.from = path(&line);
+                                session.arrival.mail = line;
+                                session.busy = Some(busy);
+                            }
+                        }
+                        Err(too_many) => session.say(too_many).await?,
                     }
                 }
+                "RCPT" if session.arrival.mail.is_empty() => session.say("503 5.5.1 MAIL first").await?,
                 "RCPT" => {
                     if session.react(&At::Rcpt(&line), "250 2.1.5 ok").await? {
                         session.arrival.to.push(path(&line));
@@ -270,6 +425,7 @@ impl Session {
         self.arrival.to.clear();
         self.arrival.rcpt.clear();
         self.arrival.content.clear();
+        self.busy = None;
     }
 
     async fn line(&mut self) -> Result<String, Over> {
@@ -289,6 +445,10 @@ impl Session {
 
     async fn flush(&mut self) -> Result<(), Over> {
         let out = std::mem::take(&mut self.out);
+        let delay = self.host.plan.lock().unwrap().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         self.stream.get_mut().write_all(&out).await?;
         self.stream.get_mut().flush().await?;
         Ok(())

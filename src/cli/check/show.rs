@@ -9,6 +9,7 @@ use std::io::{IsTerminal as _, Write as _};
 use anstyle::{AnsiColor, Style};
 
 use super::{Checked, counted};
+use crate::cli::page::fold;
 use crate::config::{Problem, Severity};
 use crate::probe::{HostSeen, Report};
 
@@ -20,12 +21,6 @@ const DIM: Style = Style::new().dimmed();
 
 /// The words stand so far in.
 const INDENT: usize = 4;
-
-/// Columns, as far as the environment says; else what every terminal has.
-pub(super) fn width() -> usize {
-    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    columns.unwrap_or(80).clamp(40, 120)
-}
 
 /// For a pipe: `error: causeway.toml:41:1: …`, what was seen, the summary.
 pub(super) fn plain(checked: &Checked) -> String {
@@ -141,27 +136,6 @@ fn seen(report: &Report, width: usize, text: &mut String) {
     }
 }
 
-/// Lines of at most so many characters, cut at blanks; a longer word has a line of its own.
-fn fold(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    let mut length = 0;
-    for word in text.split(' ') {
-        let long = word.chars().count();
-        if length > 0 && length + 1 + long > width {
-            lines.push(String::new());
-            length = 0;
-        }
-        let Some(line) = lines.last_mut() else { break };
-        if length > 0 {
-            line.push(' ');
-            length += 1;
-        }
-        line.push_str(word);
-        length += long;
-    }
-    lines
-}
-
 /// One line on a terminal, which the next one overwrites; nothing in a pipe.
 pub(super) fn progress(done: usize, total: usize) {
     let mut to = std::io::stderr();
@@ -177,23 +151,5 @@ pub(super) fn progress_over() {
     if to.is_terminal() {
         let _ = write!(to, "\r\x1b[K");
         let _ = to.flush();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_cut_at_blanks() {
-        for (text, width, expected) in [
-            ("a bc def", 4, &["a bc", "def"][..]),
-            ("a bc def", 80, &["a bc def"]),
-            ("averylongword b", 4, &["averylongword", "b"]),
-            ("", 4, &[""]),
-            ("ä ö ü", 3, &["ä ö", "ü"]),
-        ] {
-            assert_eq!(fold(text, width), expected, "{text:?}");
-        }
     }
 }

@@ -492,7 +492,7 @@ mod tests {
 
     fn view<'a>(file: &str, world: &'a World, directory: &'a Directory) -> View<'a> {
         let door = &world.config.receive_connectors[0];
-        let coming = Ok(Coming { door, words: comes_in(door, None, None) });
+        let coming = Ok(Coming { door, words: comes_in(&world.config, door, None, None) });
         View { file: file.to_owned(), config: &world.config, directory, coming }
     }
 

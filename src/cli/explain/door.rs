@@ -5,8 +5,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::origin_word;
 use crate::config::{Config, Origin, ReceiveConnector};
+use crate::route::trust::{Claim, Clause, Verdict, Words};
+use crate::tls::Unmet;
 
 /// The receive connector that such a message comes in by.
 ///
@@ -24,14 +28,7 @@ pub(super) fn door<'a>(
     };
     let connectors = || config.receive_connectors.iter();
     if let Some(ip) = client.map(|ip| ip.to_canonical()) {
-        let specificity = |connector: &ReceiveConnector| {
-            connector
-                .remote_ips
-                .iter()
-                .filter(|network| network.contains(&ip))
-                .map(|network| network.prefix_len())
-                .max()
-        };
+        let specificity = |connector: &ReceiveConnector| network(connector, ip).map(|network| network.prefix_len());
         let takes = || connectors().filter_map(|one| specificity(one).map(|specificity| (specificity, one)));
         // `max_by_key` gives the last of equals; the first in the file holds.
         let open = takes().filter(|(_, one)| one.tls_domain.is_none() || proved(one)).rev();
@@ -72,44 +69,89 @@ pub(super) fn door<'a>(
         })
 }
 
-/// What a message that comes in by `door` is held to be, in sentences: first by what it comes in and whether it is
-/// internal mail, then the clauses behind that. This is the place for the verdict on a message.
-pub(super) fn comes_in(door: &ReceiveConnector, client: Option<IpAddr>, tls_name: Option<&str>) -> Vec<String> {
-    let name = &door.name;
-    let mut words = vec![format!("comes in by receive connector \"{name}\", origin {}", origin_word(door.origin))];
+/// What a message that comes in by `door` is held to be: by what it comes in, then the verdict in the words of the
+/// tracking event, with every clause, also those that are not asked. What only the client or the message can show is
+/// taken for granted, and that is said.
+pub(super) fn comes_in(
+    config: &Config,
+    door: &ReceiveConnector,
+    client: Option<IpAddr>,
+    tls_name: Option<&str>,
+) -> Vec<String> {
+    const GRANTED: &str = "; taken for granted here";
+    let client = client.map(|ip| ip.to_canonical());
+    let network = client.and_then(|ip| network(door, ip)).copied();
+    let roots = |connector: &ReceiveConnector| {
+        Clause::True(connector.client_roots.as_ref().map(|roots| roots.origin.to_string()).unwrap_or_default().into())
+    };
+    let shown = tls_name.filter(|_| door.tls_domain.is_some());
+    let (certificate, name) = match (&door.tls_domain, shown) {
+        (None, _) => (Clause::NotAsked, Clause::NotAsked),
+        (Some(_), Some(shown)) => (roots(door), Clause::True(shown.to_owned().into())),
+        (Some(names), None) => (roots(door), Clause::True(names.to_string().into())),
+    };
+    let verdict = Verdict::new(door, network, certificate, name);
     let listed = door.originator_org.iter().map(|domain| domain.as_str()).collect::<Vec<_>>().join(" or ");
-    words.push(match (door.internal, listed.as_str()) {
-        (false, _) => format!("internal: no, because receive connector \"{name}\" has internal = false"),
-        (true, "") => format!("internal: yes, because receive connector \"{name}\" has internal = true"),
-        (true, listed) => {
-            format!("internal: yes if it is of {listed}, because receive connector \"{name}\" has internal = true")
-        }
+    let verdict = match listed.as_str() {
+        "" => verdict,
+        _ => verdict.with_originator(Clause::True(listed.clone().into())),
+    };
+    let mut words =
+        vec![format!("comes in by receive connector \"{}\", origin {}", door.name, origin_word(door.origin))];
+    let granted = |holds: bool| if holds { GRANTED } else { "" };
+    words.push(match (verdict.internal, listed.as_str()) {
+        (true, listed) if !listed.is_empty() => format!("{} if it is of {listed}", Words::Internal(&verdict)),
+        _ => Words::Internal(&verdict).to_string(),
     });
-    if let Some(ip) = client.map(|ip| ip.to_canonical()) {
-        let holding = door.remote_ips.iter().filter(|network| network.contains(&ip));
-        if let Some(network) = holding.max_by_key(|network| network.prefix_len()) {
-            words.push(format!("address: {ip} is in its remote_ips, {network}"));
-        }
-    }
-    match (&door.tls_domain, tls_name) {
-        (None, None) => words.push("certificate and name: not asked".to_owned()),
-        (None, Some(shown)) => words.push(format!("certificate and name: not asked, so {shown} proves nothing here")),
-        (Some(names), shown) => {
-            let roots = door.client_roots.as_ref().map_or("its roots", |roots| &roots.origin);
-            words.push(format!("certificate: it must chain to {roots}; that it does is taken for granted here"));
-            words.push(match shown.and_then(|shown| Some((shown, names.carried_by(shown)?))) {
-                Some((shown, demanded)) => format!("name: {shown} matches {demanded} of its tls_domain"),
-                None => format!("name: it must carry {names}; that it does is taken for granted here"),
-            });
-        }
-    }
+    words.push(Words::Connector(&verdict).to_string());
+    let asked = door.tls_domain.is_some();
+    words.push(format!("{}{}", Words::Certificate(&verdict.claim.certificate), granted(asked)));
+    words.push(match (asked, shown, tls_name) {
+        (false, _, Some(shown)) => format!("{}, so {shown} proves nothing here", Words::Name(&verdict.claim.name)),
+        (_, shown, _) => format!("{}{}", Words::Name(&verdict.claim.name), granted(asked && shown.is_none())),
+    });
     words.push(match listed.as_str() {
-        "" => "originator_org: not asked".to_owned(),
-        listed => format!(
-            "originator_org: {listed}, by X-OriginatorOrg or XOORG; else the message counts as from the Internet"
+        "" => Words::Originator(&verdict.originator_org).to_string(),
+        _ => format!(
+            "{}{GRANTED}: XOORG or X-OriginatorOrg must say so, else the message counts as from the Internet",
+            Words::Originator(&verdict.originator_org)
         ),
     });
+    if let Some(ip) = client {
+        words.extend(lost(config, door, ip, tls_name).iter().map(|claim| Words::Lost(claim).to_string()));
+    }
     words
+}
+
+/// The connectors that would have taken this client, had it proved what they ask for.
+fn lost(config: &Config, door: &ReceiveConnector, ip: IpAddr, tls_name: Option<&str>) -> Vec<Claim> {
+    let Some(won) = network(door, ip).map(|network| network.prefix_len()) else { return Vec::new() };
+    let proved = door.tls_domain.is_some();
+    let others = config.receive_connectors.iter().filter(|other| {
+        other.name != door.name
+            && other.listen.iter().any(|listen| door.listen.contains(listen))
+            && network(other, ip)
+                .is_some_and(|network| network.prefix_len() > won || (network.prefix_len() == won && !proved))
+    });
+    others
+        .filter_map(|other| {
+            let names = other.tls_domain.as_ref()?;
+            let (certificate, name) = match tls_name {
+                None => (Clause::False("none was presented".into()), Clause::NotAsked),
+                Some(shown) if names.carried_by(shown).is_some() => return None,
+                Some(shown) => {
+                    let unmet = Unmet::Name { demanded: names.to_string(), seen: shown.to_owned() };
+                    (Clause::NotAsked, Clause::False(unmet.to_string().into()))
+                }
+            };
+            Some(Claim { connector: other.name.clone(), certificate, name })
+        })
+        .collect()
+}
+
+/// The longest network in `remote_ips` that holds `ip`.
+fn network(connector: &ReceiveConnector, ip: IpAddr) -> Option<&IpNet> {
+    connector.remote_ips.iter().filter(|network| network.contains(&ip)).max_by_key(|network| network.prefix_len())
 }
 
 #[cfg(test)]
@@ -222,20 +264,37 @@ tls = "opportunistic"
                 None,
                 &[
                     "comes in by receive connector \"internet\", origin internet",
-                    "internal: no, because receive connector \"internet\" has internal = false",
-                    "address: 203.0.113.9 is in its remote_ips, 0.0.0.0/0",
-                    "certificate and name: not asked",
+                    "internal: no, by connector",
+                    "connector \"internet\" (0.0.0.0/0): true",
+                    "certificate: not asked",
+                    "name: not asked",
                     "originator_org: not asked",
+                    "connector \"cloud\": false, certificate: none was presented",
                 ][..],
+            ),
+            (
+                Some("203.0.113.9"),
+                Some("mail.example.org"),
+                &[
+                    "comes in by receive connector \"internet\", origin internet",
+                    "internal: no, by connector",
+                    "connector \"internet\" (0.0.0.0/0): true",
+                    "certificate: not asked",
+                    "name: not asked, so mail.example.org proves nothing here",
+                    "originator_org: not asked",
+                    "connector \"cloud\": false, name: demanded a certificate for mail.protection.outlook.com or *.cloud.example, \
+                     saw one for mail.example.org",
+                ],
             ),
             (
                 Some("10.2.0.1"),
                 Some("mail.protection.outlook.com"),
                 &[
                     "comes in by receive connector \"servers\", origin on-premises",
-                    "internal: no, because receive connector \"servers\" has internal = false",
-                    "address: 10.2.0.1 is in its remote_ips, 10.0.0.0/8",
-                    "certificate and name: not asked, so mail.protection.outlook.com proves nothing here",
+                    "internal: no, by connector",
+                    "connector \"servers\" (10.0.0.0/8): true",
+                    "certificate: not asked",
+                    "name: not asked, so mail.protection.outlook.com proves nothing here",
                     "originator_org: not asked",
                 ],
             ),
@@ -244,28 +303,27 @@ tls = "opportunistic"
                 Some("a.cloud.example"),
                 &[
                     "comes in by receive connector \"cloud\", origin cloud",
-                    "internal: yes if it is of contoso.com or fabrikam.com, because receive connector \"cloud\" has \
-                     internal = true",
-                    "certificate: it must chain to ROOTS; that it does is taken for granted here",
-                    "name: a.cloud.example matches *.cloud.example of its tls_domain",
-                    "originator_org: contoso.com or fabrikam.com, by X-OriginatorOrg or XOORG; else the message counts as \
-                     from the Internet",
+                    "internal: yes if it is of contoso.com or fabrikam.com",
+                    "connector \"cloud\": true",
+                    "certificate chains to ROOTS: true; taken for granted here",
+                    "name a.cloud.example: true",
+                    "originator_org contoso.com or fabrikam.com: true; taken for granted here: XOORG or X-OriginatorOrg must \
+                     say so, else the message counts as from the Internet",
                 ],
             ),
         ] {
             let client = ip.map(|ip| ip.parse().unwrap());
             let door = door(&config, None, client, name).unwrap();
             let roots = door.client_roots.as_ref().map(|roots| roots.origin.to_string()).unwrap_or("ROOTS".to_owned());
-            let words = comes_in(door, client, name);
+            let words = comes_in(&config, door, client, name);
             let words: Vec<_> = words.iter().map(|words| words.replace(&roots, "ROOTS")).collect();
             assert_eq!(words, expected, "{ip:?} {name:?}");
         }
         let cloud = door(&config, Some(Origin::Cloud), None, None).unwrap();
-        let words = comes_in(cloud, None, None);
+        let words = comes_in(&config, cloud, None, None);
         assert!(
             words.contains(
-                &"name: it must carry mail.protection.outlook.com or *.cloud.example; that it does is taken for granted here"
-                    .to_owned()
+                &"name mail.protection.outlook.com or *.cloud.example: true; taken for granted here".to_owned()
             ),
             "{words:?}"
         );

@@ -193,13 +193,15 @@ fn from_other_side(page: &mut Page, plan: &Plan) {
     page.key("tls", r#""require""#, "a certificate needs TLS");
     identity(page, plan);
     page.key("tls_domain", &list(std::slice::from_ref(&plan.other_name)), "what its certificate must carry");
-    client_authority(page, plan);
+    client_authority(page, plan, there);
     page.key("internal", "true", "between our premises organization headers are believed");
     let why = match (plan.other, plan.side) {
         (Other::ExchangeOnline, _) => {
             "all customers of Exchange Online show that certificate; by this we know ours, the others count as strangers"
         }
-        (Other::Causeway, Premises::OnPremises) => "its mail must say that it is ours, or counts as a stranger's",
+        (Other::Causeway, Premises::OnPremises) => {
+            "its mail must say that it is ours, or counts as a stranger's; it says the second where its first authoritative domain is that"
+        }
         // A certificate of our own servers says enough.
         (Other::Causeway | Other::ExchangeServer, _) => "",
     };
@@ -239,7 +241,7 @@ fn from_own_side(page: &mut Page, plan: &Plan) {
         page.key("tls", r#""require""#, "a certificate needs TLS");
         identity(page, plan);
         page.key("tls_domain", &list(std::slice::from_ref(&plan.mailbox_name)), "what its certificate must carry");
-        client_authority(page, plan);
+        client_authority(page, plan, here);
     } else {
         page.key("remote_ips", &list(&plan.mailbox_networks), "");
         page.key("tls", r#""offer""#, r#""require" if all of them can"#);
@@ -254,7 +256,7 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
     page.say(&format!("To the mailbox server {}.", here.place()));
     page.line("[[send_connector]]");
     page.key("name", &quoted(&format!("to-{}", here.word())), "[hybrid] names it");
-    proved(page, plan, &plan.mailbox_host, &plan.mailbox_name);
+    proved(page, plan, here, (&plan.mailbox_host, &plan.mailbox_name));
     page.gap();
 
     page.say(&format!("To the side {}.", there.place()));
@@ -264,7 +266,7 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
         let why = "addresses that our own servers wrote out";
         page.key("address_spaces", &list(std::slice::from_ref(&plan.routing_domain)), why);
     }
-    proved(page, plan, &plan.other_host, &plan.other_name);
+    proved(page, plan, there, (&plan.other_host, &plan.other_name));
     page.gap();
 
     if plan.has_way_out() {
@@ -284,11 +286,11 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
 }
 
 /// The rest of a send connector that leads to servers of our own.
-fn proved(page: &mut Page, plan: &Plan, host: &str, name: &str) {
+fn proved(page: &mut Page, plan: &Plan, premises: Premises, (host, name): (&str, &str)) {
     page.key("smart_hosts", &list(&[host.to_owned()]), "");
     page.key("tls", r#""domain""#, "no certificate with that name, no mail: never in the clear");
     page.key("tls_domain", &list(&[name.to_owned()]), "what its certificate must carry");
-    if let Some(authority) = &plan.ca_file {
+    if let Some(authority) = plan.authority(premises) {
         page.key("ca_file", &quoted(authority), "leave it out if a public authority issued it");
     }
     page.key("certificate", &quoted(&plan.certificate), "by this the server knows us");
@@ -301,8 +303,8 @@ fn identity(page: &mut Page, plan: &Plan) {
     page.key("key", &quoted(&plan.key), "");
 }
 
-fn client_authority(page: &mut Page, plan: &Plan) {
-    if let Some(authority) = &plan.ca_file {
+fn client_authority(page: &mut Page, plan: &Plan, premises: Premises) {
+    if let Some(authority) = plan.authority(premises) {
         page.key("client_ca_file", &quoted(authority), "leave it out if a public authority issued it");
     }
 }

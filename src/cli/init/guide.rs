@@ -5,16 +5,20 @@
 
 use super::configuration::sentence;
 use super::plan::{Other, Plan, Premises, host_only, port_of};
+use crate::cli::page;
 
-/// Sentences are broken here; what is to be pasted is not.
+/// Sentences are broken here, or where the terminal ends; what is to be pasted is not.
 const COLUMNS: usize = 96;
 
-struct Guide(String);
+struct Guide {
+    text: String,
+    columns: usize,
+}
 
 impl Guide {
     fn line(&mut self, text: &str) {
-        self.0.push_str(text);
-        self.0.push('\n');
+        self.text.push_str(text);
+        self.text.push('\n');
     }
 
     fn chapter(&mut self, title: &str) {
@@ -25,18 +29,9 @@ impl Guide {
 
     /// Sentences.
     fn say(&mut self, text: &str) {
-        let mut line = String::new();
-        for word in text.split_whitespace() {
-            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > COLUMNS {
-                self.line(&line);
-                line.clear();
-            }
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
+        for line in page::fold(text, self.columns) {
+            self.line(&line);
         }
-        self.line(&line);
     }
 
     /// One command over several lines, `continued` at the end of each but the last.
@@ -56,7 +51,8 @@ impl Guide {
 
 /// All of it.
 pub(super) fn text(plan: &Plan, notes: &[String]) -> String {
-    let mut guide = Guide(String::new());
+    let columns = page::columns().map_or(COLUMNS, |columns| columns.min(COLUMNS));
+    let mut guide = Guide { text: String::new(), columns };
     for note in notes {
         guide.line(note);
     }
@@ -73,7 +69,7 @@ pub(super) fn text(plan: &Plan, notes: &[String]) -> String {
     mailbox_server(&mut guide, plan);
     forwards(&mut guide, plan);
     next(&mut guide, plan);
-    guide.0
+    guide.text
 }
 
 fn dns(guide: &mut Guide, plan: &Plan) {

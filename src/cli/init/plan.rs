@@ -261,12 +261,25 @@ impl Plan {
         self.scenario.sends_through_other(self.side.other())
     }
 
-    /// What `X-OriginatorOrg` may say. Exchange Online writes the tenant's first domain there, so both count.
+    /// The authority behind the certificates of the servers on `premises`; `None`: a public one. Exchange Online has
+    /// Microsoft's, whoever issued ours.
+    pub(super) fn authority(&self, premises: Premises) -> Option<&str> {
+        let public = premises != self.side && self.other == Other::ExchangeOnline;
+        self.ca_file.as_deref().filter(|_| !public)
+    }
+
+    /// What the other side may say its organization is. Exchange Online writes the tenant's first domain into
+    /// `X-OriginatorOrg`; a relay names in XOORG the first domain that it takes for authoritative, which is the routing
+    /// domain where it does not know all recipients of the other. So both count.
     pub(super) fn originators(&self) -> Vec<String> {
-        let tenant = self.routing_domain.strip_suffix(".mail.onmicrosoft.com");
-        let tenant = tenant.filter(|_| self.other == Other::ExchangeOnline);
-        let tenant = tenant.map(|tenant| format!("{tenant}.onmicrosoft.com"));
-        std::iter::once(self.domain.clone()).chain(tenant).collect()
+        let second = match self.other {
+            Other::ExchangeOnline => {
+                let tenant = self.routing_domain.strip_suffix(".mail.onmicrosoft.com");
+                tenant.map(|tenant| format!("{tenant}.onmicrosoft.com"))
+            }
+            Other::Causeway | Other::ExchangeServer => Some(self.routing_domain.clone()),
+        };
+        std::iter::once(self.domain.clone()).chain(second).collect()
     }
 
     /// The port that the other side must be let in at.

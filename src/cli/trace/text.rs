@@ -8,13 +8,14 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Story, Told, Traced, more};
 
-/// Where lines are broken.
-const WIDTH: usize = 100;
+/// Where lines are broken for a pipe.
+pub(super) const WIDTH: usize = 100;
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
 /// Writes all of it; how many more there are comes last, where the eye is.
-pub(super) fn write(out: &mut impl Write, traced: &Traced, relays: &[&str]) -> io::Result<()> {
+pub(super) fn write(out: &mut impl Write, traced: &Traced, relays: &[&str], width: usize) -> io::Result<()> {
+    let out = &mut Page { out, width };
     for (number, story) in traced.stories.iter().enumerate() {
         if number > 0 {
             writeln!(out)?;
@@ -27,7 +28,23 @@ pub(super) fn write(out: &mut impl Write, traced: &Traced, relays: &[&str]) -> i
     Ok(())
 }
 
-fn write_story(out: &mut impl Write, story: &Story, relays: &[&str], indent: usize) -> io::Result<()> {
+/// Where it is written, and how wide that is.
+struct Page<'o> {
+    out: &'o mut dyn Write,
+    width: usize,
+}
+
+impl Write for Page<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn write_story(out: &mut Page<'_>, story: &Story, relays: &[&str], indent: usize) -> io::Result<()> {
     let several = relays.len() > 1;
     let title = match (indent, story.message_id()) {
         (0, Some(message_id)) => message_id.to_owned(),
@@ -66,7 +83,7 @@ fn write_story(out: &mut impl Write, story: &Story, relays: &[&str], indent: usi
 }
 
 fn write_event(
-    out: &mut impl Write,
+    out: &mut Page<'_>,
     told: &Told,
     begin: Timestamp,
     relay: Option<&str>,
@@ -84,7 +101,8 @@ fn write_event(
     let mut way = Vec::new();
     way.extend(text(&record.status));
     way.extend(relay.map(|relay| format!("on {relay}")));
-    let received = record.event == "RECEIVE";
+    // A message that was refused has no number yet: its connector and peer are those that it came by.
+    let received = record.event == "RECEIVE" || record.id.is_none();
     way.extend(text(&record.connector).map(|name| format!("{} {name}", if received { "by" } else { "via" })));
     way.extend(text(&record.peer).map(|peer| format!("{} {peer}", if received { "from" } else { "at" })));
     way.extend(text(&record.tls));
@@ -159,8 +177,8 @@ fn relative(since: SignedDuration) -> String {
     }
 }
 
-/// Writes `text` in lines of at most [`WIDTH`], the first behind `indent`, the others behind `hang`.
-fn wrapped(out: &mut impl Write, text: &str, indent: usize, hang: usize, style: Style) -> io::Result<()> {
+/// Writes `text` in lines that fit the page, the first behind `indent`, the others behind `hang`.
+fn wrapped(out: &mut Page<'_>, text: &str, indent: usize, hang: usize, style: Style) -> io::Result<()> {
     let text = match text.strip_prefix('\n') {
         Some(text) => {
             writeln!(out)?;
@@ -168,18 +186,22 @@ fn wrapped(out: &mut impl Write, text: &str, indent: usize, hang: usize, style: 
         }
         None => text,
     };
-    for (number, line) in broken(&clean(text), WIDTH - indent, WIDTH - hang).into_iter().enumerate() {
+    for (number, line) in
+        broken(&clean(text), out.width.saturating_sub(indent), out.width.saturating_sub(hang)).into_iter().enumerate()
+    {
         writeln!(out, "{:indent$}{style}{line}{style:#}", "", indent = if number == 0 { indent } else { hang })?;
     }
     Ok(())
 }
 
 /// The same where a line is begun already: `used` of its columns.
-fn continued(out: &mut impl Write, text: &str, used: usize, hang: usize) -> io::Result<()> {
+fn continued(out: &mut Page<'_>, text: &str, used: usize, hang: usize) -> io::Result<()> {
     if text.is_empty() {
         return writeln!(out);
     }
-    for (number, line) in broken(text, WIDTH.saturating_sub(used), WIDTH - hang).into_iter().enumerate() {
+    for (number, line) in
+        broken(text, out.width.saturating_sub(used), out.width.saturating_sub(hang)).into_iter().enumerate()
+    {
         match (number, line.is_empty()) {
             (0, true) => writeln!(out)?,
             (0, false) => writeln!(out, " {line}")?,

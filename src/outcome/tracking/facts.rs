@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr2, memmem};
 
 use super::{Line, Record};
 use crate::message::MessageId;
@@ -93,12 +93,29 @@ impl<'a> Facts<'a> {
 
     /// Those of any line; `None` if it says nothing that can be read. `room` holds the line in the relay's form.
     pub fn of(line: &'a [u8], room: &'a mut Vec<u8>) -> Option<Self> {
-        if let Some(facts) = Self::peek(line) {
+        if let Some(facts) = Self::peek(line).filter(|facts| facts.is_plain() && facts.is_all()) {
             return Some(facts);
         }
         let record = Record::parse(std::str::from_utf8(line).ok()?).ok()?;
         *room = canonical(&record)?;
         Self::peek(room)
+    }
+
+    /// Are its texts such as are written in one way only? Another program may write an escape where we write none, or
+    /// escape another way, and the same text would not be the same bytes.
+    fn is_plain(&self) -> bool {
+        let texts = [self.event, self.message_id.unwrap_or_default(), self.from.unwrap_or_default(), self.to];
+        texts.iter().all(|text| text.is_ascii() && memchr2(b'\\', 0x7f, text).is_none())
+    }
+
+    /// Did it say all there is? A field that was not found where we write it may stand elsewhere; within a text its
+    /// name would have escapes around it.
+    fn is_all(&self) -> bool {
+        let elsewhere = |found: bool, name: &[u8]| !found && memmem::find(self.line, name).is_some();
+        !elsewhere(self.id.is_some(), b"\"id\"")
+            && !elsewhere(self.message_id.is_some(), b"\"message_id\"")
+            && !elsewhere(self.from.is_some(), b"\"from\"")
+            && !elsewhere(!self.to.is_empty(), b"\"to\"")
     }
 
     /// The recipients.
@@ -223,10 +240,20 @@ mod tests {
             r#"{"time":"2026-11-20T12:00:00.000001Z","event":"FAIL"}"#,
             r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","id":"00000000002A","from":"<>","detail":"\"to\":[\"x\"]"}"#,
             r#"{"event":"SEND","time":"2026-11-20T13:00:00+01:00","to":["a@b.example"],"id":"00000000002A","new":{"a":[1]}}"#,
+            r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","detail":"x","id":"00000000002A","from":"<>","to":["a@b.example"]}"#,
+            r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","to":["a@b.example"],"id":"00000000002A","message_id":"<a@b>"}"#,
+            r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","id":"00000000002A","from":"<>","because":["to"]}"#,
             r#"{"time":"2026-11-20T12:00:00Z","event":"SEND","size":12,"from":"x\"\\@y.example"}"#,
             r#"{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","size":12,"from":"x@y.example"}"#.replace("size\":12,\"from\":\"x@y.example\"", "from\":\"x@y.example\",\"message_id\":\"<a@b>\"").as_str(),
         ] {
             check(line.as_bytes());
+        }
+        // Escapes that we never write, and letters that we never write without one.
+        for text in [r"<\u0061@b>", r"<a\u0040b>", "<a\u{7f}@b>"] {
+            let line = format!(r#"{{"time":"2026-11-20T12:00:00.000001Z","event":"SEND","message_id":"{text}"}}"#);
+            let (parsed, mut room) = (Record::parse(&line).unwrap(), Vec::new());
+            let facts = Facts::of(line.as_bytes(), &mut room).unwrap();
+            assert_eq!(facts.message_id.unwrap(), escaped(&parsed.message_id.unwrap()), "{text}");
         }
         for line in ["", "{", "{}", "{\"time\":\"half", "nonsense", "{\"time\":\"yesterday\",\"event\":\"SEND\"}"] {
             assert_eq!(Facts::of(line.as_bytes(), &mut Vec::new()), None, "{line}");

@@ -700,8 +700,10 @@ impl Groups {
         let mut order: Vec<usize> = (0..stories.len()).filter(|&one| about[one].is_some()).collect();
         order.sort_by_key(|&one| std::cmp::Reverse(depth(one)));
         for one in order {
-            if let (Some(story), Some(above)) = (stories[one].take(), about[one])
-                && !story.events.is_empty()
+            // What nothing is told of has no reports either: they stand by themselves.
+            let has_events = |one: &usize| stories[*one].as_ref().is_some_and(|story| !story.events.is_empty());
+            if let Some(above) = about[one].filter(has_events)
+                && let Some(story) = stories[one].take_if(|story| !story.events.is_empty())
                 && let Some(above) = &mut stories[above]
             {
                 above.reports.push(story);
@@ -971,6 +973,19 @@ mod tests {
         let mut seen = seen.into_inner().unwrap();
         seen.sort_unstable();
         assert_eq!(seen, (1..6000).collect::<Vec<_>>());
+    }
+
+    /// A line that a crash tore begins as it should, and names a report; that message is there all the same.
+    #[test]
+    fn what_a_torn_line_says_takes_no_other_message_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let noon = at("2026-11-20T12:00:00Z");
+        let about = line(noon, EventKind::Dsn, 1, "", "", "a@b.example", "failure report 000000000002 to the sender");
+        let torn = about.replace("]", "],,");
+        let report = line(noon, EventKind::Receive, 2, "", "", "a@b.example", "");
+        std::fs::write(folder.path().join("tracking-2026-11-20.jsonl"), torn + &report).unwrap();
+        let relays = [Relay::open("mail.contoso.com", folder.path()).unwrap()];
+        assert_eq!(said(&trace(&relays, &query())), ["-: RECEIVE@0"]);
     }
 
     #[test]

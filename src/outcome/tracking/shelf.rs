@@ -167,10 +167,18 @@ fn index(folder: &Path, name: Name, stop: &Stop) -> Result<(), Unfinished> {
     let mut builder = Builder::new(BufWriter::new(out));
     let mut input = Counted { inner: BufReader::with_capacity(BLOCK, file), passed: 0 };
     while !input.fill_buf()?.is_empty() {
-        let (begun, offset) = (Instant::now(), input.passed);
+        let (mut begun, offset, mut passed) = (Instant::now(), input.passed, 0);
         let mut lines = Lines::new(BufReader::new(GzDecoder::new(&mut input)));
         while let Some(line) = lines.next()? {
             builder.line(line);
+            passed += line.len() + 1;
+            // Made by gzip itself, the whole file is one block; that must not hold up the end of the daemon.
+            if passed >= BLOCK {
+                if stop.rest(begun.elapsed() * REST) {
+                    return Err(Unfinished::Stopped);
+                }
+                (begun, passed) = (Instant::now(), 0);
+            }
         }
         builder.end_block(offset)?;
         if stop.rest(begun.elapsed() * REST) {
@@ -303,6 +311,28 @@ mod tests {
             assert_eq!(listed(folder.path()), DONE);
             assert!(std::fs::read(folder.path().join(DONE[0])).unwrap() == made_with_it, "another index");
         }
+    }
+
+    /// As logrotate or an administrator would leave it: one member, and no index.
+    #[test]
+    fn a_day_that_gzip_itself_compressed_gets_an_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = day(folder.path(), 5000);
+        std::fs::remove_file(folder.path().join("tracking-2026-11-19.jsonl")).unwrap();
+        let mut member = GzEncoder::new(File::create(folder.path().join(DONE[1])).unwrap(), LEVEL);
+        member.write_all(lines.as_bytes()).unwrap();
+        member.finish().unwrap();
+        let stop = Stop::default();
+        stop.now();
+        finish(folder.path(), &names(folder.path()).unwrap(), &stop);
+        assert_eq!(listed(folder.path()), [DONE[1]], "it was told to end");
+        finish(folder.path(), &names(folder.path()).unwrap(), &Stop::default());
+        let length = std::fs::metadata(folder.path().join(DONE[1])).unwrap().len();
+        let index = Index::open(&folder.path().join(DONE[0]), length).unwrap();
+        assert_eq!((index.blocks().len(), index.blocks()[0].end), (1, length));
+        let mut found = BTreeSet::new();
+        index.find(Key::from(b"a000000000007@b.example"), &mut found).unwrap();
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [0]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Finding, Findings, Pair, Site, Spot};
-use crate::config::{ConnectorName, Hops, Level, ReceiveConnector, ReceiveTls, SendConnector};
+use crate::config::{ConnectorName, DomainKind, Hops, Level, ReceiveConnector, ReceiveTls, SendConnector};
 use crate::tls::{Demand, Identity, Unmet};
 
 impl Pair<'_> {
@@ -306,15 +306,26 @@ impl Link<'_, '_> {
         }
         if !door.originator_org.is_empty() {
             let listed = door.originator_org.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let says = match self.own.organization().filter(|_| send.internal) {
-                Some(organization) if door.originator_org.contains(organization) => return,
-                Some(organization) => format!("says {organization}, its first authoritative domain"),
-                None => "says none, since the connectors are not internal".to_owned(),
+            let (says, cure) = match self.own.config.organization().filter(|_| send.internal) {
+                Some(organization) if door.originator_org.contains(organization) => (None, String::new()),
+                Some(organization) => {
+                    let domains = &self.own.config.accepted_domains;
+                    let first = domains.iter().find(|domain| domain.kind == DomainKind::Authoritative);
+                    let why = match first {
+                        Some(_) => "its first authoritative domain",
+                        None => "its first domain, since none is authoritative",
+                    };
+                    (Some(format!("says {organization} (XOORG: {why})")), format!("write {organization} here too"))
+                }
+                None => (
+                    Some("says none, since the connectors are not internal".to_owned()),
+                    "set internal = true on both, or leave this out".to_owned(),
+                ),
             };
-            let text = format!(
-                "{listed}, but {own} {says}: all of its mail counts as from the Internet; write that domain here"
-            );
-            found.error(self.there(door, "originator_org"), text);
+            if let Some(says) = says {
+                let text = format!("{listed}, but {own} {says}: all of its mail counts as from the Internet; {cure}");
+                found.error(self.there(door, "originator_org"), text);
+            }
         }
         if door.require_auth && send.login.is_none() {
             let text =

@@ -169,7 +169,7 @@ impl Pair<'_> {
         let (is, the) = if who.count == 1 { ("it", "the mailbox is") } else { ("them", "the mailboxes are") };
         match fault {
             Fault::Loops { entries: [one, two] } => format!(
-                "{names}: mail loops: {own} has {is} as {one}, {other} as {two}; find out where {the} and mend the entry on the other side"
+                "{names}: mail loops: {own} has {is} as {one}, {other} as {two}; find out where {the} and mend the entry on the side that is wrong"
             ),
             Fault::TwoHomes => format!(
                 "{names}: {own} and {other} each hold {is} to be at home: which mailbox gets the mail depends on where it was sent from; mend the entry on the side where {the} not"

@@ -330,7 +330,9 @@ fn sender(site: &Site<'_>, door: &ReceiveConnector) -> Address {
     match (door.sender_domains.first(), door.origin) {
         (Some((domain, _)), _) => at(domain),
         (None, Origin::Internet | Origin::Partner) => stranger(),
-        (None, Origin::OnPremises | Origin::Cloud | Origin::Client) => site.organization().map_or_else(stranger, at),
+        (None, Origin::OnPremises | Origin::Cloud | Origin::Client) => {
+            site.config.organization().map_or_else(stranger, at)
+        }
     }
 }
 

@@ -1,0 +1,315 @@
+//! The queue as workers and operators share it: the schedule, what workers have in hand, and what operators said.
+//!
+//! The schedule does not know its items by name, and looking for one among a million would hold up everybody. So what an
+//! operator says of a copy is noted here, and counts when the copy's turn comes: one that is held is then laid aside, and
+//! one that was given a new place in the schedule is known by its *turn*, so that the old place means nothing. All of it
+//! changes under the queue's one lock, in which a worker also takes its next item: a copy is in the schedule, in one pair
+//! of hands, or laid aside, and never in two of them.
+
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::time::Instant;
+
+use super::Relay;
+use super::schedule::{LaneId, Schedule};
+use super::work::Item;
+use crate::message::MessageId;
+
+/// A copy: its message, and its index there.
+pub(super) type Key = (MessageId, u16);
+
+/// The schedule and all hands on it.
+#[derive(Debug)]
+pub(super) struct Queue {
+    schedule: Schedule<Item>,
+    /// What workers, reports and operators have in hand at this moment.
+    /// Counted: one that is put back may be taken up by the next before the last has let go.
+    trying: HashMap<Key, u8>,
+    /// What operators said, as long as it matters.
+    orders: HashMap<Key, Order>,
+}
+
+#[derive(Debug, Default)]
+struct Order {
+    held: bool,
+    /// Which of its places in the schedule counts.
+    turn: u16,
+    /// How many others are still there.
+    stale: u16,
+    /// It came to its turn while it was held.
+    aside: Option<Item>,
+}
+
+/// A copy that somebody has in hand; let go when this is dropped.
+#[derive(Debug)]
+pub(super) struct InHand {
+    relay: Relay,
+    key: Key,
+    mine: bool,
+}
+
+impl InHand {
+    /// Somebody else lets it go.
+    pub(super) fn pass_on(mut self) {
+        self.mine = false;
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if self.mine {
+            self.relay.queue().let_down(self.key);
+        }
+    }
+}
+
+/// What becomes of a copy that an operator wants to take away.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Grasp {
+    /// It is ours until [`Queue::let_down`].
+    Ours,
+    /// Somebody tries it at this moment.
+    Busy,
+}
+
+impl Deref for Queue {
+    type Target = Schedule<Item>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.schedule
+    }
+}
+
+impl DerefMut for Queue {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.schedule
+    }
+}
+
+impl Queue {
+    pub(super) fn new(schedule: Schedule<Item>) -> Self {
+        Self { schedule, trying: HashMap::new(), orders: HashMap::new() }
+    }
+
+    /// A worker's next item, which it has in hand from then on. `None`: the worker ends.
+    pub(super) fn next(&mut self, lane: LaneId, now: Instant) -> Option<Item> {
+        loop {
+            let item = self.schedule.take(lane, now)?;
+            if let Some(item) = self.admit(item) {
+                return Some(item);
+            }
+        }
+    }
+
+    /// An item that came out of the schedule, if it is to be looked at now; then it is in hand.
+    pub(super) fn admit(&mut self, item: Item) -> Option<Item> {
+        let key = item.key();
+        if !self.orders.is_empty()
+            && let Some(order) = self.orders.get_mut(&key)
+        {
+            if order.turn != item.turn {
+                order.stale = order.stale.saturating_sub(1);
+                self.tidy(key);
+                return None;
+            }
+            if order.held {
+                // What is held may stay so for long: the message itself is read again.
+                order.aside = Some(Item { resident: None, ..item });
+                return None;
+            }
+        }
+        self.take_up(key);
+        Some(item)
+    }
+
+    /// It is in nobody's hand any more.
+    pub(super) fn let_down(&mut self, key: Key) {
+        if let Some(hands) = self.trying.get_mut(&key) {
+            *hands -= 1;
+            if *hands == 0 {
+                self.trying.remove(&key);
+            }
+        }
+    }
+
+    fn take_up(&mut self, key: Key) {
+        let hands = self.trying.entry(key).or_default();
+        *hands = hands.saturating_add(1);
+    }
+
+    pub(super) fn is_tried(&self, key: Key) -> bool {
+        self.trying.contains_key(&key)
+    }
+
+    pub(super) fn is_held(&self, key: Key) -> bool {
+        self.orders.get(&key).is_some_and(|order| order.held)
+    }
+
+    /// How many copies are held.
+    pub(super) fn held(&self) -> usize {
+        self.orders.values().filter(|order| order.held).count()
+    }
+
+    /// A copy that was held when the relay ended.
+    pub(super) fn lay_aside(&mut self, item: Item) {
+        let order = self.orders.entry(item.key()).or_default();
+        if order.turn != item.turn {
+            order.stale = order.stale.saturating_sub(1);
+            return;
+        }
+        order.held = true;
+        order.aside = Some(item);
+    }
+
+    /// From now on it is not tried. One that is being tried at this moment is held when it comes back.
+    pub(super) fn hold(&mut self, key: Key) {
+        self.orders.entry(key).or_default().held = true;
+    }
+
+    /// From now on it is tried again: gives it back if it was laid aside. Else it still has its place in the schedule.
+    pub(super) fn release(&mut self, key: Key) -> Option<Item> {
+        let order = self.orders.get_mut(&key)?;
+        order.held = false;
+        let aside = order.aside.take();
+        self.tidy(key);
+        aside
+    }
+
+    /// Takes a copy out of the schedule, wherever in it it is, or from where it was laid aside. Its next place, if it is to
+    /// have one, has the turn that [`Queue::turn`] says.
+    pub(super) fn grasp(&mut self, key: Key) -> Grasp {
+        if self.is_tried(key) {
+            return Grasp::Busy;
+        }
+        self.take_up(key);
+        let order = self.orders.entry(key).or_default();
+        if order.aside.take().is_none() {
+            order.turn = order.turn.wrapping_add(1);
+            order.stale = order.stale.saturating_add(1);
+        }
+        Grasp::Ours
+    }
+
+    /// The turn of a copy's place in the schedule.
+    pub(super) fn turn(&self, key: Key) -> u16 {
+        self.orders.get(&key).map_or(0, |order| order.turn)
+    }
+
+    /// The copy is gone: nobody holds it.
+    pub(super) fn forget_hold(&mut self, key: Key) {
+        if let Some(order) = self.orders.get_mut(&key) {
+            order.held = false;
+            order.aside = None;
+            self.tidy(key);
+        }
+    }
+
+    /// What says nothing any more is not kept. A turn other than the first says something as long as its item may come.
+    fn tidy(&mut self, key: Key) {
+        let is_spent = |order: &Order| !order.held && order.stale == 0 && order.turn == 0 && order.aside.is_none();
+        if self.orders.get(&key).is_some_and(is_spent) {
+            self.orders.remove(&key);
+        }
+    }
+
+    /// The copies of which something was said that no item in the schedule waits for.
+    pub(super) fn ordered(&self) -> Vec<Key> {
+        self.orders.iter().filter(|(_, order)| order.stale == 0).map(|(key, _)| *key).collect()
+    }
+
+    /// Drops what was said of these, which are not in the spool any more. An item with an old turn may carry the message
+    /// itself, and must find its order.
+    pub(super) fn forget(&mut self, gone: &[Key]) {
+        for key in gone {
+            if self.orders.get(key).is_some_and(|order| order.stale == 0) {
+                self.orders.remove(key);
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// Counts a copy as in hand that somebody has taken already.
+    pub(super) fn in_hand(&self, key: Key) -> InHand {
+        InHand { relay: self.clone(), key, mine: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::config::ConnectorName;
+    use crate::route::Hop;
+
+    const KEY: Key = (MessageId(1), 0);
+
+    fn item(turn: u16) -> Item {
+        Item {
+            id: KEY.0,
+            copy: KEY.1,
+            attempts: 0,
+            warned: false,
+            turn,
+            panics: 0,
+            accepted: Timestamp::UNIX_EPOCH,
+            absent_since: None,
+            resident: None,
+            early: None,
+            done: None,
+        }
+    }
+
+    fn queue() -> (Queue, LaneId) {
+        let mut queue = Queue::new(Schedule::new(vec![Duration::from_secs(60)]));
+        let lane = queue.lane(&ConnectorName("out".into()), &Hop::SmartHosts, 5);
+        (queue, lane)
+    }
+
+    #[test]
+    fn what_is_held_is_laid_aside_and_comes_back_once() {
+        let (mut queue, lane) = queue();
+        queue.hold(KEY);
+        assert!(queue.ready(lane, item(0)));
+        assert!(queue.next(lane, Instant::now()).is_none());
+        assert_eq!((queue.held(), queue.is_tried(KEY)), (1, false));
+        let back = queue.release(KEY).expect("it was laid aside");
+        assert!(queue.release(KEY).is_none());
+        let lane = queue.lane(&ConnectorName("out".into()), &Hop::SmartHosts, 5);
+        assert!(queue.ready(lane, back));
+        assert!(queue.next(lane, Instant::now()).is_some());
+        assert!(queue.is_tried(KEY) && queue.orders.is_empty());
+    }
+
+    #[test]
+    fn one_that_is_grasped_leaves_nothing_behind_that_is_tried() {
+        let (mut queue, lane) = queue();
+        assert!(queue.ready(lane, item(0)));
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        assert_eq!(queue.grasp(KEY), Grasp::Busy, "one pair of hands");
+        queue.let_down(KEY);
+        let turn = queue.turn(KEY);
+        let same = queue.lane(&ConnectorName("out".into()), &Hop::SmartHosts, 5);
+        let _ = queue.ready(same, item(turn));
+        assert_eq!(queue.next(lane, Instant::now()).map(|item| item.turn), Some(turn), "the old place is passed over");
+        assert_eq!(queue.grasp(KEY), Grasp::Busy, "a worker has it");
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten() {
+        let (mut queue, _) = queue();
+        queue.hold(KEY);
+        queue.lay_aside(item(0));
+        assert_eq!((queue.held(), queue.ordered()), (1, vec![KEY]));
+        queue.forget(&[KEY]);
+        assert_eq!(queue.held(), 0);
+        assert!(queue.release(KEY).is_none());
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.forget(&[KEY]);
+        assert!(queue.ordered().is_empty());
+        assert!(queue.admit(item(0)).is_none(), "what was taken away while it had its place is never tried");
+    }
+}

@@ -1,0 +1,636 @@
+//! The admin interface of the built daemon, over plain sockets.
+
+#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+
+use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, run, said, wait_until};
+use serde_json::{Value, json};
+
+/// A relay that sends everything to `next`.
+fn config(next: SocketAddr, admin: &str) -> String {
+    format!(
+        r#"hostname = "mail.contoso.com"
+postmaster = "julie@contoso.com"
+shutdown_grace = "10s"
+
+[log]
+format = "json"
+
+[spool]
+path = "spool"
+min_free_space = "1MiB"
+retry = ["1h"]
+
+[tracking]
+path = "tracking"
+
+[[accepted_domain]]
+name = "contoso.com"
+type = "external-relay"
+
+[[receive_connector]]
+name = "in"
+listen = ["127.0.0.1:0"]
+origin = "internet"
+tls = "off"
+relay = true
+
+[[send_connector]]
+name = "out"
+address_spaces = ["*"]
+smart_hosts = ["{next}"]
+tls = "off"
+
+{admin}
+"#
+    )
+}
+
+const ADMIN: &str = "[admin]\nlisten = \"127.0.0.1:0\"\n";
+
+/// A running relay with its admin interface.
+struct World {
+    scratch: Scratch,
+    daemon: Daemon,
+}
+
+/// An answer.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+impl World {
+    fn new(next: SocketAddr) -> Self {
+        let scratch = Scratch::new();
+        let daemon = Daemon::spawn(scratch.path(), &config(next, ADMIN));
+        Self { scratch, daemon }
+    }
+
+    /// Where the admin interface listens, as the log says.
+    fn address(&self) -> SocketAddr {
+        let log = self.daemon.log_text();
+        let line = log.lines().rfind(|line| line.contains("the admin interface listens\"")).unwrap();
+        serde_json::from_str::<Value>(line).unwrap()["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    fn token(&self) -> String {
+        std::fs::read_to_string(self.scratch.file("secrets/admin")).unwrap().trim().to_owned()
+    }
+
+    /// Sends a request as it stands and gives the answer.
+    fn raw(&self, request: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be answered, and closed, before all of it was sent.
+        let _ = stream.write_all(request.as_bytes());
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let text = String::from_utf8(bytes).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{text:?}"));
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap();
+        Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+
+    /// With these fields beside Host.
+    fn ask_with(&self, method: &str, path: &str, fields: &str, body: &str) -> Answer {
+        let (host, length) = (self.address(), body.len());
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {length}\r\n") };
+        self.raw(&format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{fields}{length}\r\n{body}"))
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.ask_with("GET", path, &format!("Authorization: Bearer {}\r\n", self.token()), "")
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        let fields = format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", self.token());
+        self.ask_with("POST", path, &fields, &body.to_string())
+    }
+}
+
+/// The token is made at the first start, for nobody else; health needs none, everything else does.
+#[test]
+fn s160_every_route_asks_for_the_token_but_health() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let mode = std::fs::metadata(world.scratch.file("secrets/admin")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let document = world.get("/api/v1/openapi.json").json();
+    let mut asked = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let (method, path) = (method.to_uppercase(), path.replace("{id}", "000100000001"));
+            let open = operation["security"] == json!([]);
+            for (what, fields) in [
+                ("no token", String::new()),
+                ("a wrong one", format!("Authorization: Bearer {}\r\n", "0".repeat(64))),
+                ("an empty one", "Authorization: Bearer \r\n".to_owned()),
+                ("another scheme", format!("Authorization: Basic {}\r\n", world.token())),
+                ("two", format!("Authorization: Bearer {0}\r\nAuthorization: Bearer {0}\r\n", world.token())),
+            ] {
+                let fields = format!("{fields}Content-Type: application/json\r\n");
+                let answer = world.ask_with(&method, &path, &fields, "{}");
+                let expected = if open { 200 } else { 401 };
+                assert_eq!(answer.status, expected, "{method} {path} with {what}: {answer:?}");
+                assert!(open || answer.json()["error"].is_string(), "{answer:?}");
+                assert!(answer.head.contains("cache-control: no-store"), "{answer:?}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked >= 20, "{asked}");
+    assert_eq!(world.ask_with("GET", "/nothing", "", "").status, 401, "a stranger does not learn what is not there");
+    let answer = world.get("/nothing");
+    assert_eq!((answer.status, answer.json()["error"].is_string()), (404, true), "{answer:?}");
+    let answer = world.post("/healthz", &json!({}));
+    assert_eq!((answer.status, answer.json()["error"].is_string()), (405, true), "{answer:?}");
+    assert_eq!(world.get("/readyz").json(), json!({"status": "ready"}));
+    let metrics = world.get("/metrics");
+    assert!(metrics.head.contains("content-type: text/plain; version=0.0.4"), "{metrics:?}");
+    for line in ["# TYPE causeway_ready gauge", "causeway_ready 1", "causeway_queue_deferred{connector=\"out\"} 0"] {
+        assert!(metrics.body.lines().any(|found| found == line), "{line}: {}", metrics.body);
+    }
+    assert!(!world.daemon.log_text().contains(&world.token()), "S-166");
+}
+
+#[test]
+fn s161_pages_of_other_sites_and_other_names_are_refused() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let token = format!("Authorization: Bearer {}\r\n", world.token());
+    let own = format!("Origin: http://{}\r\n", world.address());
+    for (fields, expected) in [
+        ("", 200),
+        (own.as_str(), 200),
+        ("Origin: http://evil.example\r\n", 403),
+        ("Origin: null\r\n", 403),
+        ("Sec-Fetch-Site: cross-site\r\n", 403),
+        ("Sec-Fetch-Site: none\r\n", 200),
+    ] {
+        let answer = world.ask_with("GET", "/metrics", &format!("{token}{fields}"), "");
+        assert_eq!(answer.status, expected, "{fields:?}: {answer:?}");
+        assert!(!answer.head.contains("access-control-allow-origin"), "{answer:?}");
+    }
+    for (host, expected) in [
+        ("Host: evil.example\r\n", 403),
+        ("", 400),
+        ("Host: localhost\r\nHost: evil.example\r\n", 400),
+        ("Host: localhost:8025\r\n", 200),
+    ] {
+        let answer = world.raw(&format!("GET /healthz HTTP/1.1\r\n{host}\r\n"));
+        assert_eq!(answer.status, expected, "{host:?}: {answer:?}");
+    }
+}
+
+/// S-167: heads that are too long or too many, and bodies that lie about their length.
+#[test]
+fn s167_every_request_has_limits() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let many: String = (0..100).map(|number| format!("X-{number}: x\r\n")).collect();
+    assert_eq!(world.ask_with("GET", "/healthz", &many, "").status, 431);
+    let long = format!("X: {}\r\n", "x".repeat(64 << 10));
+    assert_eq!(world.ask_with("GET", "/healthz", &long, "").status, 431);
+    for request in [
+        "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: x\r\n\r\n",
+        "nonsense\r\n\r\n",
+    ] {
+        assert_eq!(world.raw(request).status, 400, "{request:?}");
+    }
+    assert_eq!(world.get("/healthz").status, 200, "and it lives");
+}
+
+#[test]
+fn where_it_may_not_listen_is_refused_by_name() {
+    let sink = Sink::start();
+    let scratch = Scratch::new();
+    for (admin, status, expected) in [
+        ("[admin]\nlisten = \"0.0.0.0:8025\"", 2, "expected a loopback address"),
+        ("[admin]\nlisten = \"[::]:8025\"", 2, "expected a loopback address"),
+        ("[admin]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"open\"", 2, "others can read"),
+        ("[admin]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"short\"", 1, "at least 16 characters"),
+    ] {
+        scratch.write("open", "0123456789abcdef0123456789abcdef\n");
+        std::fs::set_permissions(scratch.file("open"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        scratch.write("short", "x\n");
+        std::fs::set_permissions(scratch.file("short"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        let file = scratch.write("causeway.toml", config(sink.address, admin));
+        let output = run(causeway().arg("-c").arg(file).arg("run"), PATIENCE);
+        assert_eq!(output.status.code(), Some(status), "{admin}: {}", said(&output));
+        assert!(said(&output).contains(expected), "{admin}: {}", said(&output));
+    }
+}
+
+/// SIGHUP: it moves, it takes another token, it closes; and where it cannot listen, everything stays as it was.
+#[test]
+fn a_reload_moves_it_or_says_why_not() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let first = world.address();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = (taken.local_addr().unwrap(), taken);
+    let rewrite = |admin: &str| {
+        world.scratch.write("causeway.toml", config(sink.address, admin));
+        world.daemon.hang_up();
+    };
+    rewrite(&format!("[admin]\nlisten = \"{}\"", taken.0));
+    world.daemon.wait_for_log("another program listens there");
+    assert_eq!(world.get("/metrics").status, 200, "the old one stays");
+
+    world.scratch.write("other", "fedcba9876543210fedcba9876543210\n");
+    std::fs::set_permissions(world.scratch.file("other"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    rewrite(&format!("{ADMIN}token_file = \"other\""));
+    world.daemon.wait_for_log("the new configuration is in force");
+    assert_eq!(world.address(), first);
+    assert_eq!(world.get("/metrics").status, 401, "the old token");
+    let answer = world.ask_with("GET", "/metrics", "Authorization: bearer fedcba9876543210fedcba9876543210\r\n", "");
+    assert_eq!(answer.status, 200);
+
+    rewrite("[admin]\nlisten = \"127.0.0.2:0\"");
+    world.daemon.wait_for_log("the admin interface listens no more");
+    wait_until("it listens elsewhere", PATIENCE, || world.address() != first);
+    assert_eq!(world.get("/metrics").status, 200);
+    wait_until("nobody is at the old place", PATIENCE, || TcpStream::connect(first).is_err());
+
+    let second = world.address();
+    rewrite("");
+    wait_until("it is closed", PATIENCE, || TcpStream::connect(second).is_err());
+    let mut client = Client::hello(world.daemon.address());
+    assert!(client.say("NOOP").starts_with("250"), "mail goes on");
+}
+
+const CONTENT: &[u8] = b"From: erin@fabrikam.com\r\nMessage-ID: <one@fabrikam.com>\r\nSubject: one\r\n\r\nhello\r\n";
+
+/// The next hop refuses everything for now.
+fn down() -> SinkPlan {
+    SinkPlan::new().reacting(|at| match at {
+        // Both: pipelined, the second would otherwise be taken without the first.
+        At::Mail(_) | At::Rcpt(_) => Reaction::Say("451 4.3.0 not now".into()),
+        _ => Reaction::Go,
+    })
+}
+
+impl World {
+    /// One with a port that its own command line can find.
+    fn at_known_port(next: SocketAddr) -> Self {
+        let scratch = Scratch::new();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let daemon = Daemon::spawn(scratch.path(), &config(next, &format!("[admin]\nlisten = \"{free}\"")));
+        Self { scratch, daemon }
+    }
+
+    /// Sends a message and gives its number, once it was tried in vain.
+    fn stuck(&self, from: &str, to: &[&str]) -> String {
+        let mut client = Client::hello(self.daemon.address());
+        let reply = client.deliver(from, to, CONTENT).unwrap();
+        let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
+        assert!(reply.starts_with("250") && id.len() == 12, "{reply}");
+        wait_until("it was deferred", PATIENCE, || self.entry(&id).is_some_and(|entry| entry["status"] == "deferred"));
+        id
+    }
+
+    fn list(&self, query: &str) -> Vec<Value> {
+        let answer = self.get(&format!("/api/v1/queue?{query}"));
+        assert_eq!(answer.status, 200, "{query}: {answer:?}");
+        answer.json()["entries"].as_array().unwrap().clone()
+    }
+
+    fn entry(&self, id: &str) -> Option<Value> {
+        self.list(&format!("id={id}")).into_iter().next()
+    }
+
+    fn change(&self, verb: &str, filter: &Value) -> Value {
+        let wanted = json!({"filter": filter, "by": "alice", "reason": "as tested"});
+        let answer = self.post(&format!("/api/v1/queue/{verb}"), &wanted);
+        assert_eq!(answer.status, 200, "{verb} {filter}: {answer:?}");
+        answer.json()
+    }
+
+    fn tracked(&self, event: &str, words: &str) -> usize {
+        let files = std::fs::read_dir(self.scratch.file("tracking")).unwrap();
+        let text: String = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+        let is_one = |line: &&str| line.contains(&format!("\"event\":\"{event}\"")) && line.contains(words);
+        text.lines().filter(is_one).count()
+    }
+
+    fn wait_tracked(&self, event: &str, words: &str) {
+        wait_until(&format!("{event} {words}"), PATIENCE, || self.tracked(event, words) == 1);
+    }
+
+    /// Exit status, standard output, standard error.
+    fn cli(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = causeway();
+        command.arg("-c").arg(self.scratch.file("causeway.toml")).args(arguments).env("SUDO_USER", "alice");
+        let output = run(&mut command, PATIENCE);
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+}
+
+#[test]
+fn what_waits_is_listed_shown_filtered_and_paged() {
+    let sink = Sink::with(down());
+    let world = World::new(sink.address);
+    let ids: Vec<String> = [
+        ("erin@fabrikam.com", &["julie@contoso.com", "david@contoso.com"][..]),
+        ("frank@fabrikam.com", &["julie@contoso.com"]),
+        ("", &["anna@example.net"]),
+    ]
+    .into_iter()
+    .map(|(from, to)| world.stuck(from, to))
+    .collect();
+    for (query, expected) in [
+        ("", vec![0, 1, 2]),
+        ("sender=ERIN%40fabrikam.com", vec![0]),
+        ("sender=%3C%3E", vec![2]),
+        ("recipient=julie%40contoso.com", vec![0, 1]),
+        ("recipient=julie%40contoso.com&sender=frank%40fabrikam.com", vec![1]),
+        ("domain=example.net", vec![2]),
+        ("domain=contoso.com&recipient=anna%40example.net", vec![]),
+        ("connector=out", vec![0, 1, 2]),
+        ("connector=in", vec![]),
+        ("hop=smart-hosts", vec![0, 1, 2]),
+        ("hop=example.net", vec![]),
+        ("status=deferred", vec![0, 1, 2]),
+        ("status=held", vec![]),
+        ("older_than=3600", vec![]),
+        ("younger_than=3600", vec![0, 1, 2]),
+        ("sort=age&descending=true", vec![2, 1, 0]),
+        ("sort=sender", vec![2, 0, 1]),
+        ("sort=domain&descending=true", vec![2, 1, 0]),
+    ] {
+        let found: Vec<String> =
+            world.list(query).iter().map(|entry| entry["id"].as_str().unwrap().to_owned()).collect();
+        let expected: Vec<String> = expected.into_iter().map(|index: usize| ids[index].clone()).collect();
+        assert_eq!(found, expected, "{query}");
+    }
+    for order in ["", "&sort=age", "&sort=sender&descending=true"] {
+        let mut found = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = world.get(&format!("/api/v1/queue?limit=1{order}{cursor}")).json();
+            found.extend(page["entries"].as_array().unwrap().iter().map(|entry| entry["id"].clone()));
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={}", next.replace('@', "%40").replace('<', "%3C")),
+                None => break,
+            }
+        }
+        found.sort_by_key(ToString::to_string);
+        assert_eq!(found, ids.iter().map(|id| json!(id)).collect::<Vec<_>>(), "{order}: every page once");
+    }
+    let shown = world.get(&format!("/api/v1/queue/{}", ids[0])).json();
+    assert_eq!(shown["from"], "erin@fabrikam.com");
+    assert_eq!(shown["message_id"], "<one@fabrikam.com>");
+    assert_eq!(shown["received_by"], "in");
+    assert_eq!(shown["copies"][0]["recipients"][1]["to"], "david@contoso.com");
+    assert_eq!(shown["copies"][0]["entry"]["attempts"], 1);
+    assert_eq!(shown["attempts_in"], format!("causeway trace --id {}", ids[0]));
+    for (path, status) in [
+        ("/api/v1/queue/0FFFFFFFFFFF", 404),
+        ("/api/v1/queue/../../etc", 404),
+        ("/api/v1/queue/%2e%2e%2fetc", 400),
+        ("/api/v1/queue/hold", 405),
+        ("/api/v1/queue?cursor=x", 400),
+        ("/api/v1/queue?sort=age&cursor=w1.2.3", 400),
+    ] {
+        let answer = world.get(path);
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+        assert!(answer.json()["error"].is_string(), "{path}: {answer:?}");
+    }
+}
+
+#[test]
+fn what_is_held_stays_over_a_restart_and_goes_when_it_is_released() {
+    let sink = Sink::with(down());
+    let mut world = World::new(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let other = world.stuck("frank@fabrikam.com", &["julie@contoso.com"]);
+    assert_eq!(world.change("hold", &json!({"sender": "erin@fabrikam.com"}))["changed"], 1);
+    assert_eq!(world.change("hold", &json!({"id": id}))["passed"], 1, "it is held already");
+    world.wait_tracked("DEFER", "held by alice over the admin interface: as tested");
+    // What is held is not tried, by whatever way its turn comes.
+    assert_eq!(world.change("retry", &json!({"id": id}))["passed"], 1);
+    assert_eq!(world.entry(&id).unwrap()["status"], "held");
+
+    world.daemon.kill9();
+    world.daemon = Daemon::spawn(world.scratch.path(), &config(sink.address, ADMIN));
+    wait_until("the spool was read", PATIENCE, || {
+        world.list("").len() == 2 && world.entry(&id).unwrap()["status"] == "held"
+    });
+    assert_eq!(world.entry(&id).unwrap()["attempts"], 1, "nothing else was forgotten");
+    sink.replan(SinkPlan::new());
+    wait_until("the other is known", PATIENCE, || world.change("retry", &json!({"id": other}))["changed"] == 1);
+    assert_eq!(sink.wait_for(1)[0].from, "frank@fabrikam.com");
+    assert_eq!(world.list("status=held").len(), 1, "the held one did not go along");
+
+    assert_eq!(world.change("release", &json!({"status": "held"}))["changed"], 1);
+    world.change("retry", &json!({"id": id}));
+    assert_eq!(sink.wait_for(2)[1].from, "erin@fabrikam.com");
+    wait_until("nothing waits", PATIENCE, || world.list("").is_empty());
+    assert_eq!(sink.count(), 2, "each once");
+}
+
+#[test]
+fn what_is_removed_or_returned_is_gone_for_good() {
+    let sink = Sink::with(down());
+    let mut world = World::new(sink.address);
+    let removed = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let returned = world.stuck("frank@fabrikam.com", &["david@contoso.com"]);
+    let answer = world.post("/api/v1/queue/remove", &json!({"filter": {}}));
+    assert_eq!(answer.status, 400, "nobody removes everything by mistake: {answer:?}");
+    let answer = world.post("/api/v1/queue/remove", &json!({"filter": {"id": removed}, "by": "a\nb"}));
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!(world.change("remove", &json!({"id": removed}))["changed"], 1);
+    assert_eq!(world.change("remove", &json!({"id": removed}))["changed"], 0);
+    world.wait_tracked("DROP", "removed by alice over the admin interface: as tested");
+    assert!(world.entry(&removed).is_none());
+    assert_eq!(world.change("hold", &json!({"id": returned}))["changed"], 1);
+    assert_eq!(world.change("bounce", &json!({"id": returned}))["changed"], 1, "also what is held");
+    world.wait_tracked("FAIL", "returned by alice over the admin interface: as tested");
+    world.wait_tracked("DSN", "failure report");
+    assert!(world.entry(&returned).is_none());
+
+    // P1: neither comes back, whatever happens to the daemon; the report does.
+    world.daemon.kill9();
+    sink.replan(SinkPlan::new());
+    world.daemon = Daemon::spawn(world.scratch.path(), &config(sink.address, ADMIN));
+    wait_until("the report is tried", PATIENCE, || {
+        world.change("retry", &json!({"sender": "<>"}));
+        sink.count() == 1
+    });
+    let report = &sink.arrivals()[0];
+    let text = String::from_utf8_lossy(&report.content).into_owned();
+    assert_eq!((report.from.as_str(), report.to.as_slice()), ("", &["frank@fabrikam.com".to_owned()][..]));
+    assert!(text.contains("Status: 5.7.1") && text.contains("returned by alice"), "{text}");
+    wait_until("nothing waits", PATIENCE, || world.list("").is_empty());
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    assert_eq!(sink.count(), 1);
+}
+
+/// A copy that somebody tries at this moment is in that one's hands.
+#[test]
+fn what_is_being_tried_is_left_alone() {
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    let sink = Sink::with(SinkPlan::new().reacting(move |at| match at {
+        At::End(_) => {
+            let _ = gate.lock().unwrap().recv_timeout(PATIENCE);
+            Reaction::Go
+        }
+        _ => Reaction::Go,
+    }));
+    let world = World::new(sink.address);
+    let mut client = Client::hello(world.daemon.address());
+    let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com"], CONTENT).unwrap();
+    let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
+    wait_until("it is tried", PATIENCE, || world.entry(&id).is_some_and(|entry| entry["status"] == "active"));
+    for verb in ["remove", "bounce", "retry"] {
+        let changed = world.change(verb, &json!({"id": id}));
+        assert_eq!((&changed["changed"], &changed["busy"]), (&json!(0), &json!(1)), "{verb}");
+    }
+    go.send(()).unwrap();
+    sink.wait_for(1);
+    wait_until("it is gone", PATIENCE, || world.list("").is_empty());
+    assert_eq!(world.tracked("DROP", &id) + world.tracked("FAIL", &id), 0);
+    assert_eq!(sink.count(), 1);
+}
+
+#[test]
+fn the_command_line_shows_asks_and_does() {
+    let sink = Sink::with(down());
+    let mut world = World::at_known_port(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let (status, text, errors) = world.cli(&["queue", "list"]);
+    assert_eq!(status, Some(0), "{errors}");
+    let row = text.lines().nth(1).unwrap_or_else(|| panic!("{text}"));
+    for word in [id.as_str(), "deferred", " in ", "out", "erin@fabrikam.com", "julie@contoso.com"] {
+        assert!(row.contains(word), "{word}: {text}");
+    }
+    let (status, text, _) = world.cli(&["queue", "list", "--sender", "erin@fabrikam.com", "--json"]);
+    let list: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &list["entries"][0]["id"]), (Some(0), &json!(id)));
+    let (status, text, _) = world.cli(&["queue", "show", &id]);
+    assert_eq!(status, Some(0));
+    for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", "trace --id"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    for (arguments, expected, words) in [
+        (&["queue", "list", "--sender", "nobody@fabrikam.com"][..], 1, "nothing waits that is meant"),
+        (&["queue", "show", "0FFFFFFFFFFF"], 1, "does not wait here"),
+        (&["queue", "show", "x"], 2, "is no id"),
+        (&["queue", "remove"], 2, "say which by ID or filter, or --all"),
+        (&["queue", "remove", "--all", "--domain", "contoso.com"], 2, "and not both"),
+        (&["queue", "hold", "--all"], 2, "nobody is there to ask; say --yes"),
+    ] {
+        let (status, _, errors) = world.cli(arguments);
+        assert_eq!(status, Some(expected), "{arguments:?}: {errors}");
+        assert!(errors.contains(words), "{arguments:?}: {errors}");
+    }
+    assert_eq!(world.entry(&id).unwrap()["status"], "deferred", "nothing was done without an answer");
+    let (status, text, errors) = world.cli(&["queue", "hold", &id, "--yes", "--reason", "a test"]);
+    assert_eq!((status, text.as_str()), (Some(0), "1 copy held\n"), "{errors}");
+    assert!(errors.contains(&id), "it shows what it touches: {errors}");
+    world.wait_tracked("DEFER", "held by alice over the admin interface: a test");
+    let (status, text, _) = world.cli(&["queue", "remove", "--status", "held", "--yes", "--json"]);
+    let changed: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &changed["changed"]), (Some(0), &json!(1)));
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    let (status, _, errors) = world.cli(&["queue", "list"]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("the daemon cannot be reached"), "{errors}");
+}
+
+/// Figures, the dashboard and the alerts speak of the same things.
+#[test]
+fn status_and_metrics_tell_what_happened() {
+    let sink = Sink::with(SinkPlan::new().reacting(|at| match at {
+        At::Rcpt(to) if to.contains("later@") => Reaction::Say("451 4.3.0 not now".into()),
+        At::Rcpt(to) if to.contains("never@") => Reaction::Say("550 5.1.1 never".into()),
+        _ => Reaction::Go,
+    }));
+    let mut world = World::at_known_port(sink.address);
+    let mut client = Client::hello(world.daemon.address());
+    let to = ["julie@contoso.com", "later@contoso.com", "never@contoso.com"];
+    assert!(client.deliver("erin@fabrikam.com", &to, CONTENT).unwrap().starts_with("250"));
+    assert!(client.deliver("erin@fabrikam.com", &["not an address"], CONTENT).unwrap().starts_with('5'));
+    // The message, and the report about one of its recipients.
+    sink.wait_for(2);
+    let figure = |name: &str| -> f64 {
+        let text = world.get("/metrics").body;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("{name}: {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    wait_until("the report is counted", PATIENCE, || {
+        let delivered = figure("causeway_delivered_recipients_total{connector=\"out\"}");
+        let deferred = figure("causeway_deferred_recipients_total{connector=\"out\"}");
+        (delivered, deferred, figure("causeway_queue_messages")) == (2.0, 1.0, 1.0)
+    });
+    for (name, expected) in [
+        ("causeway_accepted_messages_total", 1.0),
+        ("causeway_accepted_bytes_total", CONTENT.len() as f64),
+        ("causeway_reports_total", 1.0),
+        ("causeway_deferred_recipients_total{connector=\"out\"}", 1.0),
+        ("causeway_failed_recipients_total{connector=\"out\"}", 1.0),
+        ("causeway_commit_seconds_count", 1.0),
+        ("causeway_delivery_seconds_count", 2.0),
+        ("causeway_delivery_seconds_bucket{le=\"+Inf\"}", 2.0),
+        ("causeway_queue_messages", 1.0),
+        ("causeway_connections_open", 1.0),
+    ] {
+        assert_eq!(figure(name), expected, "{name}");
+    }
+    let metrics = world.get("/metrics").body;
+    let known: Vec<&str> = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        assert!(known.contains(&name) || known.contains(&base), "{line} has no HELP and TYPE");
+    }
+    for file in ["config/grafana-dashboard.json", "config/prometheus-alerts.yml"] {
+        let text = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut seen = 0;
+        for word in text.split(|c| !is_name(c)).filter(|word| word.starts_with("causeway_")) {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(end)).unwrap_or(word);
+            assert!(known.contains(&word) || known.contains(&base), "{file}: {word} is not a figure");
+            seen += 1;
+        }
+        assert!(seen > 5, "{file}");
+    }
+
+    let status = world.get("/api/v1/status").json();
+    let out = &status["connectors"][0];
+    assert_eq!((&out["name"], &out["state"], &out["counts"]), (&json!("out"), &json!("up"), &json!([2, 1, 1])));
+    assert!(out["proved"]["what"].as_str().unwrap().contains(&sink.address.port().to_string()), "{out}");
+    assert!(out["fault"]["what"].as_str().unwrap().contains("451 4.3.0 not now"), "{out}");
+    assert_eq!((&status["messages"], &status["accepted"], &status["refuses"]), (&json!(1), &json!(1), &Value::Null));
+    for command in ["status", "top"] {
+        let (code, text, errors) = world.cli(&[command]);
+        assert_eq!(code, Some(0), "{command}: {errors}");
+        for word in ["takes mail", "1 messages", "out  up", "2 delivered, 1 put off, 1 failed", "451 4.3.0 not now"] {
+            assert!(text.contains(word), "{command}: {word}: {text}");
+        }
+    }
+    let (code, text, _) = world.cli(&["status", "--json"]);
+    assert_eq!((code, serde_json::from_str::<Value>(&text).unwrap()["held"].clone()), (Some(0), json!(0)));
+    drop(client);
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    for command in ["status", "top"] {
+        assert_eq!(world.cli(&[command]).0, Some(3), "{command}");
+    }
+}
