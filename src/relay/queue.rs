@@ -16,6 +16,7 @@ use super::Relay;
 use super::hands::{Grasp, InHand, Key};
 use super::schedule::LaneId;
 use super::work::{Item, Tried, age, max_connections};
+use crate::clock;
 use crate::message::{Address, BodyType, MessageId, Ret};
 use crate::outcome::Setback;
 use crate::outcome::tracking::{Event, EventKind};
@@ -420,7 +421,7 @@ impl Relay {
     pub fn list(&self, listing: &Listing, deadline: Instant) -> Result<Page, Unanswered> {
         let Listing { filter, sort, descending, limit, cursor } = listing;
         let wrong = || Unanswered::Wrong("this cursor does not belong to such a list".to_owned());
-        let now = Timestamp::now();
+        let now = clock::wall();
         let up_to = filter.up_to.as_deref().map(parse_id).transpose()?;
         let newest = up_to.unwrap_or_else(|| self.newest()).to_string();
         let page = |entries, next| Page { entries, next, up_to: newest.clone() };
@@ -447,7 +448,7 @@ impl Relay {
                 }
                 let Some(next) = next else { return Ok(page(entries, None)) };
                 step = next;
-                if Instant::now() > deadline {
+                if clock::now() > deadline {
                     // What was found so far is true, and the walk can go on.
                     return Ok(page(entries, Some(write_step(step, MessageId(0)))));
                 }
@@ -465,7 +466,7 @@ impl Relay {
                     }
                 }
             }
-            if Instant::now() > deadline {
+            if clock::now() > deadline {
                 return Err(Unanswered::TooLong);
             }
             step = next;
@@ -476,7 +477,7 @@ impl Relay {
     /// One message; `None`: it does not wait. Blocking.
     pub fn show(&self, id: MessageId) -> Option<Shown> {
         let message = self.0.spool.standing(id)?;
-        let entries = self.entries(&Filter::default(), &message, Timestamp::now());
+        let entries = self.entries(&Filter::default(), &message, clock::wall());
         let envelope = &message.envelope;
         let mut asked_for = Vec::new();
         asked_for.extend(envelope.envid.as_ref().map(|envid| format!("ENVID={envid}")));
@@ -492,7 +493,7 @@ impl Relay {
             });
             let queue = self.queue();
             let resting = queue.find(&copy.plan.via, &copy.plan.hop).and_then(|lane| queue.depth(lane).resting);
-            let resting = resting.map(|until| until.saturating_duration_since(Instant::now()).as_secs());
+            let resting = resting.map(|until| until.saturating_duration_since(clock::now()).as_secs());
             ShownCopy { entry, recipients: recipients.collect(), warned: copy.warned, resting }
         };
         Some(Shown {
@@ -585,12 +586,12 @@ impl Relay {
                 return Err(Unanswered::Stopping);
             }
             let (spool, wanted) = (self.0.spool.clone(), ids.clone());
-            let walked = tokio::task::spawn_blocking(move || match wanted {
+            let walked = blocking(move || match wanted {
                 Some(ids) => (ids.into_iter().filter_map(|id| Some((step, spool.standing(id)?))).collect(), None),
                 None => spool.walk(step),
             });
             let Ok((messages, next)) = walked.await else { return Err(Unanswered::TooLong) };
-            let now = Timestamp::now();
+            let now = clock::wall();
             let messages: Vec<Standing> = messages
                 .into_iter()
                 .map(|(_, mut message): (Step, Standing)| {
@@ -615,7 +616,7 @@ impl Relay {
             }
             let Some(next) = next else { return Ok(done) };
             step = next;
-            if Instant::now() > deadline {
+            if clock::now() > deadline {
                 return Ok(Changed { next: Some(write_step(step, up_to)), ..done });
             }
         }
@@ -764,7 +765,7 @@ impl Relay {
         let turn = queue.turn((message.id, copy.number));
         let item = Item { turn, ..Item::standing(message, copy.number, known) };
         let lane = queue.lane(&copy.plan.via, &copy.plan.hop, max_connections(config, &copy.plan.via));
-        queue.later(Instant::now() + LATER, lane, item.clone());
+        queue.later(clock::now() + LATER, lane, item.clone());
         drop(queue);
         self.0.wake.notify_one();
         (lane, item)
@@ -803,7 +804,7 @@ impl Relay {
         let setback = Setback::Returned { who: by.who.clone(), reason };
         let failed: Vec<(u16, Setback)> = open.into_iter().map(|index| (index, setback.clone())).collect();
         let tried = Tried { message: &loaded.message, item, lane };
-        if self.settle_failed(&snapshot, &tried, &failed, Timestamp::now()).await {
+        if self.settle_failed(&snapshot, &tried, &failed, clock::wall()).await {
             Ok(true)
         } else {
             Err("the report to the sender could not be written; nothing was changed".to_owned())
@@ -822,7 +823,7 @@ impl Relay {
             to: &to,
             connector: Some(&copy.plan.via.0),
             detail: Some(&detail),
-            ..Event::new(Timestamp::now(), kind, message.id)
+            ..Event::new(clock::wall(), kind, message.id)
         });
         tracing::info!(id = %message.id, copy = copy.number, connector = %copy.plan.via, "{detail}");
     }

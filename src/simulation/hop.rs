@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -53,6 +54,8 @@ pub struct Mood {
     chunking: bool,
     pipelining: bool,
     dsn: bool,
+    /// No more connections at a time.
+    room: usize,
     /// A kept connection is closed after so many seconds.
     patience: u64,
 }
@@ -68,6 +71,7 @@ impl Mood {
             chunking: true,
             pipelining: true,
             dsn: true,
+            room: usize::MAX,
             patience: 300,
         }
     }
@@ -94,6 +98,7 @@ impl Mood {
             chunking: chance(60),
             pipelining: chance(80),
             dsn: chance(70),
+            room: if chance(20) { fastrand::usize(1..6) } else { usize::MAX },
             patience: if chance(50) { fastrand::u64(1..8) } else { 300 },
         }
     }
@@ -140,7 +145,10 @@ pub async fn serve(world: Arc<World>, place: usize, life: u64, wire: Wire) {
         named: BTreeSet::new(),
         raves: false,
     };
+    let world = Arc::clone(&session.world);
+    world.busy[place].fetch_add(1, Ordering::Relaxed);
     let _ = session.run().await;
+    world.busy[place].fetch_sub(1, Ordering::Relaxed);
 }
 
 impl Session {
@@ -149,6 +157,11 @@ impl Session {
     }
 
     async fn run(mut self) -> Result<(), Over> {
+        if self.world.busy[self.place].load(Ordering::Relaxed) > self.mood().room {
+            self.world.oracle().count("a hop had its fill of connections");
+            self.say("421 4.7.0 too many connections\r\n").await?;
+            return Err(Over);
+        }
         if !self.obey(Stage::Greeting, "220 hop ESMTP\r\n").await? {
             return Err(Over);
         }

@@ -31,13 +31,19 @@ const FIXED: u64 = 200;
 const FOREVER: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Rare things that each world may meet, and the fixed seeds together must.
-const SOMETIMES: [&str; 33] = [
+const SOMETIMES: [&str; 39] = [
     "421",
     "452 at MAIL",
     "a client left behind the dot",
     "a client left in the content",
     "a client left in the envelope",
+    "a copy was bounced",
+    "a copy was held",
+    "a copy was released",
+    "a copy was removed",
+    "a copy was tried as asked",
     "a delay was reported",
+    "a hop had its fill of connections",
     "a hop fell silent after it took a message",
     "a hop hung",
     "a hop talked nonsense",

@@ -71,6 +71,14 @@ pub struct Report {
     pub failed: BTreeSet<String>,
 }
 
+/// What an operator takes away.
+pub enum Taken {
+    /// The message of this sender.
+    Message(String),
+    /// The reports for this one.
+    Report(String),
+}
+
 /// The relay ended without being asked to.
 #[derive(Debug, Clone, Copy)]
 pub struct Cut {
@@ -92,6 +100,10 @@ pub struct Oracle {
     pub cuts: Vec<Cut>,
     /// A next hop said 5yz of this address.
     pub rejected: BTreeSet<String>,
+    /// An operator returned what was left of these attempts.
+    returned: BTreeSet<usize>,
+    /// An operator took away what was left of this sender's, or what was for him.
+    removed: BTreeSet<String>,
     pub counts: Counts,
     /// What was wrong at the moment it happened.
     pub faults: Vec<String>,
@@ -111,6 +123,8 @@ impl Oracle {
             deliveries: Vec::new(),
             cuts: Vec::new(),
             rejected: BTreeSet::new(),
+            returned: BTreeSet::new(),
+            removed: BTreeSet::new(),
             counts: BTreeMap::new(),
             faults: Vec::new(),
             digest: 0xcbf2_9ce4_8422_2325,
@@ -173,6 +187,22 @@ impl Oracle {
         for attempt in self.attempts.iter_mut().filter(|attempt| attempt.answered.is_none_or(|at| at >= since)) {
             attempt.excused = true;
         }
+    }
+
+    /// An operator takes something away: a message, or the reports about one.
+    pub fn take_away(&mut self, silently: bool) -> Option<Taken> {
+        let recent = self.attempts.len().checked_sub(1)? - fastrand::usize(..self.attempts.len().min(8));
+        let sender = self.attempts[recent].sender.clone()?;
+        if !silently {
+            self.returned.insert(recent);
+            return Some(Taken::Message(sender));
+        }
+        if fastrand::bool() {
+            self.removed.insert(format!("to {sender}"));
+            return Some(Taken::Report(sender));
+        }
+        self.removed.insert(format!("from {sender}"));
+        Some(Taken::Message(sender))
     }
 
     fn report_about(&mut self, to: &BTreeSet<String>) -> usize {
@@ -316,7 +346,7 @@ impl Oracle {
                 if !names.is_empty() && ends.taken.iter().any(|index| !self.is_ambiguous(*index)) {
                     faults.push(format!("{what} was delivered, and reported as failed"));
                 }
-                let rejected = self.rejected.contains(to);
+                let rejected = self.rejected.contains(to) || self.returned.contains(&number);
                 let reported = ends.reported.iter().map(|index| self.deliveries[*index].at).min();
                 let life = reported.map(|at| at.duration_since(attempt.began));
                 if let Some(life) = life
@@ -337,7 +367,15 @@ impl Oracle {
                 }
                 if ends.taken.is_empty() && ends.reported.is_empty() {
                     // Nobody was told: because nobody was to be, or could be.
-                    let silent = !tell || attempt.sender.is_none();
+                    let is_removed = |way: &str| {
+                        let sender = attempt.sender.as_ref();
+                        sender.is_some_and(|sender| self.removed.contains(&format!("{way} {sender}")))
+                    };
+                    if is_removed("from") {
+                        counts.push("nothing is left of what an operator removed");
+                        continue;
+                    }
+                    let silent = !tell || attempt.sender.is_none() || is_removed("to");
                     let deaf = attempt.sender.as_ref().is_some_and(|sender| self.rejected.contains(sender));
                     let old = attempt.began.elapsed();
                     let failed = rejected || old >= lifetime;

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::client::{self, Letter};
 use super::hop::{self, Mood};
-use super::oracle::{Cut, Oracle};
+use super::oracle::{Cut, Oracle, Taken};
 use crate::accept::{self, ConnectionLimits, Door};
 use crate::clock;
 use crate::config;
@@ -24,6 +24,7 @@ use crate::dns::Resolver;
 use crate::message::visit;
 use crate::outcome::tracking::Tracker;
 use crate::relay::pressure::Level;
+use crate::relay::queue::{By, Change, Filter};
 use crate::relay::{Relay, Snapshot};
 use crate::spool::model::{Fault, Model, ModelDisk, Op};
 use crate::spool::{Options, Settings, Spool};
@@ -52,6 +53,7 @@ pub struct Plan {
     disk_hangs: u8,
     partitions: u8,
     shortages: u8,
+    operators: u8,
     weather_changes: u8,
     /// How bad hops may become.
     grim: u8,
@@ -113,6 +115,7 @@ impl Plan {
             disk_hangs: 0,
             partitions: 0,
             shortages: 0,
+            operators: 0,
             grim: 0,
             rude: 0,
             null_senders: 0,
@@ -140,6 +143,7 @@ impl Plan {
             disk_hangs: some(15),
             partitions: some(20),
             shortages: some(10),
+            operators: some(60),
             weather_changes: fastrand::u8(10..60),
             grim: if chance(80) { fastrand::u8(0..100) } else { 0 },
             rude: if chance(60) { fastrand::u8(0..60) } else { 0 },
@@ -254,7 +258,7 @@ struct Life {
 /// See the module.
 pub struct World {
     pub plan: Plan,
-    oracle: Mutex<Oracle>,
+    oracle: Arc<Mutex<Oracle>>,
     moods: Mutex<Vec<Mood>>,
     partitions: Vec<Arc<Partition>>,
     /// Between clients and relay.
@@ -266,6 +270,8 @@ pub struct World {
     healed: AtomicBool,
     disk_stands: Mutex<Option<Instant>>,
     clients: AtomicUsize,
+    /// Connections open to each host.
+    pub busy: Vec<AtomicUsize>,
     changed: Notify,
     died: Notify,
 }
@@ -573,6 +579,64 @@ impl World {
         oracle.note(format_args!("reload, without {without:?}"));
     }
 
+    /// Somebody looks after the queue.
+    fn operate(&self) {
+        let Some(life) = self.life() else { return };
+        let changes =
+            [Change::Hold, Change::Hold, Change::Release, Change::Retry, Change::Retry, Change::Bounce, Change::Remove];
+        for _ in 0..fastrand::usize(1..5) {
+            self.order(&life, changes[fastrand::usize(..changes.len())]);
+        }
+    }
+
+    fn order(&self, life: &Life, change: Change) {
+        let mut filter = Filter::default();
+        let mut oracle = self.oracle();
+        match change {
+            // Whose mail is taken away must be known here.
+            Change::Bounce | Change::Remove => {
+                let Some(from) = oracle.take_away(change == Change::Remove) else { return };
+                match from {
+                    Taken::Message(sender) => filter.sender = Some(sender),
+                    Taken::Report(to) => filter.recipient = Some(to),
+                }
+            }
+            _ if chance(50) => {
+                let domains = ["a.example", "b.example", "sender.example"];
+                filter.domain = Some(domains[fastrand::usize(..domains.len())].to_owned());
+            }
+            _ => {}
+        }
+        oracle.note(format_args!("an operator: {change:?} {filter:?}"));
+        drop(oracle);
+        let task = tokio::spawn(self.ask(life, change, filter));
+        life.tasks.lock().unwrap().push(task);
+    }
+
+    fn ask(&self, life: &Life, change: Change, filter: Filter) -> impl Future<Output = ()> + use<> {
+        let relay = life.relay.clone();
+        let (is_dead, oracle) = (life.is_dead(), Arc::clone(&self.oracle));
+        async move {
+            let by = By { who: "somebody".to_owned(), reason: None };
+            let deadline = clock::now() + HOUR;
+            let done = relay.change(change, &filter, &by, None, deadline).await;
+            if is_dead() {
+                return;
+            }
+            let mut oracle = oracle.lock().unwrap();
+            oracle.note(format_args!("{change:?}: {done:?}"));
+            if done.is_ok_and(|done| done.changed > 0) {
+                oracle.count(match change {
+                    Change::Hold => "a copy was held",
+                    Change::Release => "a copy was released",
+                    Change::Retry => "a copy was tried as asked",
+                    Change::Bounce => "a copy was bounced",
+                    Change::Remove => "a copy was removed",
+                });
+            }
+        }
+    }
+
     fn break_disk(&self) {
         let Some(life) = self.life() else { return };
         let ops = [Op::Create, Op::Allocate, Op::Write, Op::Sync, Op::Rename, Op::Remove, Op::SyncFolder];
@@ -599,6 +663,7 @@ impl World {
             plan.partitions,
             plan.weather_changes,
             plan.shortages,
+            plan.operators,
             10,
         ];
         let mut at = fastrand::u16(0..all.iter().map(|weight| u16::from(*weight)).sum());
@@ -643,6 +708,7 @@ impl World {
                 self.oracle().note(format_args!("memory: {level:?}"));
                 life.relay.press(level);
             }
+            9 => self.operate(),
             _ => {
                 if let Some(life) = self.life() {
                     if !life.disk.is_dead() {
@@ -706,8 +772,11 @@ impl World {
         let deadline = Instant::now() + limit;
         loop {
             let life = self.life().filter(|life| life.resumed.load(Ordering::Relaxed));
-            let waiting = life.map_or(usize::MAX, |life| life.relay.waiting());
+            let waiting = life.as_ref().map_or(usize::MAX, |life| life.relay.waiting());
             let clients = self.clients.load(Ordering::Relaxed);
+            if let Some(life) = life.filter(|life| life.relay.held() > 0) {
+                self.ask(&life, Change::Release, Filter::default()).await;
+            }
             if waiting == 0 && clients == 0 {
                 return;
             }
@@ -735,7 +804,7 @@ pub async fn live(seed: u64, log: bool, change: fn(&mut Plan)) -> Arc<World> {
     let mut plan = Plan::draw();
     change(&mut plan);
     let world = Arc::new(World {
-        oracle: Mutex::new(Oracle::new(log)),
+        oracle: Arc::new(Mutex::new(Oracle::new(log))),
         moods: Mutex::new(HOSTS.iter().map(|_| Mood::draw(plan.grim)).collect()),
         partitions: HOSTS.iter().map(|_| Arc::default()).collect(),
         partition: Arc::default(),
@@ -745,6 +814,7 @@ pub async fn live(seed: u64, log: bool, change: fn(&mut Plan)) -> Arc<World> {
         healed: AtomicBool::new(false),
         disk_stands: Mutex::default(),
         clients: AtomicUsize::new(0),
+        busy: HOSTS.iter().map(|_| AtomicUsize::default()).collect(),
         changed: Notify::new(),
         died: Notify::new(),
         plan,
