@@ -8,6 +8,7 @@
 //!
 //! Not here: lanes, limits and rests, which hold for such a copy as for any other (`schedule`).
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -233,11 +234,9 @@ impl Relay {
             Next::Keep(brought) => {
                 crash_point("early.keeping");
                 message.settles = brought.iter().flat_map(Brought::settlements).collect();
-                for settlement in early.take_taken() {
-                    if !message.settles.contains(&settlement) {
-                        message.settles.push(settlement);
-                    }
-                }
+                let mut known: HashSet<_> = message.settles.iter().map(|one| (one.copy, one.recipient)).collect();
+                let taken = early.take_taken().into_iter();
+                message.settles.extend(taken.filter(|one| known.insert((one.copy, one.recipient))));
                 match self.put(message).await {
                     Ok(receipt) => {
                         let reply = acknowledge::acknowledge(&receipt);
@@ -367,7 +366,6 @@ mod tests {
             absent_since: None,
             resident: None,
             early: None,
-            done: None,
         };
         Brought { item, lane, attempt: Attempt { results: results.collect() }, hand: None }
     }

@@ -836,11 +836,13 @@ impl Relay {
         self.0.spool.defer(Deferral { held, ..deferral });
     }
 
-    /// What operators said of messages that are gone.
+    /// What operators said of messages that are gone, and who is done with where that is durable.
     pub(super) fn forget_orders(&self) {
         let keys: Vec<Key> = self.queue().ordered();
         let gone: Vec<Key> = keys.into_iter().filter(|(id, _)| !self.0.spool.contains(*id)).collect();
-        self.queue().forget(&gone);
+        let mut queue = self.queue();
+        queue.forget(&gone);
+        queue.forget_done(|(id, copy), recipient| self.0.spool.is_open(id, copy, recipient));
     }
 }
 

@@ -58,7 +58,7 @@ impl Relay {
             return;
         }
         let settled = sorted.done.iter().map(|(index, _)| *index).chain(sorted.failed.iter().map(|(index, _)| *index));
-        let settled: Vec<u16> = settled.chain(tried.item.done.iter().flatten().copied()).collect();
+        self.queue().note_done(tried.item.key(), settled);
         let mut warned = tried.item.warned;
         warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
         let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
@@ -70,8 +70,7 @@ impl Relay {
         let Item { id, copy, .. } = tried.item;
         self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
         let copy = tried.copy();
-        let done = (!settled.is_empty()).then(|| settled.into_boxed_slice());
-        let item = Item { attempts, warned, resident: None, early: None, done, ..tried.item };
+        let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
         let mut queue = self.queue();
         let lane = queue.lane(&copy.via, &copy.hop, max_connections(&snapshot.config, &copy.via));

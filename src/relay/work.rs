@@ -62,9 +62,6 @@ pub(super) struct Item {
     pub(super) resident: Option<Arc<Resident>>,
     /// Set while its client may still wait for it, and it may not be on disk.
     pub(super) early: Option<Arc<Early>>,
-    /// Recipients that are done with. The spool knows that too, but only from when it is durable; on a disk that hangs or
-    /// fails the next attempt may come first, and must not go to those who have it.
-    pub(super) done: Option<Box<[u16]>>,
 }
 
 /// A fresh message in memory, counted as long as any of its copies waits for the first attempt.
@@ -115,7 +112,6 @@ impl Item {
             absent_since: None,
             resident,
             early: None,
-            done: None,
         }
     }
 
@@ -132,7 +128,6 @@ impl Item {
             absent_since: None,
             resident: None,
             early: None,
-            done: None,
         }
     }
 
@@ -148,7 +143,6 @@ impl Item {
             absent_since: None,
             resident: None,
             early: None,
-            done: None,
         }
     }
 }
@@ -329,6 +323,7 @@ impl Relay {
                 let settlement = settlement(&item, index, End::Delivered);
                 if early.as_ref().is_none_or(|early| early.taken(settlement)) {
                     self.0.spool.settle(settlement);
+                    self.queue().note_done(item.key(), [index]);
                 }
             };
             self.deliver(&snapshot, &message, item.copy, &open, &taken).await
@@ -389,9 +384,7 @@ impl Relay {
         }
         match self.load(item.id, item.copy).await {
             Ok((message, mut open)) => {
-                if let Some(done) = &item.done {
-                    open.retain(|index| !done.contains(index));
-                }
+                self.queue().leave_out_done(item.key(), &mut open);
                 (!open.is_empty()).then_some((message, open))
             }
             Err(Unreadable::Gone) => None,
@@ -538,7 +531,7 @@ impl Worker<'_> {
     async fn run(mut self) {
         while let Some(item) = self.relay.next(self.lane, self.trying.take()) {
             self.trying = item.early.is_none().then(|| item.key());
-            self.under_way = Some(Item { resident: None, early: item.early.clone(), done: item.done.clone(), ..item });
+            self.under_way = Some(Item { resident: None, early: item.early.clone(), ..item });
             let feedback = self.relay.attempt(self.lane, item).await;
             self.under_way = None;
             let Some(feedback) = feedback else { continue };

@@ -114,7 +114,7 @@ pub struct Oracle {
 }
 
 /// What was heard is written down so soon, where the disk works.
-const RECORDED: Duration = Duration::from_secs(2);
+pub const RECORDED: Duration = Duration::from_secs(2);
 
 impl Oracle {
     pub fn new(log: bool) -> Self {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::client::{self, Letter};
 use super::hop::{self, Mood};
-use super::oracle::{Cut, Oracle, Taken};
+use super::oracle::{Cut, Oracle, RECORDED, Taken};
 use crate::accept::{self, ConnectionLimits, Door};
 use crate::clock;
 use crate::config;
@@ -456,15 +456,19 @@ impl World {
 
     /// What the committer's thread is in the daemon.
     async fn turn_the_disk(self: Arc<Self>, life: Arc<Life>) {
+        // When it last did not work.
+        let mut trouble: Option<Instant> = None;
         loop {
             let stands = *self.disk_stands.lock().unwrap();
             if let Some(until) = stands.filter(|until| *until > Instant::now()) {
                 sleep_until(until).await;
+                trouble = Some(Instant::now());
             }
             let next = life.spool.step();
             {
                 let mut broken = life.broken.lock().unwrap();
                 *broken = life.spool.is_broken().then(|| broken.unwrap_or_else(Instant::now));
+                trouble = broken.map(|_| Instant::now()).or(trouble);
             }
             if life.disk.is_dead() {
                 if !life.is_over.load(Ordering::Relaxed) {
@@ -475,7 +479,11 @@ impl World {
             }
             match next {
                 None => {
-                    *life.calm.lock().unwrap() = Instant::now();
+                    // What was heard while the disk did not work may be told to the spool a moment after it works again: a message
+                    // that is still on its way there is settled when it has come.
+                    if trouble.is_none_or(|at| at.elapsed() >= RECORDED) {
+                        *life.calm.lock().unwrap() = Instant::now();
+                    }
                     life.spool.called().await;
                 }
                 Some(at) => {
@@ -686,13 +694,14 @@ impl World {
             5 => {
                 let until = Instant::now() + Duration::from_secs(fastrand::u64(1..400));
                 self.oracle().count("the disk hung");
+                self.oracle().note(format_args!("disk: it hangs"));
                 *self.disk_stands.lock().unwrap() = Some(until);
             }
             6 => {
                 let until = Instant::now() + Duration::from_secs(fastrand::u64(1..900));
                 self.oracle().count("the network was cut");
-                self.oracle().note(format_args!("partition"));
                 let which = fastrand::usize(0..=HOSTS.len());
+                self.oracle().note(format_args!("partition {which} for {:?}", until - Instant::now()));
                 self.partitions.get(which).unwrap_or(&self.partition).close(Some(until));
             }
             7 => {
