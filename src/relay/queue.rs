@@ -6,7 +6,7 @@
 //!
 //! Not here: who may ask (`admin`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -746,9 +746,10 @@ impl Relay {
                 Grasp::Busy => done.busy += 1,
             }
         }
-        self.0.spool.flush().await;
+        let unwritten = self.0.spool.flush().await;
+        self.pass_over_done(unwritten, &mut ours, done);
         if self.0.spool.is_broken() {
-            // Nobody knows who of them was delivered a moment ago: they go back to where they were.
+            // What would be said of them could not be written: they go back to where they were.
             for (message, copy, _hand) in ours.drain(..) {
                 let known = Known { until: copy.until, attempts: copy.attempts, warned: copy.warned };
                 self.put_back(message, copy, known);
@@ -756,6 +757,32 @@ impl Relay {
             }
         }
         ours
+    }
+
+    /// What the disk has not taken yet is true all the same: who was delivered a moment ago is not taken up again.
+    fn pass_over_done(
+        &self,
+        unwritten: Vec<Settlement>,
+        ours: &mut Vec<(&Standing, &CopyStanding, InHand)>,
+        done: &mut Changed,
+    ) {
+        let mut settled: HashMap<Key, Vec<u16>> = HashMap::new();
+        for one in unwritten {
+            settled.entry((one.id, one.copy)).or_default().push(one.recipient);
+        }
+        ours.retain(|(message, copy, _)| {
+            let key = (message.id, copy.number);
+            let Some(recipients) = settled.remove(&key) else { return true };
+            let mut open = copy.open.clone();
+            open.retain(|recipient| self.0.spool.is_open(key.0, key.1, *recipient));
+            {
+                let mut queue = self.queue();
+                queue.note_done(key, recipients);
+                queue.leave_out_done(key, &mut open);
+            }
+            done.passed += usize::from(open.is_empty());
+            !open.is_empty()
+        });
     }
 
     /// Gives a copy that was grasped a place in the schedule again, a while from now.
@@ -796,7 +823,8 @@ impl Relay {
             Err(LoadError::Gone) => return Ok(false),
             Err(error) => return Err(error.to_string()),
         };
-        let open = loaded.open.get(usize::from(copy.number)).cloned().unwrap_or_default();
+        let mut open = loaded.open.get(usize::from(copy.number)).cloned().unwrap_or_default();
+        self.queue().leave_out_done((id, copy.number), &mut open);
         if open.is_empty() {
             return Ok(false);
         }

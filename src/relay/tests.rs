@@ -253,21 +253,25 @@ async fn p3_a_disk_that_hangs_resends_nothing() {
     assert_eq!(fixture.open(message.id), [[2]]);
 }
 
-/// Nor if an operator asks for the next attempt while nothing can be written; and what is written is not kept in mind.
+/// Nor if an operator asks for the next attempt while nothing can be written: not to those of a copy who have it, and not
+/// if all of them do. What is written is not kept in mind.
 #[tokio::test]
 async fn p3_asked_for_on_a_disk_that_fails_nothing_is_resent() {
     let fixture = Fixture::still();
     assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "Subject: x\r\n\r\nx\r\n").await.code, 250);
     let item = fixture.item();
     let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    assert_eq!(fixture.send("erin@fabrikam.com", &["ann@contoso.com"], "Subject: y\r\n\r\ny\r\n").await.code, 250);
+    let all = fixture.item();
     fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::EIO, lasts: true });
     let lane = fixture.lane();
     fixture.settle(item, vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Err(answered(451)))]).await;
+    fixture.settle(all, vec![(0, Ok(delivered()))]).await;
     fixture.relay.0.stopping.store(false, Ordering::Release);
-    let filter = queue::Filter { id: Some(message.id.to_string()), ..queue::Filter::default() };
+    let filter = queue::Filter::default();
     let by = queue::By { who: "root".to_owned(), reason: None };
     let changed = fixture.relay.change(queue::Change::Retry, &filter, &by, None, Instant::now() + HOUR).await.unwrap();
-    assert_eq!((changed.changed, changed.failed.len()), (0, 1), "{changed:?}");
+    assert_eq!((changed.changed, changed.passed, changed.failed.len()), (0, 1, 1), "{changed:?}");
     let later = Instant::now() + HOUR;
     let _ = fixture.relay.queue().due(later);
     // The old place means nothing any more.
@@ -275,6 +279,7 @@ async fn p3_asked_for_on_a_disk_that_fails_nothing_is_resent() {
     assert_eq!(item.turn, 1);
     let (_, open) = fixture.relay.fetch(lane, &mut item).await.unwrap();
     assert_eq!(open, [1, 2]);
+    assert!(fixture.relay.queue().next(lane, later).is_none(), "there is no second one");
     fixture.disk.heal();
     let deadline = Instant::now() + Duration::from_secs(10);
     while fixture.open(message.id) != [[1, 2]] {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::client::{self, Letter};
 use super::hop::{self, Mood};
@@ -250,6 +250,8 @@ struct Life {
     broken: Mutex<Option<Instant>>,
     /// Those at the other ends.
     cutters: Arc<Mutex<Vec<Cutter>>>,
+    /// Those of clients.
+    sessions: Mutex<Vec<JoinHandle<()>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// What was found at the start is in the queue.
     resumed: AtomicBool,
@@ -329,7 +331,7 @@ impl World {
         let task = tokio::spawn(async move {
             let _ = serving.await;
         });
-        life.tasks.lock().unwrap().push(task);
+        life.sessions.lock().unwrap().push(task);
         Ok(ours)
     }
 
@@ -421,6 +423,7 @@ impl World {
             calm: Arc::new(Mutex::new(Instant::now())),
             broken: Mutex::default(),
             cutters: Arc::default(),
+            sessions: Mutex::default(),
             tasks: Mutex::default(),
             resumed: AtomicBool::new(false),
         });
@@ -519,7 +522,7 @@ impl World {
 
     fn bury(&self, life: &Life) {
         life.relay.begin_stop();
-        for task in life.tasks.lock().unwrap().drain(..) {
+        for task in life.sessions.lock().unwrap().drain(..).chain(life.tasks.lock().unwrap().drain(..)) {
             task.abort();
         }
         for cutter in life.cutters.lock().unwrap().drain(..) {
@@ -547,9 +550,21 @@ impl World {
         self.oracle().count("the relay was stopped");
         self.oracle().note(format_args!("the relay stops"));
         life.stopping.send_replace(true);
+        life.relay.begin_stop();
         let deadline = Instant::now() + Duration::from_secs(30);
+        let sessions = std::mem::take(&mut *life.sessions.lock().unwrap());
+        let all: Vec<_> = sessions.iter().map(JoinHandle::abort_handle).collect();
+        let stopping = async {
+            for mut session in sessions {
+                if timeout_at(deadline, &mut session).await.is_err() {
+                    session.abort();
+                    let _ = session.await;
+                }
+            }
+            life.relay.stop(deadline).await
+        };
         // The power may fail meanwhile, and nobody answers then.
-        let mut stopping = std::pin::pin!(life.relay.stop(deadline));
+        let mut stopping = std::pin::pin!(stopping);
         let in_time = loop {
             match timeout(Duration::from_secs(1), &mut stopping).await {
                 Ok(in_time) => break in_time,
@@ -567,6 +582,7 @@ impl World {
         if let Some(since) = *life.broken.lock().unwrap() {
             self.oracle().excuse(since);
         }
+        all.iter().for_each(|session| session.abort());
         life.spool.clone().close().await;
         let disk = if life.disk.is_dead() { life.disk.crash() } else { life.disk.kill() };
         self.bury(&life);

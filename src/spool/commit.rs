@@ -53,7 +53,7 @@ pub struct Queue {
     notes: Notes,
     /// When the first of the notes came.
     noted: Option<Instant>,
-    flushes: Vec<oneshot::Sender<()>>,
+    flushes: Vec<oneshot::Sender<Vec<Settlement>>>,
     closing: bool,
     sleep: Sleep,
 }
@@ -165,7 +165,7 @@ impl Shared {
     }
 
     /// Queues somebody who waits until all so far is durable.
-    pub fn queue_flush(&self, done: oneshot::Sender<()>) {
+    pub fn queue_flush(&self, done: oneshot::Sender<Vec<Settlement>>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if !queue.closing {
             queue.flushes.push(done);
@@ -234,7 +234,7 @@ struct Broken {
 }
 
 /// What waited: messages, copies, those who want to know that all is durable; and whether this was the last.
-type Taken = (Vec<Put>, Vec<Copied>, Vec<oneshot::Sender<()>>, bool);
+type Taken = (Vec<Put>, Vec<Copied>, Vec<oneshot::Sender<Vec<Settlement>>>, bool);
 
 /// What a record is about, and who waits for it.
 enum What {
@@ -351,7 +351,7 @@ impl Committer {
             tracing::error!("what was settled last could not be made durable; it may be delivered twice");
         }
         for flush in flushes {
-            let _ = flush.send(());
+            let _ = flush.send(self.notes.settled.clone());
         }
         if let Some(mut keeper) = self.keeper.take() {
             keeper.step(&self.shared);

@@ -650,12 +650,13 @@ impl Spool {
         self.shared.note_removed(id);
     }
 
-    /// Waits until everything said so far is durable, or the disk has refused it, which the log then says.
-    pub async fn flush(&self) {
+    /// Waits until everything said so far is durable, or the disk has refused it, which the log then says. Gives what was
+    /// settled and could not be written yet.
+    pub async fn flush(&self) -> Vec<Settlement> {
         let (done, flushed) = oneshot::channel();
         self.shared.queue_flush(done);
         // An error means that the committer has ended, and it writes all before it does.
-        let _ = flushed.await;
+        flushed.await.unwrap_or_default()
     }
 
     /// A message as it stands in the spool. Blocking.
