@@ -18,6 +18,7 @@
 //! smtp     tls
 //! dns
 //! message
+//! clock
 //! ```
 //!
 //! Three sentences to keep true: `route` and `smtp` never wait. Nothing below `relay` knows what comes next.
@@ -26,6 +27,7 @@
 pub mod accept;
 pub mod admin;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod deliver;
@@ -37,6 +39,8 @@ pub mod outcome;
 pub mod probe;
 pub mod relay;
 pub mod route;
+#[cfg(test)]
+mod simulation;
 pub mod smtp;
 pub mod spool;
 pub mod tls;

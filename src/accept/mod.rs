@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use jiff::Timestamp;
+use tokio::io::AsyncWrite;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,15 +29,16 @@ mod reception;
 pub use attribute::{Attribution, attribute};
 pub use drive::{Reception, drive};
 
-use limits::{Descriptors, Limits};
+use limits::{Descriptors, Limits, Slot};
 use logins::Logins;
 use reception::{HANDSHAKE_TIMEOUT, RelayReception};
 
+use crate::clock;
 use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
 use crate::relay::{Relay, Snapshot};
 use crate::smtp::Reply;
 use crate::smtp::server::{Session, Terms};
-use crate::tls::{Acceptor, Stream};
+use crate::tls::{Acceptor, ClientCertificate, Stream};
 
 /// After `accept` failed (no descriptors left, say), so long nothing is accepted: no spinning. Quality S-121.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -184,7 +185,7 @@ async fn serve(
         return turn_away(socket, &reply).await;
     }
     let connectors = &snapshot.config.receive_connectors;
-    let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, Timestamp::now()) else {
+    let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, clock::wall()) else {
         return turn_away(socket, &Reply::peer_not_allowed()).await;
     };
     let mut from = Addresses { peer: peer.ip().to_canonical(), client: peer.ip().to_canonical() };
@@ -216,7 +217,7 @@ async fn serve(
         let acceptor = door.acceptor(&provisional.connector)?;
         let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
         let certificate = accepted.client.as_ref();
-        let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, Timestamp::now());
+        let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, clock::wall());
         let attribution = proved.unwrap_or(provisional);
         slot.move_to(&attribution.connector);
         attribution.tell(from.client, certificate);
@@ -224,11 +225,52 @@ async fn serve(
     } else {
         (Stream::Plain(socket), provisional, None, None)
     };
+    converse(stream, (door, snapshot), relay, from, attribution, (tls, client), (slot, limits.logins), stopping).await
+}
+
+/// The session, once it is known who is there.
+#[expect(clippy::too_many_arguments, reason = "all that belongs to one connection")]
+async fn converse(
+    stream: Stream,
+    (door, snapshot): (Arc<Door>, Arc<Snapshot>),
+    relay: Relay,
+    from: Addresses,
+    attribution: Attribution,
+    (tls, client): (Option<String>, Option<ClientCertificate>),
+    counted: (Slot, Logins),
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
     let secure = tls.is_some();
-    let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, Instant::now());
-    let mut reception =
-        RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), (slot, limits.logins));
+    let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, clock::now());
+    let mut reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), counted);
     drive(stream, session, &mut reception, stopping).await
+}
+
+/// [`serve`] for a connection of a simulated network, in the clear and without a proxy.
+#[cfg(test)]
+pub(crate) async fn serve_simulated(
+    wire: crate::tls::wire::Wire,
+    peer: IpAddr,
+    door: Arc<Door>,
+    relay: Relay,
+    limits: ConnectionLimits,
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let snapshot = relay.snapshot();
+    let stream = Stream::Simulated(wire);
+    if let Err(reply) = relay.check_connection() {
+        return turn_away(stream, &reply).await;
+    }
+    let connectors = &snapshot.config.receive_connectors;
+    let found = attribute(connectors, door.listen, peer, false, None, clock::wall());
+    let Some(attribution) = found else { return turn_away(stream, &Reply::peer_not_allowed()).await };
+    let slot = match limits.connections.enter(&attribution.connector, peer) {
+        Ok(slot) => slot,
+        Err(reply) => return turn_away(stream, &reply).await,
+    };
+    let from = Addresses { peer, client: peer };
+    let counted = (slot, limits.logins);
+    converse(stream, (door, snapshot), relay, from, attribution, (None, None), counted, stopping).await
 }
 
 /// What the session is held to.
@@ -251,7 +293,7 @@ fn terms(config: &Config, attribution: &Attribution, secure: bool) -> Terms {
 }
 
 /// Says why and closes, within a second.
-async fn turn_away(mut socket: TcpStream, reply: &Reply) -> io::Result<()> {
+async fn turn_away(mut socket: impl AsyncWrite + Unpin, reply: &Reply) -> io::Result<()> {
     use tokio::io::AsyncWriteExt as _;
     let said = async {
         let mut said = BytesMut::new();

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
@@ -16,6 +15,7 @@ use super::drive::Reception;
 use super::limits::Slot;
 use super::logins::{self, Logins};
 use super::{Addresses, Door, terms};
+use crate::clock;
 use crate::message::{Domain, Envelope, Recipient};
 use crate::relay::{Asked, Peer, ROUTED_LIMIT, Relay, Snapshot, Submission};
 use crate::route::{Routed, Verdict, trust};
@@ -215,7 +215,7 @@ impl RelayReception {
         if !Arc::ptr_eq(&current.config, &self.snapshot.config) {
             let connectors = &current.config.receive_connectors;
             let (secure, client) = (self.tls.is_some(), self.client.as_ref());
-            match attribute(connectors, self.door.listen, self.peer, secure, client, Timestamp::now()) {
+            match attribute(connectors, self.door.listen, self.peer, secure, client, clock::wall()) {
                 Some(found) if found.connector.name == self.attribution.connector.name => self.attribution = found,
                 _ => {
                     let connector = &self.attribution.connector.name;
@@ -290,7 +290,7 @@ impl Reception for RelayReception {
             self.peer,
             true,
             accepted.client.as_ref(),
-            Timestamp::now(),
+            clock::wall(),
         )
         .ok_or_else(|| io::Error::other("no receive connector takes this address any more"))?;
         debug!(peer = %self.client_ip, connector = %attribution.connector.name, proof = ?attribution.proof, "TLS");
@@ -370,7 +370,7 @@ tls = "off"
         let client: IpAddr = "192.0.2.1".parse().unwrap();
         let door = Arc::new(Door::new(listen, &snapshot.config));
         let connectors = &snapshot.config.receive_connectors;
-        let attribution = attribute(connectors, listen, client, false, None, Timestamp::now()).unwrap();
+        let attribution = attribute(connectors, listen, client, false, None, clock::wall()).unwrap();
         assert_eq!(&*attribution.connector.name.0, "own");
         let slot = Limits::default().enter(&attribution.connector, client).unwrap();
         let from = Addresses { peer: client, client };

@@ -127,7 +127,7 @@ async fn open_with(
     demand: &Demand,
     starttls: StartTls,
 ) -> Result<Connection, OpenError> {
-    let tcp = dial(target, way.connector).await?;
+    let stream = stream(target, way.connector).await?;
     let session = Session::new(Terms {
         helo: way.helo.to_owned(),
         starttls,
@@ -138,8 +138,7 @@ async fn open_with(
             .as_ref()
             .map(|login| Credentials { username: login.username.clone(), password: login.password.clone() }),
     });
-    let mut connection =
-        Connection::new(Stream::Plain(tcp), session, describe(target), target.address, Arc::new(Proof::Plain));
+    let mut connection = Connection::new(stream, session, describe(target), target.address, Arc::new(Proof::Plain));
     loop {
         match connection.session.step(now()) {
             Step::Send(bytes, _) => connection.send(&bytes).await,
@@ -159,6 +158,18 @@ pub(super) fn in_words(error: &std::io::Error) -> String {
         text.truncate(number);
     }
     text
+}
+
+/// In the clear, so far.
+async fn stream(target: &Target, connector: &SendConnector) -> Result<Stream, OpenError> {
+    #[cfg(test)]
+    if let Some(connecting) = tls::wire::connect(target.address) {
+        return match timeout(connector.connect_timeout, connecting).await {
+            Ok(wire) => wire.map(Stream::Simulated).map_err(|error| OpenError::Unreachable(in_words(&error))),
+            Err(_) => Err(OpenError::Unreachable("timed out".to_owned())),
+        };
+    }
+    dial(target, connector).await.map(Stream::Plain)
 }
 
 /// No descriptor and no buffer is left on this machine.
@@ -253,10 +264,7 @@ pub fn setback(host: &str, fault: Fault) -> Setback {
     }
 }
 
-/// Tokio's clock, which tests can hold.
-pub fn now() -> std::time::Instant {
-    Instant::now().into_std()
-}
+pub use crate::clock::now;
 
 #[cfg(test)]
 mod tests {

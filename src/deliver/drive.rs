@@ -184,7 +184,8 @@ fn spool(body: &Body, error: &io::Error) -> Setback {
     Setback::Spool { why }
 }
 
-/// Sends one message over one session. True: the session had ended before it said anything about it.
+/// Sends one message over one session. True: the session had ended before it said anything about it. Where it takes
+/// several transactions, `taken` hears of each recipient that one of them was successful for before the next begins.
 ///
 /// # Errors
 /// [`Setback::Spool`]; the connection is of no use then.
@@ -192,12 +193,20 @@ pub async fn transmit(
     connection: &mut Connection,
     mail: Mail<'_>,
     content: &Content,
+    taken: &(dyn Fn(u16) + Sync),
 ) -> Result<(Vec<Settled>, bool), Setback> {
     let Connection { session, stream, timer, .. } = connection;
     let mut delivery = Delivery::new(session, mail);
+    let mut told = 0;
     loop {
         match delivery.step(now()) {
             Step::Send(commands, payload) => {
+                for (index, result) in &delivery.settled()[told..] {
+                    if result.is_ok() {
+                        taken(*index);
+                    }
+                }
+                told = delivery.settled().len();
                 let mut wire = Wire { stream, timer, session: delivery.session() };
                 match wire.send(&commands, payload, content).await {
                     Ok(()) => delivery.sent(),

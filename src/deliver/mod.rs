@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use jiff::Timestamp;
 
+use crate::clock;
 use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Domain, Recipient, visit};
@@ -151,9 +151,22 @@ impl<R: Resolve> Deliverer<R> {
         copy: usize,
         open: &[u16],
     ) -> Attempt {
+        self.attempt_telling(connector, message, copy, open, &|_| {}).await
+    }
+
+    /// The same for who cannot wait for the end: `taken` hears of a recipient (an index, as in `open`) that a host took
+    /// while the attempt goes on for others, as it may for many minutes. The result names it all the same.
+    pub async fn attempt_telling(
+        &self,
+        connector: &Arc<SendConnector>,
+        message: &Message,
+        copy: usize,
+        open: &[u16],
+        taken: &(dyn Fn(u16) + Sync),
+    ) -> Attempt {
         let mut pending: Vec<_> = open.iter().map(|&index| Pending { index, setback: None, only: None }).collect();
         let mut results = Vec::with_capacity(open.len());
-        let last = self.go_through_hosts(connector, message, copy, &mut pending, &mut results).await;
+        let last = self.go_through_hosts(connector, message, copy, taken, &mut pending, &mut results).await;
         // Nobody is left without an answer, nor gets two.
         results.extend(pending.into_iter().map(|Pending { index, setback, .. }| {
             let setback = setback.unwrap_or_else(|| last.clone());
@@ -174,6 +187,7 @@ impl<R: Resolve> Deliverer<R> {
         connector: &Arc<SendConnector>,
         message: &Message,
         copy: usize,
+        taken: &(dyn Fn(u16) + Sync),
         pending: &mut Vec<Pending>,
         results: &mut Vec<(u16, Result<Delivered, Setback>)>,
     ) -> Setback {
@@ -248,6 +262,7 @@ impl<R: Resolve> Deliverer<R> {
                 copy,
                 organization: self.organization.as_ref().filter(|_| connector.internal),
                 marks: self.marks.as_deref(),
+                taken,
             };
             match call.deliver(purpose, tried, &mut content, pending, results).await {
                 Ok(()) => {}
@@ -307,6 +322,8 @@ struct Call<'a> {
     /// For XOORG, where the host is of the other premises.
     organization: Option<&'a Domain>,
     marks: Option<&'a visit::Key>,
+    /// Hears who was taken while others wait.
+    taken: &'a (dyn Fn(u16) + Sync),
 }
 
 impl Call<'_> {
@@ -350,7 +367,8 @@ impl Call<'_> {
                 }
             };
             let mail = self.mail(&tried, content, lease.may_chunk());
-            let (settled, unheard) = drive::transmit(&mut connection, mail, content).await.map_err(Failure::Setback)?;
+            let (settled, unheard) =
+                drive::transmit(&mut connection, mail, content, self.taken).await.map_err(Failure::Setback)?;
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {
                 // It had been closed for want of work. Nothing was heard of this message on it: a new one is tried,
                 // once, and no attempt is counted (C272).
@@ -358,6 +376,7 @@ impl Call<'_> {
                 stale += 1;
                 continue;
             }
+            let before = results.len();
             let mut again = Vec::new();
             for (index, result) in settled {
                 let fault = match result {
@@ -394,6 +413,13 @@ impl Call<'_> {
                     }
                 }
             }
+            if !pending.is_empty() {
+                // Others have a way to go yet.
+                results[before..]
+                    .iter()
+                    .filter(|(_, result)| result.is_ok())
+                    .for_each(|(index, _)| (self.taken)(*index));
+            }
             if !again.is_empty() {
                 tracing::info!(
                     host = connection.host,
@@ -419,7 +445,7 @@ impl Call<'_> {
             via: &self.copy.via.0,
             to: &recipient.recipient.address,
         });
-        Some(key.field(self.message.id, Timestamp::now(), visits))
+        Some(key.field(self.message.id, clock::wall(), visits))
     }
 
     fn mail<'m>(&'m self, tried: &[u16], content: &Content, chunking: bool) -> Mail<'m> {

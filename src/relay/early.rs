@@ -8,11 +8,11 @@
 //!
 //! Not here: lanes, limits and rests, which hold for such a copy as for any other (`schedule`).
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::warn;
 
@@ -21,11 +21,12 @@ use super::schedule::LaneId;
 use super::settle::settlement;
 use super::work::{Item, Resident, Tried};
 use super::{RESIDENT_LIMIT, Relay, Snapshot, acknowledge};
+use crate::clock;
 use crate::deliver::{Attempt, Delivered};
 use crate::message::Envelope;
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
-use crate::spool::{End, Message, NewMessage};
+use crate::spool::{End, Message, NewMessage, Settlement};
 
 /// What a worker brought.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ struct State {
     /// Somebody met a setback: waiting longer is of no use.
     hopeless: bool,
     brought: Vec<Brought>,
+    /// Taken in an attempt that goes on for others, and to be recorded when the message is.
+    taken: Vec<Settlement>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +86,8 @@ pub(super) enum Next {
 impl Early {
     /// Of a message with so many recipients.
     pub(super) fn new(recipients: usize) -> Self {
-        let state = State { phase: Phase::Trying, open: recipients, hopeless: false, brought: Vec::new() };
+        let state =
+            State { phase: Phase::Trying, open: recipients, hopeless: false, brought: Vec::new(), taken: Vec::new() };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -115,6 +119,21 @@ impl Early {
             self.changed.notify_one();
         }
         None
+    }
+
+    /// A recipient was taken, and its attempt goes on for others. True: the message is on disk, and the caller has it
+    /// recorded.
+    pub(super) fn taken(&self, settlement: Settlement) -> bool {
+        let mut state = self.lock();
+        if state.phase != Phase::Kept {
+            state.taken.push(settlement);
+        }
+        state.phase == Phase::Kept
+    }
+
+    /// Those who were, and are not recorded yet.
+    fn take_taken(&self) -> Vec<Settlement> {
+        std::mem::take(&mut self.lock().taken)
     }
 
     /// Returns when there is nothing left to wait for.
@@ -215,11 +234,15 @@ impl Relay {
             Next::Keep(brought) => {
                 crash_point("early.keeping");
                 message.settles = brought.iter().flat_map(Brought::settlements).collect();
+                let mut known: HashSet<_> = message.settles.iter().map(|one| (one.copy, one.recipient)).collect();
+                let taken = early.take_taken().into_iter();
+                message.settles.extend(taken.filter(|one| known.insert((one.copy, one.recipient))));
                 match self.put(message).await {
                     Ok(receipt) => {
                         let reply = acknowledge::acknowledge(&receipt);
                         received(self, &receipt.message);
                         let (relay, snapshot, late) = (self.clone(), Arc::clone(snapshot), early.kept());
+                        early.take_taken().into_iter().for_each(|settlement| self.0.spool.settle(settlement));
                         let at_work = self.at_work();
                         // Reports, perhaps: the client does not wait for them. A stop does.
                         tokio::spawn(async move {
@@ -229,7 +252,7 @@ impl Relay {
                             }
                             for Brought { item, lane, attempt, hand } in late {
                                 let tried = Tried { message: &receipt.message, item, lane };
-                                relay.settle(&snapshot, tried, attempt, Timestamp::now()).await;
+                                relay.settle(&snapshot, tried, attempt, clock::wall()).await;
                                 drop(hand);
                             }
                         });
@@ -280,7 +303,7 @@ impl Relay {
     /// What follows from an attempt of which those that were taken are recorded already, or need no record.
     async fn settle_early(&self, snapshot: &Snapshot, message: &Message, brought: Brought) {
         let Brought { item, lane, attempt, hand: _hand } = brought;
-        let now = Timestamp::now();
+        let now = clock::wall();
         let (mut done, mut left): (Vec<(u16, Delivered)>, _) = (Vec::new(), Vec::new());
         for (index, result) in attempt.results {
             match result {
@@ -339,7 +362,7 @@ mod tests {
             warned: false,
             turn: 0,
             panics: 0,
-            accepted: Timestamp::UNIX_EPOCH,
+            accepted: jiff::Timestamp::UNIX_EPOCH,
             absent_since: None,
             resident: None,
             early: None,

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::recent::State;
 use super::work::Tried;
 use super::{Asked, Peer, Relay};
+use crate::clock;
 use crate::config::{ConnectorName, ReceiveConnector};
 use crate::deliver::Delivered;
 use crate::message::{Address, Envelope, MessageId, Recipient};
@@ -149,7 +150,7 @@ impl Relay {
             status: Some(refusal.status().1),
             because: &because,
             detail: Some(refusal),
-            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+            ..Event::new(clock::wall(), EventKind::Fail, MessageId(0))
         });
     }
 
@@ -177,7 +178,7 @@ impl Relay {
             status: Some(status),
             because: &because,
             detail: Some(why),
-            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+            ..Event::new(clock::wall(), EventKind::Fail, MessageId(0))
         });
     }
 
@@ -194,7 +195,7 @@ impl Relay {
             status: Some(reply.status_or_class()),
             because: &because,
             detail: Some(reply),
-            ..Event::new(Timestamp::now(), EventKind::Fail, MessageId(0))
+            ..Event::new(clock::wall(), EventKind::Fail, MessageId(0))
         });
     }
 
@@ -276,7 +277,7 @@ fn about(message: &Message, kind: EventKind) -> Event<'_> {
     Event {
         message_id: message.message_id.as_deref(),
         from: message.envelope.sender.as_ref(),
-        ..Event::new(Timestamp::now(), kind, message.id)
+        ..Event::new(clock::wall(), kind, message.id)
     }
 }
 

@@ -6,7 +6,7 @@
 //! changes under the queue's one lock, in which a worker also takes its next item: a copy is in the schedule, in one pair
 //! of hands, or laid aside, and never in two of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
@@ -27,6 +27,9 @@ pub(super) struct Queue {
     trying: HashMap<Key, u8>,
     /// What operators said, as long as it matters.
     orders: HashMap<Key, Order>,
+    /// Recipients that are done with, of copies whose others are not. The spool is told too, but knows it only from when it
+    /// is durable; on a disk that hangs or fails the next attempt may come first, and must not go to those who have it.
+    done: HashMap<Key, HashSet<u16>>,
 }
 
 #[derive(Debug, Default)]
@@ -88,7 +91,7 @@ impl DerefMut for Queue {
 
 impl Queue {
     pub(super) fn new(schedule: Schedule<Item>) -> Self {
-        Self { schedule, trying: HashMap::new(), orders: HashMap::new() }
+        Self { schedule, trying: HashMap::new(), orders: HashMap::new(), done: HashMap::new() }
     }
 
     /// A worker's next item, which it has in hand from then on. `None`: the worker ends.
@@ -198,6 +201,29 @@ impl Queue {
     /// The turn of a copy's place in the schedule.
     pub(super) fn turn(&self, key: Key) -> u16 {
         self.orders.get(&key).map_or(0, |order| order.turn)
+    }
+
+    /// These recipients of a copy are done with, and others are not.
+    pub(super) fn note_done(&mut self, key: Key, recipients: impl IntoIterator<Item = u16>) {
+        let mut recipients = recipients.into_iter().peekable();
+        if recipients.peek().is_some() {
+            self.done.entry(key).or_default().extend(recipients);
+        }
+    }
+
+    /// Keeps those that are not done with.
+    pub(super) fn leave_out_done(&self, key: Key, open: &mut Vec<u16>) {
+        if let Some(done) = self.done.get(&key) {
+            open.retain(|recipient| !done.contains(recipient));
+        }
+    }
+
+    /// Whoever is open no more for the spool either need not be known here.
+    pub(super) fn forget_done(&mut self, is_open: impl Fn(Key, u16) -> bool) {
+        self.done.retain(|key, recipients| {
+            recipients.retain(|recipient| is_open(*key, *recipient));
+            !recipients.is_empty()
+        });
     }
 
     /// The copy is gone: nobody holds it.

@@ -11,13 +11,14 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::clock;
 use crate::config::{Acknowledge, Config, ConnectorName, ReceiveConnector};
 use crate::deliver::Deliverer;
 use crate::directory::Directory;
@@ -29,7 +30,7 @@ use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
 use crate::smtp::{Reply, Status};
 use crate::spool::disk::crash_point;
-use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting};
+use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Recovery, Spool, Waiting};
 
 mod acknowledge;
 mod early;
@@ -171,7 +172,8 @@ impl Relay {
         Self::with(snapshot, spool, tracker, PUT_LIMIT)
     }
 
-    fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
+    /// As [`Relay::new`], with another patience for the disk.
+    pub(crate) fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
         let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
         let pressure = Pressure::find();
         if let Some(bound) = pressure.bound() {
@@ -214,7 +216,7 @@ impl Relay {
             if self.0.stopping.load(Ordering::Acquire) {
                 Vec::new()
             } else {
-                queue.wake_changed(Instant::now(), is_changed)
+                queue.wake_changed(clock::now(), is_changed)
             }
         };
         for lane in start {
@@ -231,7 +233,7 @@ impl Relay {
 
     /// Takes up what the last run left in the spool: reads it, and schedules it as it comes. Blocking, as long as the
     /// disk takes.
-    pub fn resume(&self, recovery: Recovery) {
+    pub fn resume(&self, recovery: Recovery) -> Recovered {
         let recovered = recovery.run_with(|waiting| self.take_up(&waiting));
         for corrupt in &recovered.corrupt {
             warn!("{corrupt}");
@@ -239,12 +241,13 @@ impl Relay {
         if recovered.messages > 0 {
             info!(messages = recovered.messages, "messages of an earlier run wait in the spool");
         }
+        recovered
     }
 
     /// Copies that wait in the spool are tried at their time. Few enough that new mail can wait for the queue meanwhile.
     fn take_up(&self, some: &[Waiting]) {
         let snapshot = self.snapshot();
-        let (now, wall) = (Instant::now(), Timestamp::now());
+        let (now, wall) = (clock::now(), clock::wall());
         let mut queue = self.queue();
         for waiting in some {
             if waiting.held {
@@ -258,6 +261,12 @@ impl Relay {
         }
         drop(queue);
         self.0.wake.notify_one();
+    }
+
+    /// So much memory is left from now on, where nothing bounds it.
+    #[cfg(test)]
+    pub(crate) fn press(&self, level: Level) {
+        self.0.pressure.simulate(level);
     }
 
     /// Is there memory for another connection?
@@ -330,7 +339,7 @@ impl Relay {
             Some(hybrid) if matches!(refusal.kind, RefusalKind::Disagreement(_)) => {
                 // Nothing in it can be half done.
                 let mut known = self.0.disagreements.lock().unwrap_or_else(PoisonError::into_inner);
-                refusal.within_grace(&mut known, Instant::now(), hybrid.disagreement_grace)
+                refusal.within_grace(&mut known, clock::now(), hybrid.disagreement_grace)
             }
             _ => refusal,
         }
@@ -377,7 +386,7 @@ impl Relay {
             self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &refusal);
             return reply;
         }
-        let accepted = Timestamp::now();
+        let accepted = clock::wall();
         if let Some(hybrid) = config.hybrid.as_ref().filter(|_| !facts.visits.is_empty()) {
             let (key, marks, by) = (&*snapshot.visits, &*facts.visits, &*connector.name.0);
             let returning = Returning { key, marks, config, hybrid, by, message_id: facts.message_id.as_deref() };
@@ -450,10 +459,10 @@ impl Relay {
     /// Puts a message of a client that waits.
     async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
         let id = message.id;
-        let begun = Instant::now();
+        let begun = clock::now();
         match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
             Ok(Ok(receipt)) => {
-                self.0.meter.commit.add(begun.elapsed());
+                self.0.meter.commit.add(clock::now().saturating_duration_since(begun));
                 Ok(receipt)
             }
             Ok(Err(error)) => {

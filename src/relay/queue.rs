@@ -6,7 +6,7 @@
 //!
 //! Not here: who may ask (`admin`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -16,10 +16,12 @@ use super::Relay;
 use super::hands::{Grasp, InHand, Key};
 use super::schedule::LaneId;
 use super::work::{Item, Tried, age, max_connections};
+use crate::clock;
 use crate::message::{Address, BodyType, MessageId, Ret};
 use crate::outcome::Setback;
 use crate::outcome::tracking::{Event, EventKind};
 use crate::route::Hop;
+use crate::spool::disk::blocking;
 use crate::spool::{CopyStanding, Deferral, End, Known, LoadError, Settlement, Standing, Step};
 
 /// Recipients of one copy that a line of a list names; the rest is counted.
@@ -444,7 +446,7 @@ impl Relay {
     pub fn list(&self, listing: &Listing, deadline: Instant) -> Result<Page, Unanswered> {
         let Listing { filter, sort, descending, limit, cursor } = listing;
         let wrong = || Unanswered::Wrong("this cursor does not belong to such a list".to_owned());
-        let now = Timestamp::now();
+        let now = clock::wall();
         let up_to = filter.up_to.as_deref().map(parse_id).transpose()?;
         let newest = up_to.unwrap_or_else(|| self.newest()).to_string();
         let page = |entries, next| Page { entries, next, up_to: newest.clone() };
@@ -471,7 +473,7 @@ impl Relay {
                 }
                 let Some(next) = next else { return Ok(page(entries, None)) };
                 step = next;
-                if Instant::now() > deadline {
+                if clock::now() > deadline {
                     // What was found so far is true, and the walk can go on.
                     return Ok(page(entries, Some(write_step(step, MessageId(0)))));
                 }
@@ -489,7 +491,7 @@ impl Relay {
                     }
                 }
             }
-            if Instant::now() > deadline {
+            if clock::now() > deadline {
                 return Err(Unanswered::TooLong);
             }
             step = next;
@@ -500,7 +502,7 @@ impl Relay {
     /// One message; `None`: it does not wait. Blocking.
     pub fn show(&self, id: MessageId) -> Option<Shown> {
         let message = self.0.spool.standing(id)?;
-        let entries = self.entries(&Filter::default(), &message, Timestamp::now());
+        let entries = self.entries(&Filter::default(), &message, clock::wall());
         let envelope = &message.envelope;
         let mut asked_for = Vec::new();
         asked_for.extend(envelope.envid.as_ref().map(|envid| format!("ENVID={envid}")));
@@ -516,7 +518,7 @@ impl Relay {
             });
             let queue = self.queue();
             let resting = queue.find(&copy.plan.via, &copy.plan.hop).and_then(|lane| queue.depth(lane).resting);
-            let resting = resting.map(|until| until.saturating_duration_since(Instant::now()).as_secs());
+            let resting = resting.map(|until| until.saturating_duration_since(clock::now()).as_secs());
             ShownCopy { entry, recipients: recipients.collect(), warned: copy.warned, resting, attempts: Vec::new() }
         };
         Some(Shown {
@@ -610,12 +612,12 @@ impl Relay {
                 return Err(Unanswered::Stopping);
             }
             let (spool, wanted) = (self.0.spool.clone(), ids.clone());
-            let walked = tokio::task::spawn_blocking(move || match wanted {
+            let walked = blocking(move || match wanted {
                 Some(ids) => (ids.into_iter().filter_map(|id| Some((step, spool.standing(id)?))).collect(), None),
                 None => spool.walk(step),
             });
             let Ok((messages, next)) = walked.await else { return Err(Unanswered::TooLong) };
-            let now = Timestamp::now();
+            let now = clock::wall();
             let messages: Vec<Standing> = messages
                 .into_iter()
                 .map(|(_, mut message): (Step, Standing)| {
@@ -640,7 +642,7 @@ impl Relay {
             }
             let Some(next) = next else { return Ok(done) };
             step = next;
-            if Instant::now() > deadline {
+            if clock::now() > deadline {
                 return Ok(Changed { next: Some(write_step(step, up_to)), ..done });
             }
         }
@@ -770,9 +772,10 @@ impl Relay {
                 Grasp::Busy => done.busy += 1,
             }
         }
-        self.0.spool.flush().await;
+        let unwritten = self.0.spool.flush().await;
+        self.pass_over_done(unwritten, &mut ours, done);
         if self.0.spool.is_broken() {
-            // Nobody knows who of them was delivered a moment ago: they go back to where they were.
+            // What would be said of them could not be written: they go back to where they were.
             for (message, copy, _hand) in ours.drain(..) {
                 let known = Known { until: copy.until, attempts: copy.attempts, warned: copy.warned };
                 self.put_back(message, copy, known);
@@ -782,6 +785,32 @@ impl Relay {
         ours
     }
 
+    /// What the disk has not taken yet is true all the same: who was delivered a moment ago is not taken up again.
+    fn pass_over_done(
+        &self,
+        unwritten: Vec<Settlement>,
+        ours: &mut Vec<(&Standing, &CopyStanding, InHand)>,
+        done: &mut Changed,
+    ) {
+        let mut settled: HashMap<Key, Vec<u16>> = HashMap::new();
+        for one in unwritten {
+            settled.entry((one.id, one.copy)).or_default().push(one.recipient);
+        }
+        ours.retain(|(message, copy, _)| {
+            let key = (message.id, copy.number);
+            let Some(recipients) = settled.remove(&key) else { return true };
+            let mut open = copy.open.clone();
+            open.retain(|recipient| self.0.spool.is_open(key.0, key.1, *recipient));
+            {
+                let mut queue = self.queue();
+                queue.note_done(key, recipients);
+                queue.leave_out_done(key, &mut open);
+            }
+            done.passed += usize::from(open.is_empty());
+            !open.is_empty()
+        });
+    }
+
     /// Gives a copy that was grasped a place in the schedule again, a while from now.
     fn put_back(&self, message: &Standing, copy: &CopyStanding, known: Known) -> (LaneId, Item) {
         let config = &self.snapshot().config;
@@ -789,7 +818,7 @@ impl Relay {
         let turn = queue.turn((message.id, copy.number));
         let item = Item { turn, ..Item::standing(message, copy.number, known) };
         let lane = queue.lane(&copy.plan.via, &copy.plan.hop, max_connections(config, &copy.plan.via));
-        queue.later(Instant::now() + LATER, lane, item.clone());
+        queue.later(clock::now() + LATER, lane, item.clone());
         drop(queue);
         self.0.wake.notify_one();
         (lane, item)
@@ -811,7 +840,7 @@ impl Relay {
     /// Fails whoever is still open, as the sender is then told. False: nobody is.
     async fn bounce(&self, message: &Standing, copy: &CopyStanding, by: &By) -> Result<bool, String> {
         let (spool, id) = (self.0.spool.clone(), message.id);
-        let loaded = tokio::task::spawn_blocking(move || spool.load(id)).await.map_err(|error| error.to_string())?;
+        let loaded = blocking(move || spool.load(id)).await.map_err(|error| error.to_string())?;
         let snapshot = self.snapshot();
         let Some(known) = self.0.spool.copy(id, copy.number) else { return Ok(false) };
         // Should the report not come about, the copy is in the schedule. If it does, nothing is found there then.
@@ -821,7 +850,8 @@ impl Relay {
             Err(LoadError::Gone) => return Ok(false),
             Err(error) => return Err(error.to_string()),
         };
-        let open = loaded.open.get(usize::from(copy.number)).cloned().unwrap_or_default();
+        let mut open = loaded.open.get(usize::from(copy.number)).cloned().unwrap_or_default();
+        self.queue().leave_out_done((id, copy.number), &mut open);
         if open.is_empty() {
             return Ok(false);
         }
@@ -829,7 +859,7 @@ impl Relay {
         let setback = Setback::Returned { who: by.who.clone(), reason };
         let failed: Vec<(u16, Setback)> = open.into_iter().map(|index| (index, setback.clone())).collect();
         let tried = Tried { message: &loaded.message, item, lane };
-        if self.settle_failed(&snapshot, &tried, &failed, Timestamp::now()).await {
+        if self.settle_failed(&snapshot, &tried, &failed, clock::wall()).await {
             Ok(true)
         } else {
             Err("the report to the sender could not be written; nothing was changed".to_owned())
@@ -848,7 +878,7 @@ impl Relay {
             to: &to,
             connector: Some(&copy.plan.via.0),
             detail: Some(&detail),
-            ..Event::new(Timestamp::now(), kind, message.id)
+            ..Event::new(clock::wall(), kind, message.id)
         });
         tracing::info!(id = %message.id, copy = copy.number, connector = %copy.plan.via, "{detail}");
     }
@@ -861,11 +891,13 @@ impl Relay {
         self.0.spool.defer(Deferral { held, ..deferral });
     }
 
-    /// What operators said of messages that are gone.
+    /// What operators said of messages that are gone, and who is done with where that is durable.
     pub(super) fn forget_orders(&self) {
         let keys: Vec<Key> = self.queue().ordered();
         let gone: Vec<Key> = keys.into_iter().filter(|(id, _)| !self.0.spool.contains(*id)).collect();
-        self.queue().forget(&gone);
+        let mut queue = self.queue();
+        queue.forget(&gone);
+        queue.forget_done(|(id, copy), recipient| self.0.spool.is_open(id, copy, recipient));
     }
 }
 

@@ -4,7 +4,7 @@
 //! the recipient stays open and is tried again, so that nobody's failure goes unreported.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::events::Noted;
 use super::work::{Item, Tried, age, max_connections};
 use super::{Relay, Snapshot, visits};
+use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::received::Received;
@@ -56,6 +57,8 @@ impl Relay {
         if sorted.again.is_empty() {
             return;
         }
+        let settled = sorted.done.iter().map(|(index, _)| *index).chain(sorted.failed.iter().map(|(index, _)| *index));
+        self.queue().note_done(tried.item.key(), settled);
         let mut warned = tried.item.warned;
         warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
         let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
@@ -71,7 +74,7 @@ impl Relay {
         // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
         let mut queue = self.queue();
         let lane = queue.lane(&copy.via, &copy.hop, max_connections(&snapshot.config, &copy.via));
-        queue.later(Instant::now() + sorted.wait, lane, item);
+        queue.later(clock::now() + sorted.wait, lane, item);
         drop(queue);
         self.0.wake.notify_one();
     }
@@ -98,7 +101,7 @@ impl Relay {
     fn sort(&self, tried: &mut Tried<'_>, attempt: Attempt, snapshot: &Snapshot, age: Duration) -> Sorted {
         let mut sorted = Sorted::default();
         let fraction = fastrand::f64();
-        let now = Instant::now();
+        let now = clock::now();
         let absent = attempt.results.iter().any(|(_, result)| result.as_ref().is_err_and(Setback::needs_confirmation));
         let history = History {
             age,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -223,6 +224,72 @@ async fn a_partial_failure_settles_each_by_itself() {
     }
     assert_eq!(fixture.depth().later, 1, "the second waits");
     assert_eq!(fixture.relay.waiting(), 2, "the message and the report");
+}
+
+/// The disk hangs, and the next attempt comes before it is written down who has the message: they do not get it again.
+#[tokio::test]
+async fn p3_a_disk_that_hangs_resends_nothing() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    fixture.disk.hold();
+    let lane = fixture.lane();
+    let mut item = item;
+    for (results, expected) in [
+        (vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Err(answered(451)))], &[1, 2][..]),
+        (vec![(1, Ok(delivered())), (2, Err(answered(451)))], &[2]),
+    ] {
+        let tried = Tried { message: &message, item, lane };
+        fixture.relay.settle(&fixture.relay.snapshot(), tried, Attempt { results }, Timestamp::now()).await;
+        let _ = fixture.relay.queue().due(Instant::now() + HOUR);
+        item = fixture.relay.queue().take(lane, Instant::now()).unwrap();
+        let (_, open) = fixture.relay.fetch(lane, &mut item).await.unwrap();
+        assert_eq!(open, expected);
+    }
+    assert_eq!(fixture.open(message.id), [[0, 1, 2]], "it is not written yet");
+    fixture.disk.release();
+    fixture.relay.0.spool.flush().await;
+    assert_eq!(fixture.open(message.id), [[2]]);
+}
+
+/// Nor if an operator asks for the next attempt while nothing can be written: not to those of a copy who have it, and not
+/// if all of them do. What is written is not kept in mind.
+#[tokio::test]
+async fn p3_asked_for_on_a_disk_that_fails_nothing_is_resent() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, "Subject: x\r\n\r\nx\r\n").await.code, 250);
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    assert_eq!(fixture.send("erin@fabrikam.com", &["ann@contoso.com"], "Subject: y\r\n\r\ny\r\n").await.code, 250);
+    let all = fixture.item();
+    fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::EIO, lasts: true });
+    let lane = fixture.lane();
+    fixture.settle(item, vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Err(answered(451)))]).await;
+    fixture.settle(all, vec![(0, Ok(delivered()))]).await;
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    let filter = queue::Filter::default();
+    let by = queue::By { who: "root".to_owned(), reason: None };
+    let changed = fixture.relay.change(queue::Change::Retry, &filter, &by, None, Instant::now() + HOUR).await.unwrap();
+    assert_eq!((changed.changed, changed.passed, changed.failed.len()), (0, 1, 1), "{changed:?}");
+    let later = Instant::now() + HOUR;
+    let _ = fixture.relay.queue().due(later);
+    // The old place means nothing any more.
+    let mut item = fixture.relay.queue().next(lane, later).unwrap();
+    assert_eq!(item.turn, 1);
+    let (_, open) = fixture.relay.fetch(lane, &mut item).await.unwrap();
+    assert_eq!(open, [1, 2]);
+    assert!(fixture.relay.queue().next(lane, later).is_none(), "there is no second one");
+    fixture.disk.heal();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fixture.open(message.id) != [[1, 2]] {
+        assert!(Instant::now() < deadline, "it is never written");
+        tokio::task::yield_now().await;
+    }
+    fixture.relay.forget_orders();
+    let mut all = vec![0, 1, 2];
+    fixture.relay.queue().leave_out_done((message.id, 0), &mut all);
+    assert_eq!(all, [0, 1, 2], "the spool knows it by now");
 }
 
 /// The picture of mail flow says of each recipient what became of it, once somebody can ask.
@@ -580,7 +647,7 @@ async fn f057_mail_for_a_missing_connector_is_held() {
         let id = item.id;
         fixture.relay.replace(snapshot(&|text| text.replace(was, is)));
         let message = fixture.relay.0.spool.load(id).unwrap().message;
-        let attempt = fixture.relay.deliver(&fixture.relay.snapshot(), &message, 0, &[0]).await;
+        let attempt = fixture.relay.deliver(&fixture.relay.snapshot(), &message, 0, &[0], &|_| {}).await;
         let Err(setback) = &attempt.results[0].1 else { panic!("{kind}") };
         assert!(matches!(setback, Setback::NoConnector { state, .. } if *state == kind), "{setback}");
         fixture.settle(item, attempt.results).await;
@@ -705,7 +772,7 @@ async fn one_that_goes_in_circles_takes_nothing_from_the_other() {
             continue;
         }
         let snapshot = fixture.relay.snapshot();
-        let attempt = fixture.relay.deliver(&snapshot, &loaded.message, item.copy, &[0]).await;
+        let attempt = fixture.relay.deliver(&snapshot, &loaded.message, item.copy, &[0], &|_| {}).await;
         let tried = Tried { message: &loaded.message, item, lane };
         fixture.relay.settle(&snapshot, tried, attempt, Timestamp::now()).await;
     }
@@ -895,7 +962,7 @@ async fn a_member_that_nobody_knows_is_judged_by_where_the_message_came_from() {
         let message = fixture.relay.0.spool.load(item.id).unwrap().message;
         let copy = &message.copies[usize::from(item.copy)];
         if copy.via.0.is_empty() {
-            let attempt = fixture.relay.deliver(&snapshot, &message, item.copy, &[0]).await;
+            let attempt = fixture.relay.deliver(&snapshot, &message, item.copy, &[0], &|_| {}).await;
             told.extend(attempt.results.into_iter().map(|(_, result)| result.unwrap_err().to_string()));
         }
         fixture.relay.queue().let_go(lane);

@@ -12,7 +12,9 @@ use tracing::{error, info, warn};
 use super::early::{Brought, Early};
 use super::hands::Key;
 use super::schedule::{Feedback, LaneId};
+use super::settle::settlement;
 use super::{Relay, Snapshot, visits};
+use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
@@ -20,8 +22,8 @@ use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
 use crate::smtp::Status;
-use crate::spool::disk::crash_point;
-use crate::spool::{Deferral, Known, LoadError, Message, Standing, Waiting};
+use crate::spool::disk::{blocking, crash_point};
+use crate::spool::{Deferral, End, Known, LoadError, Message, Standing, Waiting};
 
 /// Where a connector is no longer configured, its lane moves one at a time until somebody mends that.
 const UNKNOWN_CONNECTOR_CONNECTIONS: usize = 1;
@@ -225,6 +227,7 @@ impl Relay {
     pub async fn keep_time(&self) {
         // A look through a long queue writes many reports. What is due does not wait for that.
         tokio::select! {
+            biased;
             () = self.move_due() => {}
             () = self.mind_ages() => {}
         }
@@ -233,7 +236,7 @@ impl Relay {
     async fn move_due(&self) {
         while !self.is_stopping() {
             let woken = self.0.wake.notified();
-            let now = Instant::now();
+            let now = clock::now();
             let (start, next) = {
                 let mut queue = self.queue();
                 (queue.due(now), queue.next_due())
@@ -255,7 +258,7 @@ impl Relay {
     async fn mind_ages(&self) {
         loop {
             tokio::time::sleep(LOOK_THROUGH).await;
-            self.look_through(Timestamp::now()).await;
+            self.look_through(clock::wall()).await;
         }
     }
 
@@ -299,7 +302,7 @@ impl Relay {
         if let Some(last) = last {
             queue.let_down(last);
         }
-        queue.next(lane, Instant::now())
+        queue.next(lane, clock::now())
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
@@ -313,7 +316,18 @@ impl Relay {
         }
         let was_resident = item.resident.is_some();
         let (message, open) = self.fetch(lane, &mut item).await?;
-        let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
+        let mut attempt = {
+            // An attempt in several transactions, or at several hosts, may take many minutes. What was heard by then is not to
+            // be forgotten with the process.
+            let taken = |index| {
+                let settlement = settlement(&item, index, End::Delivered);
+                if early.as_ref().is_none_or(|early| early.taken(settlement)) {
+                    self.0.spool.settle(settlement);
+                    self.queue().note_done(item.key(), [index]);
+                }
+            };
+            self.deliver(&snapshot, &message, item.copy, &open, &taken).await
+        };
         let feedback = feedback(&attempt);
         if let Some((_, Some(why))) = &feedback {
             // For those who wait behind it, and may never be tried themselves.
@@ -335,7 +349,7 @@ impl Relay {
             let Some(brought) = early.hand_in(Brought { item, lane, attempt, hand }) else { return feedback };
             (item, attempt, hand) = (brought.item, brought.attempt, brought.hand);
         }
-        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, Timestamp::now()).await;
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, clock::wall()).await;
         drop(hand);
         feedback
     }
@@ -346,7 +360,7 @@ impl Relay {
     fn note(&self, lane: LaneId, feedback: Feedback) -> usize {
         let mut queue = self.queue();
         let (before, _) = queue.failures(lane);
-        let more = queue.feedback(lane, Instant::now(), feedback, fastrand::f64());
+        let more = queue.feedback(lane, clock::now(), feedback, fastrand::f64());
         let (after, name) = queue.failures(lane);
         if (before == 0) == (after == 0) {
             return more;
@@ -369,7 +383,10 @@ impl Relay {
             return Some((message, open));
         }
         match self.load(item.id, item.copy).await {
-            Ok(loaded) => Some(loaded),
+            Ok((message, mut open)) => {
+                self.queue().leave_out_done(item.key(), &mut open);
+                (!open.is_empty()).then_some((message, open))
+            }
             Err(Unreadable::Gone) => None,
             Err(Unreadable::Now(why)) => {
                 warn!(id = %item.id, why, "a message cannot be read from the spool now");
@@ -439,11 +456,18 @@ impl Relay {
         }
     }
 
-    pub(super) async fn deliver(&self, snapshot: &Snapshot, message: &Message, copy: u16, open: &[u16]) -> Attempt {
+    pub(super) async fn deliver(
+        &self,
+        snapshot: &Snapshot,
+        message: &Message,
+        copy: u16,
+        open: &[u16],
+        taken: &(dyn Fn(u16) + Sync),
+    ) -> Attempt {
         let via = &message.copies[usize::from(copy)].via;
         let state = match snapshot.config.send_connector(via) {
             Some(connector) if connector.enabled => {
-                return snapshot.deliverer.attempt(connector, message, usize::from(copy), open).await;
+                return snapshot.deliverer.attempt_telling(connector, message, usize::from(copy), open, taken).await;
             }
             Some(_) => "disabled",
             None => "missing",
@@ -462,7 +486,7 @@ impl Relay {
 
     async fn load(&self, id: MessageId, copy: u16) -> Result<(Arc<Message>, Vec<u16>), Unreadable> {
         let spool = self.0.spool.clone();
-        let loaded = tokio::task::spawn_blocking(move || spool.load(id)).await;
+        let loaded = blocking(move || spool.load(id)).await;
         match loaded {
             Ok(Ok(loaded)) => {
                 let open = loaded.open.get(usize::from(copy)).cloned().unwrap_or_default();
@@ -481,7 +505,7 @@ impl Relay {
 
     /// The copy is tried again after `wait`.
     pub(super) fn again(&self, lane: LaneId, item: Item, wait: Duration) {
-        self.queue().later(Instant::now() + wait, lane, item);
+        self.queue().later(clock::now() + wait, lane, item);
         self.0.wake.notify_one();
     }
 }

@@ -627,6 +627,11 @@ impl<'s, 'm> Delivery<'s, 'm> {
         !self.heard && !self.session.ended.as_ref().is_some_and(|ended| ended.expired)
     }
 
+    /// Those who have their answer so far.
+    pub fn settled(&self) -> &[Settled] {
+        &self.settled
+    }
+
     /// The result for each recipient, once [`Delivery::step`] is done.
     pub fn into_settled(self) -> Vec<Settled> {
         debug_assert_eq!(self.settled.len(), self.mail.recipients.len(), "everybody is settled exactly once");

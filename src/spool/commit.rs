@@ -7,7 +7,8 @@
 //! After a failed write or sync the file is never touched again: Linux forgets which pages it could not write. The
 //! segment is closed, and the first record of the next one cancels what was refused, so that none of it comes
 //! back to life. Only then are the waiters told. While no segment can be written, puts fail at once and settlements
-//! wait in memory; the disk is tried again after a pause.
+//! wait in memory; the disk is tried again after a pause. If the process ends before it works again, what was refused
+//! last may be found by the next start: nothing could be written of its refusal.
 //!
 //! A sync says nothing of the name: in a folder that somebody moved, removed or replaced, a file is written to as well
 //! as before, and is not found by the next start. So each batch ends with a look whether the segment still stands where
@@ -32,6 +33,7 @@ use super::index::{Entry, Fate, History, Place, Segment};
 use super::keep;
 use super::shelf::Ready;
 use super::{Deferral, PutError, Sealed, Settlement, Shared};
+use crate::clock;
 use crate::message::MessageId;
 
 /// The longest a *settled* or *deferred* record waits for a message to ride with.
@@ -51,7 +53,7 @@ pub struct Queue {
     notes: Notes,
     /// When the first of the notes came.
     noted: Option<Instant>,
-    flushes: Vec<oneshot::Sender<()>>,
+    flushes: Vec<oneshot::Sender<Vec<Settlement>>>,
     closing: bool,
     sleep: Sleep,
 }
@@ -156,14 +158,14 @@ impl Shared {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         push(&mut queue.notes);
         if queue.noted.is_none() {
-            queue.noted = Some(Instant::now());
+            queue.noted = Some(clock::now());
             // A committer that sleeps a short while has set its own alarm.
             self.wake(&mut queue, Sleep::Long);
         }
     }
 
     /// Queues somebody who waits until all so far is durable.
-    pub fn queue_flush(&self, done: oneshot::Sender<()>) {
+    pub fn queue_flush(&self, done: oneshot::Sender<Vec<Settlement>>) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if !queue.closing {
             queue.flushes.push(done);
@@ -180,6 +182,8 @@ impl Shared {
 
     /// Wakes the committer if it sleeps at least so deeply. One system call for a whole crowd of producers.
     fn wake(&self, queue: &mut Queue, at_least: Sleep) {
+        #[cfg(test)]
+        self.called.notify_one();
         if queue.sleep == Sleep::Long || queue.sleep == at_least {
             queue.sleep = Sleep::Not;
             self.bell.notify_one();
@@ -193,6 +197,8 @@ pub struct Committer {
     current: Current,
     /// Small records that are not durable yet.
     notes: Notes,
+    /// When those among them are tried again that were in a batch that failed.
+    retry: Option<Instant>,
     broken: Option<Broken>,
     keeper: Option<keep::Keeper>,
 }
@@ -226,6 +232,9 @@ struct Broken {
     again: Instant,
     pause: Duration,
 }
+
+/// What waited: messages, copies, those who want to know that all is durable; and whether this was the last.
+type Taken = (Vec<Put>, Vec<Copied>, Vec<oneshot::Sender<Vec<Settlement>>>, bool);
 
 /// What a record is about, and who waits for it.
 enum What {
@@ -277,11 +286,23 @@ impl Record {
     }
 }
 
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer").field("segment", &self.current.number).finish_non_exhaustive()
+    }
+}
+
 impl Committer {
     /// Starts with this segment. With a `keeper` that one's work is done here, between batches.
     pub fn new(shared: Arc<Shared>, first: Ready, keeper: Option<keep::Keeper>) -> Self {
-        let mut committer =
-            Self { shared, current: Current::start(&first), notes: Notes::default(), broken: None, keeper };
+        let mut committer = Self {
+            shared,
+            current: Current::start(&first),
+            notes: Notes::default(),
+            retry: None,
+            broken: None,
+            keeper,
+        };
         committer.enter(first);
         committer
     }
@@ -289,57 +310,87 @@ impl Committer {
     /// Until the spool is closed.
     pub fn run(mut self) {
         loop {
-            let (puts, copies, flushes, closing) = self.take();
-            self.round(puts, copies);
-            // What is noted may have been in a batch that failed. Those who wait for it wait for another attempt.
-            for _ in 0..ATTEMPTS {
-                if (flushes.is_empty() && !closing) || self.notes.is_empty() || self.broken.is_some() {
-                    break;
-                }
-                self.round(Vec::new(), Vec::new());
-            }
-            if (closing || !flushes.is_empty()) && !self.notes.is_empty() {
-                tracing::error!("what was settled last could not be made durable; it may be delivered twice");
-            }
-            for flush in flushes {
-                let _ = flush.send(());
-            }
-            if let Some(mut keeper) = self.keeper.take() {
-                keeper.step(&self.shared);
-                self.keeper = Some(keeper);
-            }
-            if closing {
-                // Everything so far was synced, says the end of the log: what does not read next time is damage.
-                let mark = encode_mark(self.current.number, self.current.at);
-                if self.broken.is_none() && self.fits(&Record::small(Kind::Mark, mark.clone(), What::Mark)) {
-                    let mut chunk = vec![Record::small(Kind::Mark, mark, What::Mark)];
-                    if let Err(error) = self.write(&mut chunk) {
-                        tracing::warn!(%error, "the spool's last record could not be written");
-                    }
-                }
+            let taken = self.wait();
+            if self.turn(taken) {
                 return;
             }
         }
     }
 
-    /// Waits for work and takes all of it.
-    fn take(&mut self) -> (Vec<Put>, Vec<Copied>, Vec<oneshot::Sender<()>>, bool) {
-        let shared = &self.shared;
+    /// Does what is due now, for whoever gives it no thread to wait on. When to come again, unless somebody calls before;
+    /// `None`: not by itself.
+    #[cfg(test)]
+    pub fn step(&mut self) -> Option<Instant> {
+        let shared = self.shared.clone();
         let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if !queue.puts.is_empty() || !queue.copies.is_empty() || !queue.flushes.is_empty() || queue.closing {
+        let now = clock::now();
+        match self.due(&queue, now) {
+            Some(due) if due <= now => {
+                let taken = self.take(&mut queue);
+                drop(queue);
+                self.turn(taken);
+                let queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+                self.due(&queue, clock::now())
+            }
+            due => due,
+        }
+    }
+
+    /// All that was taken. True: that was the last.
+    fn turn(&mut self, (puts, copies, flushes, closing): Taken) -> bool {
+        self.round(puts, copies);
+        // What is noted may have been in a batch that failed. Those who wait for it wait for another attempt.
+        for _ in 0..ATTEMPTS {
+            if (flushes.is_empty() && !closing) || self.notes.is_empty() || self.broken.is_some() {
                 break;
             }
-            let now = Instant::now();
-            let again = self.broken.as_ref().map(|broken| broken.again);
-            let due = match (queue.noted.map(|noted| noted + RIDE), again) {
-                (Some(due), None) => Some(due),
-                // Notes can do nothing while the disk is broken.
-                (_, Some(again)) => Some(again),
-                (None, None) if !self.notes.is_empty() => Some(now + shared.options.pause),
-                (None, None) => None,
-            };
-            queue = match due {
+            self.round(Vec::new(), Vec::new());
+        }
+        self.retry = (!self.notes.is_empty()).then(|| clock::now() + self.shared.options.pause);
+        if (closing || !flushes.is_empty()) && !self.notes.is_empty() {
+            tracing::error!("what was settled last could not be made durable; it may be delivered twice");
+        }
+        for flush in flushes {
+            let _ = flush.send(self.notes.settled.clone());
+        }
+        if let Some(mut keeper) = self.keeper.take() {
+            keeper.step(&self.shared);
+            self.keeper = Some(keeper);
+        }
+        if closing {
+            // Everything so far was synced, says the end of the log: what does not read next time is damage.
+            let mark = encode_mark(self.current.number, self.current.at);
+            if self.broken.is_none() && self.fits(&Record::small(Kind::Mark, mark.clone(), What::Mark)) {
+                let mut chunk = vec![Record::small(Kind::Mark, mark, What::Mark)];
+                if let Err(error) = self.write(&mut chunk) {
+                    tracing::warn!(%error, "the spool's last record could not be written");
+                }
+            }
+        }
+        closing
+    }
+
+    /// When there is something to do; `None`: when somebody comes.
+    fn due(&self, queue: &Queue, now: Instant) -> Option<Instant> {
+        if !queue.puts.is_empty() || !queue.copies.is_empty() || !queue.flushes.is_empty() || queue.closing {
+            return Some(now);
+        }
+        let again = self.broken.as_ref().map(|broken| broken.again);
+        match (queue.noted.map(|noted| noted + RIDE), again) {
+            (Some(due), None) => Some(due),
+            // Notes can do nothing while the disk is broken.
+            (_, Some(again)) => Some(again),
+            (None, None) => self.retry,
+        }
+    }
+
+    /// Waits for work and takes all of it.
+    fn wait(&mut self) -> Taken {
+        let shared = self.shared.clone();
+        let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let now = clock::now();
+            queue = match self.due(&queue, now) {
                 Some(due) if due <= now => break,
                 Some(due) => {
                     queue.sleep = Sleep::Short;
@@ -351,6 +402,10 @@ impl Committer {
                 }
             };
         }
+        self.take(&mut queue)
+    }
+
+    fn take(&mut self, queue: &mut Queue) -> Taken {
         queue.sleep = Sleep::Not;
         queue.noted = None;
         let Notes { settled, deferred, removed } = &mut queue.notes;
@@ -363,7 +418,7 @@ impl Committer {
 
     fn round(&mut self, puts: Vec<Put>, copies: Vec<Copied>) {
         if let Some(broken) = &self.broken {
-            if broken.again <= Instant::now() {
+            if broken.again <= clock::now() {
                 self.reopen();
             }
             if let Some(broken) = &self.broken {
@@ -681,7 +736,7 @@ impl Committer {
         }
         drop(index);
         self.broken =
-            Some(Broken { error: error.clone(), cancel, again: Instant::now(), pause: self.shared.options.pause });
+            Some(Broken { error: error.clone(), cancel, again: clock::now(), pause: self.shared.options.pause });
         self.reopen();
         self.give_up(chunk, &error);
         self.shared.kick_keeper();
@@ -734,7 +789,7 @@ impl Committer {
                     tracing::error!(%error, "new mail is refused until the spool can be written");
                 }
                 shared.set_broken(Some(error.clone()));
-                self.broken = Some(Broken { error, again: Instant::now() + broken.pause, pause, ..broken });
+                self.broken = Some(Broken { error, again: clock::now() + broken.pause, pause, ..broken });
             }
         }
     }

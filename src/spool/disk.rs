@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use tokio::task::JoinError;
 
 /// What the spool asks of a disk.
 pub trait Disk: Send + Sync + Debug {
@@ -134,6 +135,24 @@ pub trait DiskFile: Send + Sync + Debug {
 
 /// So many interruptions in a row are no accident any more: a disk that says nothing else must not hold a thread for good.
 const INTERRUPTIONS: u32 = 100;
+
+/// Work that waits for a disk, done where it holds up nobody else. It goes on to its end if the caller gives up.
+///
+/// # Errors
+/// It panicked, or the runtime ends.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    // Threads keep no order; where time is simulated, so are they.
+    #[cfg(test)]
+    if crate::clock::held::is_held() {
+        let wait = std::time::Duration::from_micros(fastrand::u64(0..3000));
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            work()
+        });
+        return task.await;
+    }
+    tokio::task::spawn_blocking(work).await
+}
 
 /// Writes all of it, from `offset` on.
 ///

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Bytes, BytesMut};
 
 use super::Shared;
-use super::disk::{DiskFile, crash_point, write_all_at};
+use super::disk::{DiskFile, blocking, crash_point, write_all_at};
 use super::format::Checksum;
 use crate::message::Body;
 
@@ -277,7 +277,7 @@ impl Draft {
     async fn block(&mut self, work: fn(&mut OwnFile) -> io::Result<()>) -> io::Result<()> {
         // While it is away the draft has no file; if the caller gives up meanwhile, the file goes with the task.
         let Some(mut own) = self.own.take() else { return Ok(()) };
-        let work = tokio::task::spawn_blocking(move || {
+        let work = blocking(move || {
             let done = work(&mut own);
             (own, done)
         });

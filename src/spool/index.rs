@@ -231,6 +231,11 @@ impl Entry {
         }
     }
 
+    /// Is this recipient open?
+    pub fn is_open(&self, copy: u16, recipient: u16) -> bool {
+        self.copies.get(usize::from(copy)).is_some_and(|copy| copy.open.contains(recipient))
+    }
+
     /// Is nobody open?
     pub fn is_done(&self) -> bool {
         self.copies.iter().all(|copy| copy.open.is_empty())

@@ -18,6 +18,7 @@ use super::disk::{DiskFile, crash_point, read_full_at};
 use super::format::{RECORD_HEAD, RecordHead, Salt, checksum, decode_message, encode_message};
 use super::index::{History, Index, Place};
 use super::shelf::AHEAD;
+use crate::clock;
 use crate::message::{Body, MessageId};
 
 /// Bytes copied at a time, so that new mail never waits for more than that.
@@ -152,7 +153,7 @@ impl Keeper {
 
     /// Copies some of what lives in the oldest segment to the front.
     fn empty(&mut self, shared: &Shared) {
-        if self.ask_again.is_some_and(|then| Instant::now() < then) {
+        if self.ask_again.is_some_and(|then| clock::now() < then) {
             return;
         }
         self.ask_again = None;
@@ -205,7 +206,7 @@ impl Keeper {
                     }
                     None => {
                         tracing::warn!(%id, %error, "a message cannot be read at the moment");
-                        self.ask_again = Some(Instant::now() + PAUSE);
+                        self.ask_again = Some(clock::now() + PAUSE);
                     }
                 },
             }

@@ -124,6 +124,11 @@ impl Spool {
         self.shared.is_broken.load(Ordering::Relaxed)
     }
 
+    /// Is this recipient open, as far as is durable?
+    pub fn is_open(&self, id: MessageId, copy: u16, recipient: u16) -> bool {
+        self.shared.index().get(id).is_some_and(|entry| entry.is_open(copy, recipient))
+    }
+
     /// Does this message wait?
     pub fn contains(&self, id: MessageId) -> bool {
         self.shared.index().get(id).is_some()

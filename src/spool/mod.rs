@@ -30,6 +30,7 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use tokio::sync::oneshot;
 
+use crate::clock;
 use crate::config::ConnectorName;
 use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
 use crate::route::{Hop, HopCopy};
@@ -280,17 +281,20 @@ fn process(pid: &Option<u32>) -> String {
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// The length of a segment. `None`: 16 MiB, less on a small disk.
-    segment_size: Option<u32>,
+    pub(crate) segment_size: Option<u32>,
     /// Content longer than this gets a file of its own.
-    large_at: u64,
+    pub(crate) large_at: u64,
     /// So many segments' worth of dead records are left lying.
-    dead_segments: u32,
+    pub(crate) dead_segments: u32,
     /// The keeper has a thread of its own.
-    keeper_thread: bool,
+    pub(crate) keeper_thread: bool,
+    /// The committer has one. Else it stands still until [`Spool::step`].
+    #[cfg(test)]
+    pub(crate) committer_thread: bool,
     /// The pause before a disk that failed is tried again.
-    pause: Duration,
+    pub(crate) pause: Duration,
     /// A message that the disk has not given for so long is set aside.
-    read_patience: Duration,
+    pub(crate) read_patience: Duration,
 }
 
 impl Default for Options {
@@ -302,6 +306,8 @@ impl Default for Options {
             large_at: 5 << 18,
             dead_segments: 4,
             keeper_thread: true,
+            #[cfg(test)]
+            committer_thread: true,
             pause: Duration::from_millis(100),
             // A cable, a path or a controller comes back within that; a bad block never does.
             read_patience: Duration::from_hours(1),
@@ -340,6 +346,9 @@ pub(crate) struct Shared {
     /// Messages that the disk did not give when they were asked for: the first time and the last.
     unread: Mutex<HashMap<MessageId, (Instant, Instant)>>,
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+    /// Somebody has work for a committer without a thread.
+    #[cfg(test)]
+    called: tokio::sync::Notify,
 }
 
 impl fmt::Debug for Shared {
@@ -361,13 +370,31 @@ struct Threads {
     shared: Arc<Shared>,
     committer: Mutex<Option<JoinHandle<()>>>,
     keeper: Mutex<Option<JoinHandle<()>>>,
+    /// Where it has no thread.
+    #[cfg(test)]
+    still: Mutex<Option<Committer>>,
 }
 
 impl Threads {
+    fn begin(&self, committer: Committer) -> io::Result<()> {
+        #[cfg(test)]
+        if !self.shared.options.committer_thread {
+            *self.still.lock().unwrap_or_else(PoisonError::into_inner) = Some(committer);
+            return Ok(());
+        }
+        let committer = spawn("spool-commit", move || committer.run())?;
+        *self.committer.lock().unwrap_or_else(PoisonError::into_inner) = Some(committer);
+        Ok(())
+    }
+
     /// Ends both, after what was said so far is durable. Blocking.
     fn end(&self) {
         // The committer first: the last batch may give the keeper something to do, which can wait for the next start.
         self.shared.stop_committer();
+        #[cfg(test)]
+        if let Some(still) = self.still.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            still.step();
+        }
         let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(committer) = committer {
             let _ = committer.join();
@@ -466,13 +493,20 @@ impl Spool {
             unread: Mutex::default(),
             lock: Mutex::new(Some(lock)),
             options,
+            #[cfg(test)]
+            called: tokio::sync::Notify::new(),
         });
 
         let beside = (!shared.options.keeper_thread).then(keep::Keeper::default);
         let committer = Committer::new(shared.clone(), first, beside);
-        let committer = spawn("spool-commit", move || committer.run()).map_err(io_error(&settings.path))?;
-        let threads =
-            Threads { shared: shared.clone(), committer: Mutex::new(Some(committer)), keeper: Mutex::default() };
+        let threads = Threads {
+            shared: shared.clone(),
+            committer: Mutex::default(),
+            keeper: Mutex::default(),
+            #[cfg(test)]
+            still: Mutex::default(),
+        };
+        threads.begin(committer).map_err(io_error(&settings.path))?;
         if shared.options.keeper_thread {
             let with = shared.clone();
             let keeper = spawn("spool-keep", move || keep::Keeper::default().run(&with));
@@ -616,12 +650,13 @@ impl Spool {
         self.shared.note_removed(id);
     }
 
-    /// Waits until everything said so far is durable, or the disk has refused it, which the log then says.
-    pub async fn flush(&self) {
+    /// Waits until everything said so far is durable, or the disk has refused it, which the log then says. Gives what was
+    /// settled and could not be written yet.
+    pub async fn flush(&self) -> Vec<Settlement> {
         let (done, flushed) = oneshot::channel();
         self.shared.queue_flush(done);
         // An error means that the committer has ended, and it writes all before it does.
-        let _ = flushed.await;
+        flushed.await.unwrap_or_default()
     }
 
     /// A message as it stands in the spool. Blocking.
@@ -640,7 +675,19 @@ impl Spool {
     /// Makes durable what was said so far, ends the threads and gives back the lock.
     pub async fn close(self) {
         let threads = self.threads.clone();
-        let _ = tokio::task::spawn_blocking(move || threads.end()).await;
+        let _ = disk::blocking(move || threads.end()).await;
+    }
+
+    /// What a committer without a thread would do now, and when it wants to do more unless it is called before.
+    #[cfg(test)]
+    pub(crate) fn step(&self) -> Option<std::time::Instant> {
+        self.threads.still.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.step()
+    }
+
+    /// Returns when there is work for a committer without a thread.
+    #[cfg(test)]
+    pub(crate) async fn called(&self) {
+        self.shared.called.notified().await;
     }
 }
 
@@ -783,7 +830,7 @@ impl Shared {
         if !OF_THE_DISK.iter().any(|of_the_disk| error.raw_os_error() == Some(*of_the_disk as i32)) {
             return None;
         }
-        let now = Instant::now();
+        let now = clock::now();
         let patience = self.options.read_patience;
         let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
         unread.retain(|_, (_, last)| now.duration_since(*last) < patience / APART);

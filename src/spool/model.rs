@@ -133,6 +133,7 @@ struct State {
     dead: bool,
     locked: bool,
     short_writes: bool,
+    lies: bool,
     capacity: Option<u64>,
     counts: BTreeMap<&'static str, u64>,
     written: u64,
@@ -265,10 +266,37 @@ impl Model {
             names,
             rng,
             capacity: old.capacity,
+            short_writes: old.short_writes,
+            lies: old.lies,
             touched_again,
             ..State::default()
         };
         Arc::new(Self { state: Mutex::new(state), held: Mutex::default(), released: Condvar::new() })
+    }
+
+    /// The process ends, and the machine goes on: all that was written is there still, synced or not.
+    pub fn kill(&self) -> Arc<Self> {
+        let mut old = self.state();
+        let rng = Rng(old.rng.0.fork());
+        let state = State {
+            nodes: old.nodes.clone(),
+            names: old.names.clone(),
+            durable: old.durable.clone(),
+            renames: old.renames.clone(),
+            rng,
+            capacity: old.capacity,
+            short_writes: old.short_writes,
+            touched_again: old.touched_again,
+            lies: old.lies,
+            ..State::default()
+        };
+        old.dead = true;
+        Arc::new(Self { state: Mutex::new(state), held: Mutex::default(), released: Condvar::new() })
+    }
+
+    /// From now on a sync says that it was done, and was not: what no disk may do. For those who watch.
+    pub fn lie(&self) {
+        self.state().lies = true;
     }
 
     pub fn inject(&self, fault: Fault) {
@@ -318,6 +346,11 @@ impl Model {
 
     pub fn limit(&self, capacity: u64) {
         self.state().capacity = Some(capacity);
+    }
+
+    /// Room without end.
+    pub fn unlimit(&self) {
+        self.state().capacity = None;
     }
 
     /// How often an operation was carried out.
@@ -582,6 +615,9 @@ impl DiskFile for ModelFile {
             return failed;
         }
         *state.counts.entry("sync").or_default() += 1;
+        if state.lies && failed.is_ok() {
+            return Ok(());
+        }
         let mut rng = state.rng.0.fork();
         let node = &mut state.nodes[self.node];
         node.failed |= failed.is_err();

@@ -17,6 +17,7 @@ use super::PutError;
 use super::disk::{Disk, DiskFile, crash_point, write_all_at};
 use super::format::{Salt, SegmentHead, VERSION};
 use super::index::Fate;
+use crate::clock;
 
 /// How many segments are made ahead: one to go on with, one in reserve.
 pub const AHEAD: usize = 2;
@@ -203,7 +204,7 @@ impl Shelf {
                 return Ok(());
             }
             if let Some((at, kind, text)) = &making.failed
-                && at.elapsed() < self.pause
+                && clock::now().saturating_duration_since(*at) < self.pause
             {
                 return Err(io::Error::new(*kind, text.clone()));
             }
@@ -216,7 +217,7 @@ impl Shelf {
                     self.ready.lock().unwrap_or_else(PoisonError::into_inner).insert(number, ready);
                 }
                 Err(error) => {
-                    making.failed = Some((Instant::now(), error.kind(), error.to_string()));
+                    making.failed = Some((clock::now(), error.kind(), error.to_string()));
                     return Err(error);
                 }
             }
@@ -323,7 +324,7 @@ impl Room {
     pub fn new(min_free: u64) -> Self {
         Self {
             min_free,
-            started: Instant::now(),
+            started: clock::now(),
             due: AtomicU64::new(0),
             free: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
@@ -338,7 +339,7 @@ impl Room {
 
     /// Room for so many more bytes?
     pub fn check(&self, disk: &dyn Disk, folder: &Path, size: u64) -> Result<(), PutError> {
-        let now = self.started.elapsed().as_millis() as u64;
+        let now = clock::now().saturating_duration_since(self.started).as_millis() as u64;
         let due = self.due.load(Ordering::Relaxed);
         // Whoever comes first asks for all.
         if now >= due && self.due.compare_exchange(due, now + Self::FRESH, Ordering::Relaxed, Ordering::Relaxed).is_ok()

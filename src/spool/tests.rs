@@ -22,6 +22,7 @@ fn small() -> Options {
         segment_size: Some(8 << 10),
         large_at: 1500,
         dead_segments: 1,
+        committer_thread: true,
         keeper_thread: false,
         pause: Duration::from_micros(100),
         read_patience: Duration::from_hours(1),
@@ -481,6 +482,28 @@ async fn accepts_again(spool: &Spool, seed: u64) -> MessageId {
             Err(_) => tokio::time::sleep(Duration::from_micros(200)).await,
         }
     }
+}
+
+/// Nobody else has to come for it: a relay that is idle by then would deliver it again after its next start.
+#[test]
+fn f012_what_was_settled_when_a_write_failed_is_written_by_itself() {
+    run(async {
+        for op in [Op::Write, Op::Sync] {
+            let disk = Model::new(1);
+            let (spool, _) = open(&disk, small());
+            let id = put(&spool, 1, 300, &[1]).await.unwrap();
+            come_to_rest(&spool).await;
+            disk.inject(Fault { op, after: 0, errno: Errno::EIO, lasts: false });
+            spool.settle(settled(id, 0, 0));
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            while spool.waiting() > 0 {
+                assert!(tokio::time::Instant::now() < deadline, "{op:?}: it waits for ever");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(disk.fired(), 1, "{op:?}");
+            spool.close().await;
+        }
+    });
 }
 
 #[test]

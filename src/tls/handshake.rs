@@ -280,7 +280,7 @@ mod tests {
 
     fn kind(stream: &Stream) -> HandshakeKind {
         match stream {
-            Stream::Plain(_) => panic!("not in TLS"),
+            Stream::Plain(_) | Stream::Simulated(_) => panic!("not in TLS"),
             Stream::Accepted(tls) => tls.get_ref().1.handshake_kind().unwrap(),
             Stream::Connected(tls) => tls.get_ref().1.handshake_kind().unwrap(),
         }

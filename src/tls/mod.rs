@@ -14,6 +14,8 @@ pub mod names;
 pub mod store;
 pub mod stream;
 pub mod verify;
+#[cfg(test)]
+pub(crate) mod wire;
 
 pub use authority::Authority;
 pub use demand::{Demand, Proof, Seen, Unmet};

@@ -18,12 +18,15 @@ pub enum Stream {
     Accepted(Box<server::TlsStream<TcpStream>>),
     /// In TLS, as the client.
     Connected(Box<client::TlsStream<TcpStream>>),
+    /// In memory, in the clear.
+    #[cfg(test)]
+    Simulated(super::wire::Wire),
 }
 
 impl Stream {
     /// True if the connection is in TLS.
     pub fn is_tls(&self) -> bool {
-        !matches!(self, Self::Plain(_))
+        matches!(self, Self::Accepted(_) | Self::Connected(_))
     }
 
     /// The socket underneath.
@@ -32,6 +35,8 @@ impl Stream {
             Self::Plain(tcp) => tcp,
             Self::Accepted(tls) => tls.get_ref().0,
             Self::Connected(tls) => tls.get_ref().0,
+            #[cfg(test)]
+            Self::Simulated(_) => panic!("a simulated connection has no socket"),
         }
     }
 
@@ -40,6 +45,8 @@ impl Stream {
         match self {
             Self::Plain(tcp) => Some(tcp),
             Self::Accepted(_) | Self::Connected(_) => None,
+            #[cfg(test)]
+            Self::Simulated(_) => None,
         }
     }
 
@@ -70,6 +77,11 @@ impl Stream {
             Self::Plain(_) => true,
             Self::Accepted(tls) => tls.get_ref().1.wants_read(),
             Self::Connected(tls) => tls.get_ref().1.wants_read(),
+            #[cfg(test)]
+            Self::Simulated(wire) => {
+                wire.readable().await;
+                return Ok(());
+            }
         };
         if waits { self.tcp().readable().await } else { Ok(()) }
     }
@@ -81,6 +93,8 @@ impl AsyncRead for Stream {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Accepted(tls) => Pin::new(tls).poll_read(cx, buf),
             Self::Connected(tls) => Pin::new(tls).poll_read(cx, buf),
+            #[cfg(test)]
+            Self::Simulated(wire) => Pin::new(wire).poll_read(cx, buf),
         }
     }
 }
@@ -91,6 +105,8 @@ impl AsyncWrite for Stream {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
             Self::Accepted(tls) => Pin::new(tls).poll_write(cx, buf),
             Self::Connected(tls) => Pin::new(tls).poll_write(cx, buf),
+            #[cfg(test)]
+            Self::Simulated(wire) => Pin::new(wire).poll_write(cx, buf),
         }
     }
 
@@ -103,6 +119,8 @@ impl AsyncWrite for Stream {
             Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
             Self::Accepted(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
             Self::Connected(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+            #[cfg(test)]
+            Self::Simulated(wire) => Pin::new(wire).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -111,6 +129,8 @@ impl AsyncWrite for Stream {
             Self::Plain(tcp) => tcp.is_write_vectored(),
             Self::Accepted(tls) => tls.is_write_vectored(),
             Self::Connected(tls) => tls.is_write_vectored(),
+            #[cfg(test)]
+            Self::Simulated(wire) => wire.is_write_vectored(),
         }
     }
 
@@ -119,6 +139,8 @@ impl AsyncWrite for Stream {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Accepted(tls) => Pin::new(tls).poll_flush(cx),
             Self::Connected(tls) => Pin::new(tls).poll_flush(cx),
+            #[cfg(test)]
+            Self::Simulated(wire) => Pin::new(wire).poll_flush(cx),
         }
     }
 
@@ -127,6 +149,8 @@ impl AsyncWrite for Stream {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Accepted(tls) => Pin::new(tls).poll_shutdown(cx),
             Self::Connected(tls) => Pin::new(tls).poll_shutdown(cx),
+            #[cfg(test)]
+            Self::Simulated(wire) => Pin::new(wire).poll_shutdown(cx),
         }
     }
 }
