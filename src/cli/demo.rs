@@ -18,6 +18,9 @@ use crate::demo::{self, Arrival, World};
 use crate::outcome::tracking::{Record, Tracker};
 
 mod hybrid;
+mod stay;
+
+use stay::Screen;
 
 /// Lines are at most that long, but for those that are to be copied.
 const COLUMNS: usize = 80;
@@ -48,6 +51,9 @@ pub struct Args {
     /// Both premises with a relay each, in hybrid scenario N: every kind of mail, hop by hop
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
     scenario: Option<u8>,
+    /// Send no mail by itself after that
+    #[arg(long)]
+    quiet: bool,
 }
 
 /// Runs the demo.
@@ -63,8 +69,8 @@ pub fn run(args: &Args) -> ExitCode {
     };
     let showing = async {
         match args.scenario.and_then(Scenario::numbered) {
-            Some(scenario) => hybrid::show(scenario, &folder, args.once).await,
-            None => show(&folder, args.once).await,
+            Some(scenario) => hybrid::show(scenario, &folder, args).await,
+            None => show(&folder, args).await,
         }
     };
     match runtime.block_on(showing) {
@@ -97,12 +103,12 @@ impl Drop for Folder {
     }
 }
 
-async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
+async fn show(folder: &Folder, args: &Args) -> std::io::Result<bool> {
     let (said, heard) = mpsc::channel();
     let tracker = Tracker::none().watched(move |event| {
         let _ = said.send(event.to_json());
     });
-    let mut world = World::start(demo::Plan { tracker, ..demo::Plan::new(&folder.0) }).await?;
+    let mut world = World::start(demo::Plan { tracker, living: !args.once, ..demo::Plan::new(&folder.0) }).await?;
     introduce(&world);
 
     heading("A message for both comes from the Internet");
@@ -127,11 +133,19 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
         show_arrival(arrival, demo::CLOUD);
     }
     let good = verdict(&arrivals);
-    if once || !good {
+    if args.once || !good {
         world.stop().await;
         return Ok(good);
     }
     invite(&world);
+    stay::consoles(&world.console.as_ref().map(|console| ("", console)).into_iter().collect::<Vec<_>>());
+    let _trickle = world.trickle().filter(|_| !args.quiet).map(|trickle| Task(tokio::spawn(trickle.run())));
+    let mut screen = Screen::new(demo::CLOUD);
+    let news = |screen: &mut Screen| {
+        for event in heard.try_iter().filter_map(|line| Record::parse(&line).ok()) {
+            screen.event(None, &event);
+        }
+    };
     let mut end = End::new()?;
     loop {
         tokio::select! {
@@ -139,20 +153,27 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
             arrival = world.arrivals.recv() => {
                 let Some(arrival) = arrival else { break };
                 // First what led to it.
-                for line in heard.try_iter() {
-                    tell_line(&line);
-                }
-                show_arrival(&arrival, demo::CLOUD);
+                news(&mut screen);
+                screen.arrival(&arrival);
             }
             () = tokio::time::sleep(LOOK) => {}
         }
-        for line in heard.try_iter() {
-            tell_line(&line);
-        }
+        news(&mut screen);
+        screen.refresh();
     }
+    screen.clear();
     println!();
     world.stop().await;
     Ok(true)
+}
+
+/// A task that ends when this is dropped.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What ends a demo that stays up.

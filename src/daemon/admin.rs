@@ -1,6 +1,6 @@
 //! The admin interface's door: opened at the start, and opened, moved or closed by a reload.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -41,15 +41,25 @@ impl Connections for ConnectionLimits {
 }
 
 impl Prepared {
+    /// `ready`: bound by the caller.
+    ///
     /// # Errors
     /// It cannot listen there, or the token cannot be read or made.
-    pub(super) fn new(wanted: Option<&config::Admin>, open: Option<&AdminDoor>) -> Result<Self, Error> {
+    pub(super) fn new(
+        wanted: Option<&config::Admin>,
+        open: Option<&AdminDoor>,
+        ready: Option<StdListener>,
+    ) -> Result<Self, Error> {
         let Some(wanted) = wanted else { return Ok(Self::Closed) };
         let token = Token::open(&wanted.token_file).map_err(|error| Error::System("[admin] token_file", error))?;
         if open.is_some_and(|open| open.listen == wanted.listen) {
             return Ok(Self::Same(token));
         }
-        let listener = admin::bind(wanted.listen).map_err(|error| {
+        let bound = match ready {
+            Some(listener) => TcpListener::from_std(listener),
+            None => admin::bind(wanted.listen),
+        };
+        let listener = bound.map_err(|error| {
             let hint = match error.kind() {
                 std::io::ErrorKind::AddrInUse => "; another program listens there: choose another [admin] listen",
                 _ => "; this is [admin] listen",
