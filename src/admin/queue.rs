@@ -9,7 +9,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Error, Shared, body, json};
+use super::{Error, Shared, blocking, body, json, wrong};
 use crate::relay::queue::{By, Change, Filter, Listing, Page, Sort, Unanswered, parse_id};
 
 /// Entries of one page, unless more are asked for.
@@ -50,10 +50,6 @@ impl From<Unanswered> for Error {
         };
         Self::new(status, why.to_string())
     }
-}
-
-fn wrong(text: impl Into<String>) -> Error {
-    Error::new(StatusCode::BAD_REQUEST, text)
 }
 
 /// The part behind the question mark.
@@ -160,11 +156,6 @@ async fn change(State(admin): State<Shared>, sent: Body, change: Change) -> Resu
         );
     let changed = task.await.map_err(|error| Error::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
     Ok(json(StatusCode::OK, &changed))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::page;
 use crate::config::{self, Config, Places, Problem, Problems, Severity};
 use crate::directory::{Directory, LoadOutcome, users};
 use crate::dns::Resolver;
-use crate::probe::{self, Limits, Report};
+use crate::probe::{self, HostSeen, Limits, Report};
 use crate::route::both::{self, Premises, Spot, Which};
 
 mod show;
@@ -335,24 +335,7 @@ fn json(checked: &Checked) -> String {
         "summary": checked.summary,
     });
     if let Some(report) = &checked.live {
-        answer["hosts"] = report
-            .hosts
-            .iter()
-            .map(|host| {
-                json!({
-                    "connector": host.connector.to_string(),
-                    "host": host.host,
-                    "flows": host.flows.is_ok(),
-                    "because": host.flows.as_ref().unwrap_or_else(|why| why),
-                    "tls": host.tls.as_ref().map(|tls| json!({
-                        "protocol": tls.protocol,
-                        "names": tls.names,
-                        "until": tls.until.map(|until| until.to_string()),
-                        "issuer": tls.issuer,
-                    })),
-                })
-            })
-            .collect();
+        answer["hosts"] = report.hosts.iter().map(HostSeen::json).collect();
         answer["domains"] = report
             .domains
             .iter()

@@ -216,6 +216,19 @@ pub enum Origin {
     Client,
 }
 
+impl Origin {
+    /// The word of the interface.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Internet => "internet",
+            Self::OnPremises => "on-premises",
+            Self::Cloud => "cloud",
+            Self::Partner => "partner",
+            Self::Client => "client",
+        }
+    }
+}
+
 /// `[[receive_connector]]`
 #[derive(Debug)]
 pub struct ReceiveConnector {

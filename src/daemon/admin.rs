@@ -86,13 +86,17 @@ impl Prepared {
                     before.shut();
                 }
                 let bound = listener.local_addr().unwrap_or(listen);
+                relay.watch_flow();
                 let admin = Admin::new(relay.clone(), token, Box::new(connections.clone()));
                 let (close, closing) = watch::channel(false);
                 let task = tokio::spawn(admin::listen(listener, Arc::clone(&admin), closing));
                 info!(address = %bound, "the admin interface listens");
                 return Some(AdminDoor { listen, admin, close, task });
             }
-            (_, Some(open)) => open.shut(),
+            (_, Some(open)) => {
+                relay.forget_flow();
+                open.shut();
+            }
             (_, None) => {}
         }
         None

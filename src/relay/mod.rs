@@ -35,12 +35,14 @@ mod acknowledge;
 mod early;
 mod events;
 mod hands;
+pub mod history;
 #[cfg(test)]
 mod hops;
 pub mod meter;
 mod origin;
 pub mod pressure;
 pub mod queue;
+pub mod recent;
 pub mod schedule;
 mod settle;
 pub mod state;
@@ -51,8 +53,10 @@ mod work;
 
 use early::Early;
 use hands::Queue;
+use history::History;
 use meter::Meter;
 use pressure::{Level, Pressure};
+use recent::Recent;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -105,6 +109,8 @@ struct Inner {
     idle: Notify,
     resident: AtomicUsize,
     meter: Meter,
+    recent: Recent,
+    history: Mutex<History>,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
     /// [`PUT_LIMIT`], less in tests.
@@ -183,6 +189,8 @@ impl Relay {
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
             meter: Meter::default(),
+            recent: Recent::default(),
+            history: Mutex::default(),
             disagreements: Mutex::default(),
             put_limit,
             pressure,

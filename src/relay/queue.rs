@@ -777,6 +777,7 @@ impl Relay {
             // A terminal record like any other: P1.
             self.0.spool.settle(Settlement { id, copy, recipient, end: End::Failed });
         }
+        self.flow_removed(id, copy, &standing.open);
         self.track_change(EventKind::Drop, &message, standing, "removed", by);
         true
     }

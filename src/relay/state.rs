@@ -120,6 +120,11 @@ impl Relay {
         None
     }
 
+    /// Waits until every event so far is in its file, or a few seconds. Blocking.
+    pub fn flush_events(&self) {
+        self.0.tracker.flush();
+    }
+
     /// Tracking events that could not be written.
     pub fn lost_events(&self) -> u64 {
         self.0.tracker.dropped()

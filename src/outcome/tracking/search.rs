@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use flate2::bufread::MultiGzDecoder;
 use jiff::civil::Date;
@@ -30,6 +31,10 @@ use super::index::{Index, Key};
 use super::shelf::{LINE_LIMIT, Lines};
 use super::{Record, day};
 use crate::message::MessageId;
+
+mod words;
+
+pub use words::{id, moment};
 
 /// A piece of a plain file that one thread reads at once.
 const PIECE: u64 = 4 << 20;
@@ -63,6 +68,10 @@ pub struct Query {
     pub until: Option<Timestamp>,
     /// So many messages, those with the latest events.
     pub limit: usize,
+    /// What is not read by then is not read.
+    pub deadline: Option<Instant>,
+    /// Others need the cores too: one of them is left alone.
+    pub gentle: bool,
 }
 
 /// The tracking files of one relay.
@@ -387,6 +396,7 @@ fn pieces<'a>(
 fn pass(
     pieces: &[Piece<'_>],
     wanted: &Wanted<'_>,
+    query: &Query,
     remarks: &mut BTreeSet<String>,
     show: impl Fn(usize, &Facts<'_>) + Sync,
 ) {
@@ -395,6 +405,12 @@ fn pass(
     let work = || {
         let mut buffer = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if query.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let fault =
+                    "not all files were read in time: there may be more; narrow the question by since and until";
+                faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault.to_owned());
+                return;
+            }
             let each = |line: &[u8]| {
                 let mut room = Vec::new();
                 if let Some(facts) = Facts::of(line, &mut room)
@@ -410,7 +426,8 @@ fn pass(
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS).min(pieces.len());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.saturating_sub(usize::from(query.gentle)).min(THREADS).min(pieces.len());
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
@@ -545,7 +562,7 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
     let filter = Filter::new(query);
     let matching = Wanted::Matching(&filter);
     let candidates = Mutex::new(Candidates::new(query.limit));
-    pass(&pieces(relays, &matching, query, &mut remarks), &matching, &mut remarks, |relay, facts| {
+    pass(&pieces(relays, &matching, query, &mut remarks), &matching, query, &mut remarks, |relay, facts| {
         candidates.lock().unwrap_or_else(PoisonError::into_inner).note(relay, facts);
     });
     let mut candidates = candidates.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -582,7 +599,7 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
         let wanted = Wanted::Of(&known);
         let gathered = Mutex::new(&mut groups);
         let pieces = pieces(relays, &wanted, query, &mut remarks);
-        pass(&pieces, &wanted, &mut remarks, |relay, facts| {
+        pass(&pieces, &wanted, query, &mut remarks, |relay, facts| {
             gathered.lock().unwrap_or_else(PoisonError::into_inner).take(relay, facts);
         });
         known = groups.learn(relays.len() > 1);
