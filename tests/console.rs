@@ -398,7 +398,7 @@ async fn the_demo_opens_on_a_living_picture() {
         &["to-cloud", "delivered"],
         &["to-internet", "delivered"],
         &["to-partner", "deferred"],
-        &["not in the directory", "failed"],
+        &["refused", "failed"],
     ] {
         browser.with_words("flow-band", words).await;
     }
