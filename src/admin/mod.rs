@@ -10,7 +10,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -33,18 +33,22 @@ use tracing::{debug, warn};
 use crate::relay::Relay;
 use crate::relay::history::SAMPLE;
 
+use throttle::Throttle;
+
 pub mod client;
+mod console;
 mod explain;
 mod flow;
 mod guard;
 mod metrics;
 mod queue;
 mod status;
+mod throttle;
 mod token;
 mod trace;
 
 pub use queue::Wanted;
-pub use status::{Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
+pub use status::{Age, Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
 pub use token::Token;
 
 /// At one time. More wait in the kernel until one is answered.
@@ -80,6 +84,9 @@ pub struct Admin {
     walks: Semaphore,
     /// Searches in the tracking files: each reads from the disk, on several cores.
     searches: Semaphore,
+    /// How old what waits was found to be.
+    ages: Mutex<Option<status::KnownAges>>,
+    throttle: Throttle,
     /// Tests of send connectors: each connects to hosts of others.
     tests: Semaphore,
 }
@@ -100,6 +107,8 @@ impl Admin {
             token: ArcSwap::from_pointee(token),
             connections,
             walks: Semaphore::new(WALKS),
+            ages: Mutex::default(),
+            throttle: Throttle::default(),
             searches: Semaphore::new(1),
             tests: Semaphore::new(1),
         })
@@ -145,13 +154,13 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// Answered without the token: they say no more than the greeting on port 25 does.
+/// Answered without the token: they say no more than the greeting on port 25 does, and the console's files nothing at all.
 fn is_public(path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz")
+    matches!(path, "/healthz" | "/readyz") || console::is_ours(path)
 }
 
 fn router(admin: Shared) -> Router {
-    let mut router = Router::new();
+    let mut router = console::routes();
     for Route { path, handler, .. } in routes() {
         router = router.route(path, handler);
     }

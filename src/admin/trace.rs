@@ -20,7 +20,7 @@ const WORDS: usize = 1000;
 
 pub(super) async fn trace(State(admin): State<Shared>, uri: Uri) -> Result<Response, Error> {
     let asked = asked(&uri, Timestamp::now())?;
-    let (traced, name) = find(&admin, asked).await?;
+    let (traced, name) = find(&admin, asked, SEARCH).await?;
     let mut answer = traced.json(&[&name]);
     answer["remarks"] = traced.remarks.into();
     Ok(json(StatusCode::OK, &answer))
@@ -63,7 +63,7 @@ fn asked(uri: &Uri, now: Timestamp) -> Result<Query, Error> {
 
 /// Searches the files of the relay that runs, one search at a time and on one core less than there are. Also gives the
 /// relay's name.
-pub(super) async fn find(admin: &Shared, query: Query) -> Result<(Traced, String), Error> {
+pub(super) async fn find(admin: &Shared, query: Query, time: Duration) -> Result<(Traced, String), Error> {
     let snapshot = admin.relay.snapshot();
     let Some(tracking) = snapshot.config.tracking.clone() else {
         let text = "the configuration says [tracking] path = \"\": no events are written, so none can be found";
@@ -77,7 +77,7 @@ pub(super) async fn find(admin: &Shared, query: Query) -> Result<(Traced, String
         relay.flush_events();
         let files =
             Relay::open(&name, &tracking.path).map_err(|error| format!("{}: {error}", tracking.path.display()))?;
-        let query = Query { deadline: Some(Instant::now() + SEARCH), gentle: true, ..query };
+        let query = Query { deadline: Some(Instant::now() + time), gentle: true, ..query };
         Ok::<_, String>((search::trace(&[files], &query), name))
     })
     .await?;

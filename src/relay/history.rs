@@ -265,3 +265,79 @@ impl Relay {
         self.0.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn sample(accepted: u64, waiting: u64) -> Sample {
+        Sample { counters: [accepted, 0, 0, 0, 0], waiting, ..Sample::default() }
+    }
+
+    #[test]
+    fn every_ring_makes_its_own_steps_of_the_samples() {
+        let mut history = History::default();
+        // An hour and a half, ten messages a second.
+        for tick in 0..1080 {
+            history.add(at(1_000_002 + tick * 5), &sample(50 * tick as u64, if tick == 1000 { 9 } else { 1 }));
+        }
+        let now = at(1_000_002 + 1079 * 5 + 1);
+        for (range, step, limit, known) in
+            [(Range::Minutes, 5, 120, 120), (Range::Hours, 60, 120, 91), (Range::Day, 600, 144, 10)]
+        {
+            let load = history.load(range, now);
+            assert_eq!((load.step, load.times.len()), (step, limit));
+            assert!(load.times.windows(2).all(|two| two[1] - two[0] == step), "{range:?}");
+            let value = serde_json::to_value(&load).unwrap();
+            for (name, column) in value.as_object().unwrap() {
+                assert!(column.as_array().is_none_or(|column| column.len() == limit), "{range:?} {name}");
+            }
+            let rates: Vec<f64> = load.accepted.iter().copied().flatten().collect();
+            assert_eq!(rates.len(), known, "{range:?}");
+            assert!(rates.iter().all(|rate| (rate - 10.0).abs() < 1e-6), "{range:?}: {rates:?}");
+            assert!(load.accepted.last().unwrap().is_some(), "{range:?}: the right edge is known");
+            let most = load.waiting.iter().copied().flatten().max();
+            assert_eq!(most, Some(9), "{range:?}: the most there were, and not what there is");
+            assert!(load.commit_p50.iter().all(Option::is_none), "nothing was measured");
+        }
+        assert!(history.0.iter().all(|ring| ring.slots.len() <= ring.limit), "fixed in size");
+    }
+
+    #[test]
+    fn a_gap_is_a_gap_and_a_clock_that_goes_back_begins_anew() {
+        let mut history = History::default();
+        for second in [2, 7, 12, 102, 107, 112] {
+            history.add(at(second), &sample(second as u64, 0));
+        }
+        let load = history.load(Range::Minutes, at(113));
+        let known: Vec<i64> =
+            load.times.iter().zip(&load.accepted).filter_map(|(time, rate)| rate.map(|_| *time)).collect();
+        // The one from 10 to 15 lasted until the samples went on: what it says is an average over the gap.
+        assert_eq!(known, [0, 5, 10, 100, 105]);
+        history.add(at(52), &sample(200, 0));
+        history.add(at(57), &sample(210, 0));
+        let load = history.load(Range::Minutes, at(58));
+        let known: Vec<i64> =
+            load.times.iter().zip(&load.accepted).filter_map(|(time, rate)| rate.map(|_| *time)).collect();
+        assert_eq!(known, [0, 5, 10, 50], "nothing is said of a time that has not come");
+        assert_eq!(load.accepted[load.times.iter().position(|time| *time == 50).unwrap()], Some(2.0));
+    }
+
+    #[test]
+    fn a_percentile_lies_within_its_bucket() {
+        let mut counts: Counts = [0; BOUNDS.len() + 1];
+        assert_eq!(quantile(&counts, 0.5), None);
+        // Ten up to 1 ms, ninety from 20 to 50 ms.
+        counts[..5].fill(10);
+        counts[5..].fill(100);
+        for (share, expected) in [(0.05, 0.5), (0.1, 1.0), (0.55, 35.0), (1.0, 50.0)] {
+            assert_eq!(quantile(&counts, share), Some(expected), "{share}");
+        }
+        let beyond: Counts = std::array::from_fn(|bucket| u64::from(bucket == BOUNDS.len()));
+        assert_eq!(quantile(&beyond, 0.99), Some(86_400_000.0));
+    }
+}

@@ -541,16 +541,7 @@ impl Relay {
     pub fn flow(&self, minutes: u32) -> Flow {
         let now = Timestamp::now();
         let (since, complete, passages) = self.0.recent.since(minutes, now);
-        let mut paths = paths(&passages, since, &self.snapshot().config);
-        let rest = paths.split_off(paths.len().min(PATHS));
-        for mut path in rest {
-            path.hop = OTHERS.to_owned();
-            // Of them there are as few as the configuration has connectors.
-            match paths[PATHS..].iter_mut().find(|sum| sum.key() == path.key()) {
-                Some(sum) => sum.add(&path),
-                None => paths.push(path),
-            }
-        }
+        let paths = summed(paths(&passages, since, &self.snapshot().config));
         Flow { since, until: now, complete, paths }
     }
 
@@ -629,9 +620,24 @@ impl<'a> Hops<'a> {
     }
 }
 
+/// Those beyond the limit are summed: of sums there are as few as the configuration has connectors.
+fn summed(mut paths: Vec<Path>) -> Vec<Path> {
+    for path in paths.split_off(paths.len().min(PATHS)) {
+        let path = Path { hop: OTHERS.to_owned(), ..path };
+        match paths[PATHS..].iter_mut().find(|sum| sum.key() == path.key()) {
+            Some(sum) => sum.add(&path),
+            None => paths.push(path),
+        }
+    }
+    paths
+}
+
+/// A way as a key of sums.
+type Key<'a> = (&'a str, &'a str, Said, &'a str, &'a Hop);
+
 /// All of them, the fullest first.
 fn paths(passages: &[Arc<Passage>], since: Timestamp, config: &Config) -> Vec<Path> {
-    let mut sums: HashMap<(&str, &str, Said, &str, &Hop), (Path, &Way)> = HashMap::new();
+    let mut sums: HashMap<Key<'_>, (Path, &Way)> = HashMap::new();
     for passage in passages {
         for way in passage.ways.iter().filter(|way| way.at() >= since.as_microsecond()) {
             let key = (passage.origin(), &*passage.by.0, way.said, &*way.via.0, &way.hop);
@@ -667,4 +673,86 @@ fn paths(passages: &[Arc<Passage>], since: Timestamp, config: &Config) -> Vec<Pa
         )
     });
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Domain;
+
+    fn passage(id: u64, to: &[&str], domain: &str, at: i64) -> Passage {
+        let copy = HopCopy {
+            via: ConnectorName("out".into()),
+            hop: Hop::Mx(Domain::parse(domain).unwrap()),
+            recipients: Vec::new(),
+        };
+        let way = |(index, to): (usize, &&str)| {
+            Way::new(&copy, (0, index as u16), &Address::parse(to).unwrap(), Said::Relayed, at)
+        };
+        Passage {
+            id: Some(MessageId(id)),
+            from: None,
+            size: 10,
+            origin: Some(Origin::Internet),
+            by: ConnectorName("in".into()),
+            ways: to.iter().enumerate().map(way).collect(),
+        }
+    }
+
+    #[test]
+    fn a_ring_holds_so_many_recipients_and_says_what_it_lost() {
+        let mut ring = Ring::default();
+        for id in 0..10 {
+            ring.push(passage(id, &["a@x.example", "b@x.example"], "x.example", id as i64), 6);
+        }
+        assert_eq!((ring.passages.len(), ring.recipients, ring.places.len()), (3, 6, 3));
+        assert_eq!(ring.lost, Some(6));
+        for (id, known) in [(0, false), (6, false), (7, true), (9, true), (10, false)] {
+            assert_eq!(ring.find(MessageId(id)).is_some_and(|found| found.id == Some(MessageId(id))), known, "{id}");
+        }
+        ring.find(MessageId(7)).unwrap().ways[0].set(State::Delivered, 99);
+        ring.push(passage(10, &["a@x.example"; 2], "x.example", 10), 6);
+        assert_eq!(ring.lost, Some(99), "what changed last counts, not when it came");
+        // One that comes again under its number, after it was put out, is found at its new place.
+        ring.push(passage(7, &["a@x.example"], "x.example", 100), 6);
+        assert_eq!(ring.find(MessageId(7)).unwrap().ways.len(), 1);
+        for id in 20..40 {
+            ring.push(passage(id, &["a@x.example"], "x.example", 101), 6);
+        }
+        assert!(ring.find(MessageId(7)).is_none());
+        assert_eq!((ring.places.len(), ring.recipients), (6, 6));
+    }
+
+    #[test]
+    fn a_ring_holds_so_many_bytes() {
+        let mut ring = Ring::default();
+        let one = passage(1, &["a@x.example"], "x.example", 1).bytes();
+        for id in 0..(BYTES / one + 10) as u64 {
+            ring.push(passage(id, &["a@x.example"], "x.example", 1), usize::MAX);
+        }
+        assert!(ring.bytes <= BYTES && ring.bytes > BYTES - 2 * one, "{}", ring.bytes);
+        assert_eq!(ring.bytes, ring.passages.iter().map(|passage| passage.bytes()).sum::<usize>());
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_summed() {
+        let world = crate::route::world::World::on_premises();
+        let mut passages = Vec::new();
+        for number in 0..PATHS + 50 {
+            let domain = format!("d{number}.example");
+            // The first has the most recipients.
+            let to = vec!["a@x.example"; 1 + usize::from(number == 7)];
+            passages.push(Arc::new(passage(number as u64, &to, &domain, 1000)));
+        }
+        let since = Timestamp::from_microsecond(1000).unwrap();
+        let paths = summed(paths(&passages, since, &world.config));
+        assert_eq!(paths.len(), PATHS + 1);
+        assert_eq!((paths[0].hop.as_str(), paths[0].waiting, paths[0].bytes), ("d7.example", 2, 20));
+        let others = &paths[PATHS];
+        assert_eq!((others.hop.as_str(), others.waiting, others.bytes), (OTHERS, 50, 500));
+        let all: u64 = paths.iter().map(Path::recipients).sum();
+        assert_eq!(all, PATHS as u64 + 51);
+        let later = Timestamp::from_microsecond(1001).unwrap();
+        assert!(super::paths(&passages, later, &world.config).is_empty(), "of the time that is asked about only");
+    }
 }

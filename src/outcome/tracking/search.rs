@@ -984,7 +984,7 @@ mod tests {
         let wanted = Wanted::Matching(&filter);
         let mut remarks = BTreeSet::new();
         let seen = Mutex::new(Vec::new());
-        pass(&pieces(&relays, &wanted, &query(), &mut remarks), &wanted, &mut remarks, |_, facts| {
+        pass(&pieces(&relays, &wanted, &query(), &mut remarks), &wanted, &query(), &mut remarks, |_, facts| {
             seen.lock().unwrap().push(facts.id.unwrap().0);
         });
         let mut seen = seen.into_inner().unwrap();
