@@ -211,6 +211,12 @@ impl Browser {
         self.find("body").await.send_keys(keys).await.unwrap();
     }
 
+    /// Brings it into the middle of the window.
+    pub async fn show(&mut self, css: &str) {
+        self.find(css).await;
+        self.script(&format!("document.querySelector({}).scrollIntoView({{block: 'center'}})", json!(css))).await;
+    }
+
     /// Keeps a picture of what is to be seen now.
     pub async fn shot(&mut self, what: &str) {
         self.shots += 1;
