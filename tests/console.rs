@@ -354,7 +354,8 @@ async fn the_keyboard_is_enough() {
     let Some(mut test) = Test::start("keyboard").await else { return };
     test.partner_says(Some("we are taking stock, come again"));
     test.send_from_inside(JULIE, &[NESTOR], &content(JULIE, &[NESTOR], "Delivery dates", "dates")).await;
-    test.browser.open(&format!("http://{}/", test.console.address)).await;
+    // A colleague's link survives the sign-in.
+    test.browser.open(&format!("http://{}/#/trace?to={NESTOR}", test.console.address)).await;
     test.browser.until("the field has the focus", "return document.activeElement?.dataset.testid === 'token'").await;
     let token = test.console.token.clone();
     test.browser.fill("token", &format!("{token}\u{e007}")).await;
@@ -365,6 +366,23 @@ async fn the_keyboard_is_enough() {
         test.browser.press(keys).await;
         test.browser.until(view, &format!("return location.hash.startsWith('#/{view}')")).await;
     }
+    // From band to band, and the messages in one.
+    test.browser.with_words("flow-band", &["to-partner"]).await;
+    test.browser.press("/").await;
+    let focused = "return document.activeElement?.getAttribute('aria-label') ?? ''";
+    let first = test.browser.until("a band has the focus", focused).await;
+    test.browser.client.active_element().await.unwrap().send_keys("\u{e014}").await.unwrap();
+    test.browser
+        .until(
+            "the next band has it",
+            &format!("return document.activeElement?.getAttribute('aria-label') !== {first}"),
+        )
+        .await;
+    test.browser.shot("band").await;
+    test.browser.client.active_element().await.unwrap().send_keys("\u{e007}").await.unwrap();
+    test.browser.with_words("flow-message", &[NESTOR]).await;
+    test.browser.press("\u{e00c}").await;
+    test.browser.until("it is closed", "return !document.querySelector('[data-testid=drawer]')").await;
     test.browser.press("?").await;
     test.browser.find("dialog[open]").await;
     test.browser.shot("keys").await;
