@@ -17,11 +17,15 @@ use serde_json::Value;
 use super::{Error, Shared, blocking, body, json, wrong};
 use crate::config::Config;
 use crate::dns::Resolver;
+use crate::message::{Address, Notify, Recipient};
 use crate::probe::{self, HostSeen, Limits};
+use crate::route::Rules;
 use crate::route::explain::{self, Comer, Coming, Explanation, Sender};
 
 /// Recipients of one question.
 const RECIPIENTS: usize = 100;
+/// What they may come to once groups are expanded: more than the largest group.
+const ENDS: usize = 12_000;
 /// So long a test may take; then there is time to say what was seen.
 const TEST: Duration = Duration::from_secs(25);
 /// For one host, so that one that hangs does not hide the others.
@@ -57,7 +61,7 @@ pub(super) async fn explain(State(admin): State<Shared>, sent: Body) -> Result<R
     }
     let _place = admin.walks.acquire().await;
     let snapshot = admin.relay.snapshot();
-    let answer = blocking(move || {
+    let answer = blocking(move || -> Result<Value, String> {
         let config = &*snapshot.config;
         let Sender(from) = explain::sender(&question.from)?;
         let to = explain::recipients(&question.to, config)?;
@@ -72,7 +76,21 @@ pub(super) async fn explain(State(admin): State<Shared>, sent: Body) -> Result<R
         let tls_name = question.tls_name.as_deref().filter(|name| !name.is_empty());
         let coming = Coming::of(config, Comer { origin, client: question.client, tls_name })?;
         let directory = snapshot.directory.as_ref();
-        Ok::<Value, String>(Explanation::of(config, directory, coming, from.as_ref(), &to, size).json())
+        let (rules, asking) = (Rules { config, directory }, explain::asking(coming.door, size));
+        let ends = |to: &Address| {
+            let recipient = Recipient { address: to.clone(), notify: Notify::Unsaid, orcpt: None };
+            rules.expand(&asking, &recipient).map_or(1, |found| found.routed.len() + found.failed.len())
+        };
+        // One by one: all of them together would take the memory that mail needs.
+        let mut sum = 0;
+        for to in &to {
+            sum += ends(to);
+            if sum > ENDS {
+                let text = format!("these recipients stand for more than {ENDS}; ask about fewer, or causeway explain");
+                return Err(text);
+            }
+        }
+        Ok(Explanation::of(config, directory, coming, from.as_ref(), &to, size).json())
     })
     .await?;
     answer.map(|answer| json(StatusCode::OK, &answer)).map_err(wrong)

@@ -83,7 +83,7 @@ pub struct Admin {
     /// Walks over the whole queue: each reads from the disk.
     walks: Semaphore,
     /// Searches in the tracking files: each reads from the disk, on several cores.
-    searches: Semaphore,
+    searches: Arc<Semaphore>,
     /// How old what waits was found to be.
     ages: Mutex<Option<status::KnownAges>>,
     throttle: Throttle,
@@ -109,7 +109,7 @@ impl Admin {
             walks: Semaphore::new(WALKS),
             ages: Mutex::default(),
             throttle: Throttle::default(),
-            searches: Semaphore::new(1),
+            searches: Arc::new(Semaphore::new(1)),
             tests: Semaphore::new(1),
         })
     }

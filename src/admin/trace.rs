@@ -1,5 +1,6 @@
 //! What became of messages, from the tracking files, with the bounds that a daemon at work needs.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -71,8 +72,10 @@ pub(super) async fn find(admin: &Shared, query: Query, time: Duration) -> Result
     };
     let name = snapshot.config.hostname.to_string();
     let relay = admin.relay.clone();
-    let place = admin.searches.acquire().await;
+    let place = Arc::clone(&admin.searches).acquire_owned().await;
     let found = blocking(move || {
+        // Who asked may be gone before the end; the next search waits for it all the same.
+        let _place = place;
         // What happened a moment ago is asked about most.
         relay.flush_events();
         let files =
@@ -81,6 +84,5 @@ pub(super) async fn find(admin: &Shared, query: Query, time: Duration) -> Result
         Ok::<_, String>((search::trace(&[files], &query), name))
     })
     .await?;
-    drop(place);
     found.map_err(|why| Error::new(StatusCode::INTERNAL_SERVER_ERROR, why))
 }

@@ -139,6 +139,10 @@ impl Relay {
             let mut here: HashMap<LaneId, Timestamp> = HashMap::new();
             let queue = self.queue();
             place = queue.glance(from, GLANCE, |lane, item| {
+                // An old place of a copy that has another, or is gone, says nothing.
+                if item.turn != queue.turn(item.key()) {
+                    return;
+                }
                 ages.count(item.accepted, now);
                 let first = here.entry(lane).or_insert(item.accepted);
                 *first = item.accepted.min(*first);

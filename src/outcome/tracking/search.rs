@@ -48,6 +48,8 @@ pub const COUNTED: usize = 1_000_000;
 const EVENTS: usize = 10_000;
 /// Events of all messages that are kept.
 const ALL_EVENTS: usize = 200_000;
+/// The same where others need the memory too.
+const FEWER_EVENTS: usize = 10_000;
 /// A message, its reports, and what the reports are called elsewhere: so many rounds find it all.
 const ROUNDS: usize = 4;
 
@@ -70,7 +72,7 @@ pub struct Query {
     pub limit: usize,
     /// What is not read by then is not read.
     pub deadline: Option<Instant>,
-    /// Others need the cores too: one of them is left alone.
+    /// Others need cores and memory too: one core is left alone, and fewer events are kept.
     pub gentle: bool,
 }
 
@@ -572,7 +574,8 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
         all => all.saturating_sub(candidates.last.len()),
     };
 
-    let mut groups = Groups::default();
+    let room = if query.gentle { FEWER_EVENTS } else { ALL_EVENTS };
+    let mut groups = Groups { room, ..Groups::default() };
     let mut known = Known::default();
     for which in candidates.last.into_keys() {
         let group = groups.begin(None);
@@ -618,6 +621,8 @@ struct Groups {
     of_message: HashMap<Box<[u8]>, usize>,
     of_id: HashMap<(usize, MessageId), usize>,
     groups: Vec<Group>,
+    /// So many events are kept.
+    room: usize,
     /// What was taken already: a later round may see it again.
     taken: HashSet<u64>,
     hasher: RandomState,
@@ -656,7 +661,7 @@ impl Groups {
             self.message_ids.push((message_id.into(), group));
         }
         self.reports.extend(facts.report().map(|report| (group, relay, report)));
-        if self.groups[group].events.len() >= EVENTS || self.taken.len() > ALL_EVENTS {
+        if self.groups[group].events.len() >= EVENTS || self.taken.len() > self.room {
             self.groups[group].omitted += 1;
             return;
         }
@@ -968,6 +973,21 @@ mod tests {
             said(&traced),
             (19_998..20_001).map(|id| format!("<{id}@fabrikam.com>: RECEIVE@0 SEND@0")).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn what_is_not_read_in_time_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tracking-2026-11-20.jsonl");
+        std::fs::write(&file, ordinary(at("2026-11-20T00:00:00Z"), 1..3)).unwrap();
+        let relay = [Relay::open("here", folder.path()).unwrap()];
+        let now = Instant::now();
+        for (deadline, stories, remarks) in
+            [(None, 2, 0), (Some(now + std::time::Duration::from_secs(3600)), 2, 0), (Some(now), 0, 1)]
+        {
+            let traced = trace(&relay, &Query { deadline, gentle: true, ..query() });
+            assert_eq!((traced.stories.len(), traced.remarks.len()), (stories, remarks), "{:?}", traced.remarks);
+        }
     }
 
     #[test]
