@@ -15,11 +15,11 @@ export const STANDS = { waiting: "calm", active: "busy", deferred: "warn", held:
 
 /** What each does, in words: the question, the button, what follows, what came of it. */
 const VERBS = {
-  hold: ["Hold", "They are not tried until somebody releases them, also after a restart.", "held"],
+  hold: ["Hold", "What is held is not tried until somebody releases it, also after a restart.", "held"],
   release: ["Release", "What was held goes on.", "released"],
-  retry: ["Retry", "They are tried now, also where the next hop is left alone for a while.", "to be tried now"],
-  bounce: ["Bounce", "Their senders get a report that says they could not be delivered. There is no way back.", "returned to their senders"],
-  remove: ["Remove", "They are gone, and nobody is told: neither sender nor recipient. There is no way back.", "removed"],
+  retry: ["Retry", "Tried now, also where the next hop is left alone for a while.", "to be tried now"],
+  bounce: ["Bounce", "Each sender gets a report that says it could not be delivered. There is no way back.", "returned to their senders"],
+  remove: ["Remove", "Gone, and nobody is told: neither sender nor recipient. There is no way back.", "removed"],
 };
 
 export const VERB_NAMES = Object.entries(VERBS).map(([verb, [label]]) => [verb, label]);

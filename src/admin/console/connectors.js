@@ -119,26 +119,33 @@ function card(first) {
   };
 }
 
-/** What a test found: the verdict, each finding, and the certificates that hosts showed. */
+/** What a test found: the verdict, and each finding with the certificate that its host showed. */
 function tested(answer) {
   const findings = answer.findings ?? [];
-  const hosts = (answer.hosts ?? []).filter((one) => one.tls);
+  const certificates = new Map((answer.hosts ?? []).filter((one) => one.tls).map((one) => [one.host, one.tls]));
   const level = { error: "bad", warning: "warn" };
+  const line = (one) => {
+    const tls = certificates.get(one.what);
+    certificates.delete(one.what);
+    return h("li", {}, badge(one.level, level[one.level] ?? "good"), h("span", { class: "wrap" }, h("strong", {}, one.what), " ", one.text, tls && shown(tls)));
+  };
+  // Where the connector takes whatever MX there is, no host can be named, and that is no fault.
+  const [words, tone] = answer.ok ? ["Mail would flow.", "good"] : findings.some((one) => one.level === "error") ? ["Mail would not flow.", "bad"] : ["There was nothing to test.", "muted"];
   return [
-    h("p", { class: answer.ok ? "verdict good" : "verdict bad" }, answer.ok ? "Mail would flow." : "Mail would not flow."),
-    findings.length > 0 && h("ul", { class: "findings" }, findings.map((one) => h("li", { class: level[one.level] ?? null }, badge(one.level, level[one.level] ?? "good"), h("span", { class: "wrap" }, one.what && h("strong", {}, one.what, " "), one.text)))),
-    hosts.length > 0 && h("ul", { class: "findings" }, hosts.map((one) => h("li", { class: "wrap" }, hostSeen(one)))),
+    h("p", { class: `verdict ${tone}` }, words),
+    h("ul", { class: "findings" }, findings.map(line)),
   ];
 }
 
-function hostSeen({ host, tls }) {
-  const names = tls.names ?? [];
-  return [
-    h("strong", {}, host),
-    h("div", { class: "muted" }, [tls.protocol, names.length ? `certificate for ${names.slice(0, 6).join(", ")}${names.length > 6 ? ` and ${names.length - 6} more` : ""}` : "no name", tls.issuer && `issued by ${tls.issuer}`].filter(Boolean).join(", ")),
-    tls.until && h("div", {}, expiry(tls.until)),
-  ];
+/** A host's certificate. */
+function shown({ protocol, names = [], issuer, until }) {
+  const more = names.length > 6 ? ` and ${names.length - 6} more` : "";
+  const words = [protocol, `certificate for ${names.slice(0, 6).join(", ") || "no name"}${more}`, issuer && `issued by ${issuer}`];
+  return h("span", { class: "certificate muted" }, words.filter(Boolean).join(", "), until && [", ", expiry(until)]);
 }
+
+/** The status says a next hop in words; the queue has a word for it. */
+const inQueue = (hop) => (hop === "its smart hosts" ? "smart-hosts" : hop.replace(/^the MX of /, ""));
 
 function tellHops(place, all) {
   if (!all.length) return fill(place, empty("No next hop has mail waiting."));
@@ -152,7 +159,7 @@ function tellHops(place, all) {
     const last = h("td", { class: "wrap", "data-label": "Last seen" });
     let shown = "";
     return {
-      element: h("tr", {}, h("td", {}, h("a", { href: link("queue", { connector: first.connector, hop: first.hop }) }, first.hop)), h("td", { "data-label": "Connector" }, first.connector), cells, last),
+      element: h("tr", {}, h("td", {}, h("a", { href: link("queue", { connector: first.connector, hop: inQueue(first.hop) }) }, first.hop)), h("td", { "data-label": "Connector" }, first.connector), cells, last),
       update(one) {
         [one.ready, one.active, one.deferred].forEach((value, index) => setText(cells[index], number(value)));
         const sign = JSON.stringify([one.oldest, one.last, one.resting === null]);
@@ -170,5 +177,5 @@ function tellOwn(place, all) {
   const sign = JSON.stringify(all);
   if (place.dataset.shown === sign) return;
   place.dataset.shown = sign;
-  fill(place, h("table", { class: "list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "figure" }, "Ends"))), h("tbody", {}, all.map((one) => h("tr", {}, h("td", {}, h("span", { class: "address", title: one.file }, one.file)), h("td", { class: "figure" }, expiry(one.expires)))))));
+  fill(place, h("table", { class: "list own-list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "figure" }, "Ends"))), h("tbody", {}, all.map((one) => h("tr", {}, h("td", {}, h("span", { class: "address", title: one.file }, one.file)), h("td", { class: "figure" }, expiry(one.expires)))))));
 }

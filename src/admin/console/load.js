@@ -16,7 +16,7 @@ const milliseconds = (value) => (value >= 10_000 ? `${(value / 1000).toFixed(0)}
 /** Title, what it counts, series (field, name, colour, broken line), how a value is said. */
 const CHARTS = [
   { title: "Throughput", unit: "a second", say: rate, series: [["accepted", "accepted", "--line-1"], ["delivered", "delivered", "--line-good"], ["deferred", "deferred", "--line-warn"], ["failed", "failed", "--line-bad"], ["refused", "refused", "--line-2", true]] },
-  { title: "Latency", unit: "at most, of 50 and of 99 in 100", say: milliseconds, log: true, series: [["commit_p50", "to disk, 50", "--line-1", true], ["commit_p99", "to disk, 99", "--line-1"], ["delivery_p50", "to the next hop, 50", "--line-2", true], ["delivery_p99", "to the next hop, 99", "--line-2"]] },
+  { title: "Latency", unit: "at most so long took half of the mail (p50), 99 in 100 (p99)", say: milliseconds, log: true, series: [["commit_p50", "to disk p50", "--line-1", true], ["commit_p99", "to disk p99", "--line-1"], ["delivery_p50", "to next hop p50", "--line-2", true], ["delivery_p99", "to next hop p99", "--line-2"]] },
   { title: "Waiting", unit: "copies, connections", say: (value) => number(Math.round(value)), series: [["waiting", "waiting", "--line-warn"], ["connections", "connections", "--line-1", true]] },
 ];
 
@@ -86,6 +86,15 @@ export function load(place, params) {
   };
 }
 
+/** A line needs two points: one that stands alone, as after a start, is drawn as a dot. */
+function alone(plot, index) {
+  const values = plot.data[index];
+  return values.reduce((found, value, at) => {
+    if (value != null && values[at - 1] == null && values[at + 1] == null) found.push(at);
+    return found;
+  }, []);
+}
+
 function oneChart(wrapper, { title, unit, say, series, log }, data) {
   const styles = getComputedStyle(document.documentElement);
   const colour = (name) => styles.getPropertyValue(name).trim();
@@ -94,7 +103,7 @@ function oneChart(wrapper, { title, unit, say, series, log }, data) {
   const card = h("figure", { class: "card chart-card", role: "group", "aria-label": title }, h("figcaption", {}, h("h2", {}, title), h("span", { class: "muted small" }, unit), legend), canvas);
   wrapper.append(card);
 
-  const values = series.map(([field, name, line, broken]) => {
+  const values = series.map(([, name, line, broken]) => {
     const value = h("span", { class: "chart-value" });
     const swatch = h("i", { class: broken ? "swatch broken" : "swatch", "aria-hidden": "true" });
     swatch.style.borderColor = colour(line);
@@ -131,7 +140,7 @@ function oneChart(wrapper, { title, unit, say, series, log }, data) {
         { ...axis, size: 28, space: 90, values: [[86400, "{YYYY}-{MM}-{DD}", null, null, null, null, null, null, 1], [60, "{HH}:{mm}", null, null, null, null, null, null, 1], [1, "{HH}:{mm}:{ss}", null, null, null, null, null, null, 1]] },
         { ...axis, size: 58, values: (_, splits) => splits.map((value) => (value === null ? "" : say(value))), ...(log ? { filter: (_, splits) => splits.map((value) => (/^1(0*)$|^0\.1$/.test(String(value)) ? value : null)) } : {}) },
       ],
-      series: [{}, ...series.map(([, , line, broken]) => ({ stroke: colour(line), width: 1.75, dash: broken ? [5, 4] : undefined, points: { show: false }, spanGaps: false }))],
+      series: [{}, ...series.map(([, , line, broken]) => ({ stroke: colour(line), width: 1.75, dash: broken ? [5, 4] : undefined, points: { show: true, size: 5, fill: colour(line), filter: alone }, spanGaps: false }))],
       hooks: { setCursor: [tell], setData: [tell] },
     },
     rows(data),

@@ -282,7 +282,7 @@ export function queue(place, params) {
     names();
     const held = now.held ? `, ${number(now.held)} held` : "";
     setText(summary, `${counted(now.messages, "message")} in the spool${held}`);
-    tellAges(ages, now.ages ?? [], params);
+    tellAges(ages, now.ages ?? []);
   });
   asked = JSON.stringify([filterOf(params), params.sort, params.descending]);
   for (const [name, input] of Object.entries(inputs)) input.value = params[name] ?? "";
@@ -323,7 +323,7 @@ function toNumbers(filter) {
 }
 
 /** The queue by age: one bar for each, which shows those that are at least so old. */
-function tellAges(place, ages, params) {
+function tellAges(place, ages) {
   const sum = ages.reduce((total, one) => total + one.copies, 0);
   place.hidden = sum === 0;
   const most = Math.max(...ages.map((one) => one.copies), 1);

@@ -22,8 +22,6 @@ const EVENTS = {
   DSN: ["calm", "a report was written"],
   DROP: ["bad", "nobody gets it, and nobody is told"],
   POISON: ["bad", "set aside: it could not be read"],
-  HOLD: ["warn", "somebody holds it"],
-  RELEASE: ["calm", "somebody released it"],
 };
 
 export function trace(place, params) {
