@@ -197,6 +197,47 @@ fn s161_pages_of_other_sites_and_other_names_are_refused() {
     }
 }
 
+/// The console's files need no token, and the same care otherwise: they are only read, and not by another site's page.
+#[test]
+fn s161_the_console_is_public_and_otherwise_no_exception() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let bookmark = "Sec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n";
+    for (method, path, fields, expected) in [
+        ("GET", "/", bookmark, 200),
+        ("HEAD", "/", "", 200),
+        ("GET", "/console/app.js", "Sec-Fetch-Site: same-origin\r\n", 200),
+        ("GET", "/console/vendor/d3-sankey/LICENSE", "", 200),
+        ("GET", "/", "Sec-Fetch-Site: cross-site\r\n", 403),
+        ("GET", "/console/app.js", "Origin: http://evil.example\r\n", 403),
+        ("POST", "/", "", 405),
+        ("DELETE", "/console/app.js", "", 405),
+        // Beside it a stranger learns nothing.
+        ("GET", "/console/other.js", "", 401),
+        ("GET", "/console/..%2fopenapi.json", "", 401),
+        ("GET", "/console/../api/v1/status", "", 401),
+        ("GET", "//", "", 401),
+    ] {
+        let answer = world.ask_with(method, path, fields, "");
+        assert_eq!(answer.status, expected, "{method} {path} {fields:?}: {answer:?}");
+        assert!(answer.head.contains("x-content-type-options: nosniff"), "{answer:?}");
+        assert_eq!(
+            answer.head.contains("content-security-policy: default-src 'none'; script-src 'self'"),
+            expected == 200
+        );
+        assert_eq!(answer.head.contains("cache-control: no-cache"), expected == 200, "{answer:?}");
+        assert_eq!(answer.body.is_empty(), method == "HEAD", "{method} {path}");
+        assert!(!answer.body.contains("mail.contoso.com") && !answer.body.contains(&world.token()), "{path}");
+    }
+    let page = world.ask_with("GET", "/", "", "");
+    assert!(page.head.contains("content-type: text/html; charset=utf-8"), "{page:?}");
+    let tag = page.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let again = world.ask_with("GET", "/", &format!("If-None-Match: {tag}\r\n"), "");
+    assert_eq!((again.status, again.body.as_str()), (304, ""), "{again:?}");
+    let answer = world.raw("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(answer.status, 403, "{answer:?}");
+}
+
 /// S-167: heads that are too long or too many, and bodies that lie about their length.
 #[test]
 fn s167_every_request_has_limits() {
@@ -842,6 +883,8 @@ fn trace_and_explain_say_what_the_command_line_says() {
     let reply = client.deliver("erin@fabrikam.com", &to, CONTENT).unwrap();
     let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
     world.wait_tracked("SEND", "\"from\":\"<>\"");
+    world.wait_tracked("SEND", "julie@contoso.com");
+    world.wait_tracked("DEFER", "later@contoso.com");
     let cli = |arguments: &[&str]| -> Value {
         let (_, text, errors) = world.cli(arguments);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text} {errors}"))
@@ -981,6 +1024,10 @@ fn what_waits_is_shown_with_its_attempts_and_its_age() {
     }
     assert!(attempts[0]["reply"].as_str().unwrap().contains("451 4.3.0 not now"), "{shown}");
     assert_eq!((&attempts[0]["status"], &attempts[1]["tls"]), (&json!("4.3.0"), &json!("in the clear")), "{shown}");
+    let page = world.documented("get", "/api/v1/queue?sort=age", &Value::Null);
+    assert_eq!(page["entries"].as_array().unwrap().len(), 2);
+    let wanted = json!({"filter": {"sender": "nobody@fabrikam.com"}});
+    assert_eq!(world.documented("post", "/api/v1/queue/release", &wanted)["changed"], 0);
     let (status, text, errors) = world.cli(&["queue", "show", &id]);
     assert_eq!(status, Some(0), "{errors}");
     for words in ["DEFER  to later@contoso.com", "SEND   to julie@contoso.com", "(in the clear)", "451 4.3.0 not now"] {

@@ -34,7 +34,7 @@ const remembered = () => {
 };
 
 /** Everything that these filters mean now, and the filters made to mean no more than that. */
-async function look(filters) {
+async function look(filters, say) {
   const first = [];
   let count = 0;
   const messages = new Set();
@@ -51,6 +51,7 @@ async function look(filters) {
         if (messages.size < 100_000) messages.add(entry.id);
       }
       cursor = page.next;
+      if (cursor) say(`${number(count)} found so far …`);
     } while (cursor);
     fixed.push(bounded);
   }
@@ -64,10 +65,13 @@ async function look(filters) {
 export async function change(verb, filters, { all = false, words = "", done = () => {} } = {}) {
   const [label, follows, past] = VERBS[verb];
   let found;
+  const counting = note("Looking what this would touch …");
   try {
-    found = await look(filters);
+    found = await look(filters, counting.say);
   } catch (error) {
     return note(error.message, "bad");
+  } finally {
+    counting.away();
   }
   if (found.count === 0) {
     note("Nothing waits that is meant: it has gone on meanwhile.", "warn");

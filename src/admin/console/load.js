@@ -100,7 +100,7 @@ function oneChart(wrapper, { title, unit, say, series, log }, data) {
   const colour = (name) => styles.getPropertyValue(name).trim();
   const legend = h("div", { class: "chart-legend" });
   const canvas = h("div", { class: "chart" });
-  const card = h("figure", { class: "card chart-card", role: "group", "aria-label": title }, h("figcaption", {}, h("h2", {}, title), h("span", { class: "muted small" }, unit), legend), canvas);
+  const card = h("section", { class: "card chart-card", "aria-label": title }, h("header", {}, h("h2", {}, title), h("span", { class: "muted small" }, unit), legend), canvas);
   wrapper.append(card);
 
   const values = series.map(([, name, line, broken]) => {

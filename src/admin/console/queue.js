@@ -14,7 +14,7 @@ const SECONDS = 5;
 const PAGE = 50;
 const narrow = window.matchMedia("(max-width: 820px)");
 const FILTERS = ["sender", "recipient", "domain", "connector", "hop", "status", "older_than", "younger_than", "id"];
-const AGES = [["", "any age"], ["300", "5 min and older"], ["900", "15 min and older"], ["3600", "1 h and older"], ["14400", "4 h and older"], ["86400", "1 d and older"]];
+const AGES = [["", "any age"], ["300", "5 min and older"], ["900", "15 min and older"], ["3600", "1 h and older"], ["14400", "4 h and older"], ["86400", "1 d and older"], ["172800", "2 d and older"]];
 const STATES = [["", "any"], ["waiting", "waiting"], ["active", "active"], ["deferred", "deferred"], ["held", "held"]];
 /** Title, what it is sorted by. */
 const COLUMNS = [

@@ -4,7 +4,7 @@
 // Not here: header, sign-in and keys (app.js).
 
 import { query } from "./api.js";
-import { fill, h } from "./dom.js";
+import { fill, h, setText } from "./dom.js";
 
 // ── places ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -111,7 +111,7 @@ export const isAsking = () => document.querySelector("dialog[open]") !== null;
 
 const notes = h("div", { class: "notes", role: "status", "aria-live": "polite" });
 
-/** Says what came of something, and goes away. */
+/** Says what came of something, and goes away; `say` says something else, `away` takes it back. */
 export function note(text, tone = "good") {
   if (!notes.isConnected) document.body.append(notes);
   const one = h("div", { class: `note ${tone}`, test: "note" }, text);
@@ -119,4 +119,5 @@ export function note(text, tone = "good") {
   one.addEventListener("click", away);
   notes.append(one);
   setTimeout(away, tone === "good" ? 8_000 : 20_000);
+  return { away, say: (words) => setText(one, words) };
 }

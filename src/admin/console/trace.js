@@ -153,6 +153,7 @@ function card(story, open, isReport = false) {
       "p",
       { class: "muted small wrap story-facts" },
       story.message_id ?? (ids.length ? "no Message-ID" : "refused before there was a message"),
+      first && ` · ${absolute(first)}`,
       story.size != null && ` · ${bytes(story.size)}`,
       ids.map((one) => [" · ", h("a", { href: link("trace", { id: one.id }) }, `id ${one.id}`), relays.size > 1 && ` on ${one.relay}`]),
       ids.length > 0 && [" · ", h("a", { href: link("queue", { id: ids.map((one) => one.id).join(",") }) }, "in the queue?")],
