@@ -127,7 +127,7 @@ impl World {
         std::fs::write(folder.join("ca.pem"), authority.pem())?;
         let (certificate, key) = authority.issue(&[RELAY]);
         std::fs::write(folder.join("relay.crt"), certificate)?;
-        std::fs::write(folder.join("relay.key"), key)?;
+        hybrid::write_key(&folder.join("relay.key"), &key)?;
         std::fs::write(folder.join("recipients.csv"), format!("{RECIPIENTS}{}", plan.recipients))?;
 
         let (arrived, arrivals) = site::arrivals();

@@ -11,6 +11,7 @@ mod common;
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
 use browser::{Browser, ask, test_id};
 use causeway::demo::client::{Client, Sent};
@@ -18,11 +19,11 @@ use causeway::demo::site::Behaviour;
 use causeway::demo::{self, Arrival, Console, Plan, World};
 use causeway::smtp::Reply;
 use causeway::smtp::reply::Status;
-use common::{PATIENCE, Scratch, causeway, wait_until};
+use common::{PATIENCE, Scratch, causeway, run, said, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 const ERIN: &str = "erin@fabrikam.com";
 const JULIE: &str = "julie@contoso.com";
@@ -292,7 +293,18 @@ async fn markup_in_mail_is_text() {
     test.browser.with_words("explain-copy", &["to-on-premises"]).await;
     test.browser.shot("explain").await;
     harmless(&mut test).await;
-    test.finish().await;
+    assert_eq!(test.browser.complaints().await, Vec::<String>::new());
+
+    // Had it been taken for markup, that would have been seen here; and the policy would still have stopped it.
+    let careless = format!("document.body.insertAdjacentHTML('beforeend', {})", json!(image));
+    test.browser.script(&careless).await;
+    let end = Instant::now() + PATIENCE;
+    while !test.browser.complaints().await.iter().any(|line| line.contains("Content Security Policy")) {
+        assert!(Instant::now() < end, "the browser says nothing of a handler in markup");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(test.browser.script("return window.ran ?? null").await, json!(null));
+    test.world.stop().await;
 }
 
 /// Nothing of it ran, and nothing of it became an element.
@@ -445,6 +457,20 @@ async fn the_demo_opens_on_a_living_picture() {
     assert_eq!(browser.complaints().await, Vec::<String>::new());
     demo.line_with("the trickle: ");
     demo.stop();
+}
+
+/// The configuration that a living world runs with is one that `check` lets pass, and the command line finds its daemon.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_living_world_is_one_like_any_other() {
+    let scratch = Scratch::new();
+    let world = World::start(Plan { living: true, ..Plan::new(scratch.path()) }).await.unwrap();
+    for command in ["check", "status"] {
+        let output = run(causeway().arg("-c").arg(scratch.file("causeway.toml")).arg(command), PATIENCE);
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{command}: {text}");
+        assert!(!text.contains("warning") && text.contains("to-partner") == (command == "status"), "{command}: {text}");
+    }
+    world.stop().await;
 }
 
 /// `causeway demo`, into a pipe.

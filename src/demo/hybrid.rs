@@ -316,7 +316,7 @@ impl Doors {
 }
 
 /// Key files are for the relay alone.
-fn write_key(path: &Path, key: &str) -> io::Result<()> {
+pub(super) fn write_key(path: &Path, key: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(key.as_bytes())
 }
 
