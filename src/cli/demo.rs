@@ -28,9 +28,6 @@ const COLUMNS: usize = 80;
 /// The message of the demo must have arrived by then.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a demo that stays up looks for news.
-const LOOK: Duration = Duration::from_millis(200);
-
 const SENDER: &str = "erin@fabrikam.com";
 const BOTH: [&str; 2] = ["julie@contoso.com", "david@contoso.com"];
 
@@ -140,29 +137,8 @@ async fn show(folder: &Folder, args: &Args) -> std::io::Result<bool> {
     invite(&world);
     stay::consoles(&world.console.as_ref().map(|console| ("", console)).into_iter().collect::<Vec<_>>());
     let _trickle = world.trickle().filter(|_| !args.quiet).map(|trickle| Task(tokio::spawn(trickle.run())));
-    let mut screen = Screen::new(demo::CLOUD);
-    let news = |screen: &mut Screen| {
-        for event in heard.try_iter().filter_map(|line| Record::parse(&line).ok()) {
-            screen.event(None, &event);
-        }
-    };
-    let mut end = End::new()?;
-    loop {
-        tokio::select! {
-            () = end.wait() => break,
-            arrival = world.arrivals.recv() => {
-                let Some(arrival) = arrival else { break };
-                // First what led to it.
-                news(&mut screen);
-                screen.arrival(&arrival);
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        news(&mut screen);
-        screen.refresh();
-    }
-    screen.clear();
-    println!();
+    let news = || heard.try_iter().filter_map(|line| Some((None, Record::parse(&line).ok()?))).collect();
+    Screen::new(demo::CLOUD).follow(&mut world.arrivals, news).await?;
     world.stop().await;
     Ok(true)
 }

@@ -9,7 +9,7 @@ use std::io;
 use anstream::println;
 
 use super::stay::{self, Screen};
-use super::{Args, BOLD, CYAN, DIM, End, Folder, GREEN, LOOK, PATIENCE, RED, Task, heading, say};
+use super::{Args, BOLD, CYAN, DIM, Folder, GREEN, PATIENCE, RED, Task, heading, say};
 use crate::demo::hops::{self, Hop, Path, Place, Story, Told};
 use crate::demo::hybrid::{Plan, Posted};
 use crate::demo::mail::{MAIL, Mail, Scenario};
@@ -241,32 +241,11 @@ async fn stay(mut world: HybridWorld, told: &Told, args: &Args) -> io::Result<()
     let both = [("the relay on-premises", &world.on_premises), ("the relay in the cloud", &world.cloud)];
     let consoles: Vec<_> = both.iter().filter_map(|(whose, side)| Some((*whose, side.console.as_ref()?))).collect();
     stay::consoles(&consoles);
+    told.take();
     let trickle = if args.quiet { None } else { world.trickle().await? };
     let _trickle = trickle.map(|trickle| Task(tokio::spawn(trickle.run())));
-    told.take();
-    let mut screen = Screen::new(demo::CLOUD_MAILBOXES);
-    let news = |screen: &mut Screen| {
-        for (place, record) in told.take() {
-            screen.event(Some(place), &record);
-        }
-    };
-    let mut end = End::new()?;
-    loop {
-        tokio::select! {
-            () = end.wait() => break,
-            arrival = world.arrivals.recv() => {
-                let Some(arrival) = arrival else { break };
-                // First what led to it.
-                news(&mut screen);
-                screen.arrival(&arrival);
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        news(&mut screen);
-        screen.refresh();
-    }
-    screen.clear();
-    println!();
+    let news = || told.take().into_iter().map(|(place, record)| (Some(place), record)).collect();
+    Screen::new(demo::CLOUD_MAILBOXES).follow(&mut world.arrivals, news).await?;
     world.stop().await;
     Ok(())
 }

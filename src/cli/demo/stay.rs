@@ -2,16 +2,19 @@
 //!
 //! On a terminal that line is written over, and stands below everything else; a pipe gets it once in a while.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anstream::{print, println};
 
-use super::{DIM, heading, show_arrival, tell};
+use super::{DIM, End, heading, show_arrival, tell};
 use crate::demo::hops::Place;
-use crate::demo::{Arrival, Console, trickle};
+use crate::demo::{Arrival, Arrivals, Console, trickle};
 use crate::message::header;
 use crate::outcome::tracking::Record;
+
+/// How often it looks for news.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A pipe gets the line that often.
 const WHILE: Duration = Duration::from_secs(30);
@@ -69,12 +72,39 @@ impl Sum {
 
 impl Screen {
     pub(super) fn new(cloud: &'static str) -> Self {
-        let terminal = std::io::stdout().is_terminal();
+        let terminal = io::stdout().is_terminal();
         Self { cloud, terminal, open: false, changed: false, shown: None, sum: Sum::default() }
     }
 
+    /// Tells what happens, until the demo is ended. `news`: what the relays did since it was asked last.
+    pub(super) async fn follow(
+        mut self,
+        arrivals: &mut Arrivals,
+        mut news: impl FnMut() -> Vec<(Option<Place>, Record)>,
+    ) -> io::Result<()> {
+        let mut end = End::new()?;
+        loop {
+            let arrival = tokio::select! {
+                () = end.wait() => break,
+                Some(arrival) = arrivals.recv() => Some(arrival),
+                () = tokio::time::sleep(LOOK) => None,
+            };
+            // First what led to it.
+            for (relay, record) in news() {
+                self.event(relay, &record);
+            }
+            if let Some(arrival) = arrival {
+                self.arrival(&arrival);
+            }
+            self.refresh();
+        }
+        self.clear();
+        println!();
+        Ok(())
+    }
+
     /// What a relay did.
-    pub(super) fn event(&mut self, relay: Option<Place>, record: &Record) {
+    fn event(&mut self, relay: Option<Place>, record: &Record) {
         if trickle::is_ours(record) {
             self.sum.note(record);
             self.changed = true;
@@ -85,7 +115,7 @@ impl Screen {
     }
 
     /// What arrived.
-    pub(super) fn arrival(&mut self, arrival: &Arrival) {
+    fn arrival(&mut self, arrival: &Arrival) {
         if is_ours(arrival) {
             self.sum.arrived(arrival);
             self.changed = true;
@@ -96,7 +126,7 @@ impl Screen {
     }
 
     /// The trickle's line, if there is news.
-    pub(super) fn refresh(&mut self) {
+    fn refresh(&mut self) {
         if !self.changed && (self.open || !self.terminal) || self.sum == Sum::default() {
             return;
         }
@@ -106,7 +136,7 @@ impl Screen {
             let line: String = line.chars().take(columns).collect();
             self.clear();
             print!("{DIM}{line}{DIM:#}");
-            let _ = std::io::stdout().flush();
+            let _ = io::stdout().flush();
             self.open = true;
         } else if self.shown.is_none_or(|shown| shown.elapsed() >= WHILE) {
             println!("{}", line.trim_end());
@@ -116,7 +146,7 @@ impl Screen {
     }
 
     /// The last line is free again.
-    pub(super) fn clear(&mut self) {
+    fn clear(&mut self) {
         if std::mem::take(&mut self.open) {
             print!("\r\x1b[2K");
         }
