@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::client::{Client, Failure};
 use crate::config;
@@ -75,6 +75,11 @@ enum Command {
     Status(status::StatusArgs),
     /// The same, refreshing until Ctrl-C
     Top(status::TopArgs),
+}
+
+/// The command line itself, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command that the command line names.

@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn every_record_is_found_wherever_it_had_room() {
-        let cases: [(&str, fn(u32) -> usize); 5] = [
+        type Lengths = fn(u32) -> usize;
+        let cases: [(&str, Lengths); 5] = [
             ("short", |_| 4),
             ("as long as fits", |_| LONGEST),
             ("one too long", |_| LONGEST + 1),

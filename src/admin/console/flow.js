@@ -24,6 +24,8 @@ const COLUMNS = [
 const HOPS = 16;
 /** A band is at least so thick, in px. */
 const THIN = 2;
+/** One recipient is at most so thick: two messages at night are no flood. */
+const THICK = 26;
 const NARROW = 640;
 
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -218,15 +220,18 @@ function painter(place, choose) {
     const rows = Math.max(...columns.map(([field]) => nodes.filter((node) => node.field === field).length));
     const height = Math.max(narrow ? 220 : 340, Math.min(900, rows * 34 + 40));
     const [left, right] = narrow ? [0, 0] : [150, Math.max(170, Math.min(280, width * 0.21))];
+    const padding = narrow ? 26 : 20;
+    const most = Math.max(...columns.map(([column]) => nodes.filter(({ field }) => field === column).reduce((sum, node) => sum + total(node), 0)));
+    const bottom = Math.min(height - 12, 40 + most * THICK + (rows - 1) * padding);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("height", height);
     const depth = new Map(columns.map(([field], index) => [field, index]));
     sankey()
       .nodeId((node) => node.key)
       .nodeWidth(10)
-      .nodePadding(narrow ? 26 : 20)
+      .nodePadding(padding)
       .nodeAlign((node, count) => depth.get(node.field) ?? justify(node, count))
-      .extent([[left + 2, 40], [width - right - 2, height - 12]])
+      .extent([[left + 2, 40], [width - right - 2, bottom]])
       .iterations(12)({ nodes, links });
     const text = (node) => word(node, lumped);
     drawTitles(titles, columns, nodes, narrow);

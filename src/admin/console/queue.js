@@ -284,6 +284,7 @@ export function queue(place, params) {
     setText(summary, `${counted(now.messages, "message")} in the spool${held}`);
     tellAges(ages, now.ages ?? []);
   });
+  askStatus();
   asked = JSON.stringify([filterOf(params), params.sort, params.descending]);
   for (const [name, input] of Object.entries(inputs)) input.value = params[name] ?? "";
   names();
@@ -444,7 +445,7 @@ function oneCopy({ entry, recipients, warned, resting, attempts = [] }) {
             { class: tone(one.event) },
             h("div", { class: "attempt-head" }, time(one.time), h("strong", {}, one.event), one.to?.length > 0 && people(one.to)),
             h("div", { class: "muted small wrap" }, [one.host, one.tls].filter(Boolean).join(" · ")),
-            h("div", { class: "wrap" }, [one.status, one.reply].filter(Boolean).join(" ")),
+            h("div", { class: "wrap" }, one.reply?.includes(one.status ?? "") ? one.reply : [one.status, one.reply].filter(Boolean).join(" ")),
           ),
         ),
       ),
