@@ -47,8 +47,11 @@ struct Driver {
 
 impl Driver {
     fn start(program: &Path) -> Self {
-        let mut command = Command::new(program);
-        let mut child = command.arg("--port=0").process_group(0).stdout(Stdio::piped()).spawn().unwrap();
+        // Also when the test is killed, the shell's input ends, and then all of the group.
+        let until_the_end = "\"$0\" --port=0 & read -r _; kill -KILL 0";
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", until_the_end]).arg(program).process_group(0);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let port = lines
             .by_ref()
