@@ -247,6 +247,9 @@ min_free_space = "1MiB"
 [tracking]
 path = ""                                  # the demo shows its events itself
 
+[admin]
+listen = ""
+
 [dns]
 servers = ["{dns}"]
 private_targets = ["127.0.0.0/8"]          # in this world the Internet is on loopback

@@ -310,7 +310,7 @@ fn a_reload_moves_it_or_says_why_not() {
     wait_until("nobody is at the old place", PATIENCE, || TcpStream::connect(first).is_err());
 
     let second = world.address();
-    rewrite("");
+    rewrite("[admin]\nlisten = \"\"");
     wait_until("it is closed", PATIENCE, || TcpStream::connect(second).is_err());
     let mut client = Client::hello(world.daemon.address());
     assert!(client.say("NOOP").starts_with("250"), "mail goes on");

@@ -141,7 +141,7 @@ fn admin_client(path: &std::path::Path) -> Result<Client, ExitCode> {
         Asking::Wrong("the configuration cannot be used".to_owned()).tell()
     })?;
     let Some(admin) = &config.admin else {
-        let text = "the configuration has no [admin] section: the daemon cannot be asked";
+        let text = "[admin] is off in the configuration (listen = \"\"): the daemon cannot be asked";
         return Err(Asking::Wrong(text.to_owned()).tell());
     };
     Client::new(admin).map_err(|error| {

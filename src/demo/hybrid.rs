@@ -454,6 +454,9 @@ min_free_space = "1MiB"
 [tracking]
 path = ""                                  # the world shows its events itself
 
+[admin]
+listen = ""
+
 [dns]
 servers = ["{dns}"]
 private_targets = ["127.0.0.0/8"]          # in this world the Internet is on loopback

@@ -59,7 +59,12 @@ impl Extras {
         let text = text
             // Nobody who looks waits for a minute.
             .replacen("[spool]\n", "[spool]\nretry = [\"5s\", \"10s\", \"20s\"]\n", 1)
-            .replacen("\n[tracking]\npath = \"\"", "\n[tracking]\npath = \"tracking\"", 1);
+            .replacen("\n[tracking]\npath = \"\"", "\n[tracking]\npath = \"tracking\"", 1)
+            .replacen(
+                "\n[admin]\nlisten = \"\"",
+                &format!("\n[admin]\nlisten = \"{}\"", self.listener.local_addr()?),
+                1,
+            );
         Ok(format!(
             r#"{text}
 [[send_connector]]
@@ -69,13 +74,9 @@ smart_hosts = ["{PARTNER_HOST}:{port}"]
 tls = "domain"
 tls_domain = ["{PARTNER_HOST}"]
 ca_file = "{ca_file}"
-
-[admin]
-listen = "{admin}"
 "#,
             port = self.partner.port(),
             ca_file = self.ca_file,
-            admin = self.listener.local_addr()?,
         ))
     }
 }
