@@ -107,7 +107,7 @@ function card(first) {
       element.classList.toggle("is-down", one.state === "down");
       fill(demand, h("span", { class: "word" }, one.tls), h("span", { class: "muted" }, ` ${DEMANDS[one.tls] ?? ""}`));
       fill(proved, one.proved ? [one.proved.what, h("span", { class: "muted" }, " · ", time(one.proved.at))] : h("span", { class: "none" }, one.state === "disabled" ? "nothing: it is disabled" : "nothing since the start; Test now looks"));
-      fill(certificate, expiry(one.certificate_expires) ?? h("span", { class: "none" }, one.tls === "off" ? "none is asked for" : "not seen yet"));
+      fill(certificate, expiry(one.certificate_expires) ?? h("span", { class: "none" }, { off: "none is asked for", opportunistic: "any will do", encrypt: "any will do" }[one.tls] ?? "not seen yet"));
       faultName.hidden = fault.hidden = !one.fault;
       fault.className = `wrap ${one.state === "down" ? "bad" : ""}`;
       if (one.fault) fill(fault, one.fault.what, h("span", { class: "muted" }, " · ", time(one.fault.at)));
