@@ -260,16 +260,17 @@ impl Daemon {
         Self::start_with(config, text, listeners, tracker).await
     }
 
-    /// The same, with the events going where the caller says.
+    /// The same, with the events going where the caller says. A listener for `[admin]` may be among the listeners.
     ///
     /// # Errors
     /// Why it could not start.
     pub async fn start_with(
         config: Config,
         text: String,
-        listeners: HashMap<SocketAddr, StdListener>,
+        mut listeners: HashMap<SocketAddr, StdListener>,
         tracker: Tracker,
     ) -> Result<Self, Error> {
+        let admin_listener = config.admin.as_ref().and_then(|admin| listeners.remove(&admin.listen));
         let read_at = SystemTime::now();
         let config = Arc::new(config);
         let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();
@@ -282,7 +283,7 @@ impl Daemon {
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
         let users = load_users(&config, &UserFiles::default());
         let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
-        let admin = Prepared::new(config.admin.as_ref(), None)?;
+        let admin = Prepared::new(config.admin.as_ref(), None, admin_listener)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let keeper = tokio::spawn({
             let relay = relay.clone();
@@ -458,7 +459,7 @@ impl Daemon {
                 fresh.push((address, listener));
             }
         }
-        let admin = Prepared::new(config.admin.as_ref(), self.admin.as_ref())?;
+        let admin = Prepared::new(config.admin.as_ref(), self.admin.as_ref(), None)?;
         let old = self.relay.snapshot();
         let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();

@@ -10,22 +10,31 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config;
 use crate::daemon::Daemon;
 use crate::dns::zone::{self, Serving, Zone};
 use crate::outcome::tracking::Tracker;
+use crate::tls::Demand;
 use crate::tls::authority::Authority;
 
 pub mod client;
 pub mod hops;
 pub mod hybrid;
+pub mod living;
 pub mod mail;
 pub mod site;
+pub mod trickle;
 
 pub use hybrid::HybridWorld;
+pub use living::Console;
 pub use site::{Arrival, Arrivals, Site};
+pub use trickle::Trickle;
+
+use client::Client;
+use hops::Place;
 
 /// The organization's domain.
 pub const DOMAIN: &str = "contoso.com";
@@ -72,7 +81,11 @@ pub struct World {
     pub cloud: Site,
     /// A mail server on the Internet.
     pub internet: Site,
-    /// What the three servers got, as it arrives.
+    /// The partner, in a [living](Plan::living) world.
+    pub partner: Option<Arc<Site>>,
+    /// The relay's console, in a [living](Plan::living) world.
+    pub console: Option<Console>,
+    /// What the servers got, as it arrives.
     pub arrivals: Arrivals,
     /// The world's certificate authority.
     pub authority: Authority,
@@ -91,12 +104,14 @@ pub struct Plan<'a> {
     pub recipients: &'a str,
     /// Changes the configuration before it is read.
     pub configuration: &'a dyn Fn(String) -> String,
+    /// It stays up for a person to look at: see [`living`].
+    pub living: bool,
 }
 
 impl<'a> Plan<'a> {
     /// A world as the demo shows it.
     pub fn new(folder: &'a Path) -> Self {
-        Self { folder, tracker: Tracker::none(), recipients: "", configuration: &|text| text }
+        Self { folder, tracker: Tracker::none(), recipients: "", configuration: &|text| text, living: false }
     }
 }
 
@@ -112,7 +127,7 @@ impl World {
         std::fs::write(folder.join("ca.pem"), authority.pem())?;
         let (certificate, key) = authority.issue(&[RELAY]);
         std::fs::write(folder.join("relay.crt"), certificate)?;
-        std::fs::write(folder.join("relay.key"), key)?;
+        hybrid::write_key(&folder.join("relay.key"), &key)?;
         std::fs::write(folder.join("recipients.csv"), format!("{RECIPIENTS}{}", plan.recipients))?;
 
         let (arrived, arrivals) = site::arrivals();
@@ -124,17 +139,28 @@ impl World {
         let cloud = start(CLOUD, "cloud", site::Behaviour::default()).await?;
         let internet = start(INTERNET_HOST, "internet", site::Behaviour::default()).await?;
 
+        let partner = match plan.living {
+            true => Some(Arc::new(start(living::PARTNER_HOST, "partner", site::Behaviour::default()).await?)),
+            false => None,
+        };
+
         let loopback = Ipv4Addr::LOCALHOST.into();
         let zone = Zone::new()
             .mx(INTERNET_DOMAIN, 10, INTERNET_HOST)
             .address(INTERNET_HOST, loopback)
             .address(CLOUD_HOST, loopback)
-            .address(ON_PREMISES, loopback);
+            .address(ON_PREMISES, loopback)
+            .address(living::PARTNER_HOST, loopback);
         let (dns, serving) = zone::serve(zone, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
 
         let (internet_door, own_door) = (free_port()?, free_port()?);
         let doors = Doors { internet: internet_door.local_addr()?, own: own_door.local_addr()? };
-        let text = (plan.configuration)(configuration(&doors, dns, &on_premises, &cloud, &internet));
+        let mut text = configuration(&doors, dns, &on_premises, &cloud, &internet);
+        let extras = partner.as_ref().map(|partner| living::Extras::new(partner.address, "ca.pem")).transpose()?;
+        if let Some(extras) = &extras {
+            text = extras.written_into(&text)?;
+        }
+        let text = (plan.configuration)(text);
         let path = folder.join("causeway.toml");
         std::fs::write(&path, &text)?;
         let config = config::parse(&text, &path).map_err(io::Error::other)?;
@@ -145,7 +171,7 @@ impl World {
                 listeners.insert(address, listener);
             }
         }
-        let daemon = Daemon::start_with(config, text, listeners, plan.tracker).await.map_err(io::Error::other)?;
+        let (daemon, console) = relay(config, text, listeners, plan.tracker, extras).await?;
         Ok(Self {
             daemon,
             internet_door: doors.internet,
@@ -153,6 +179,8 @@ impl World {
             on_premises,
             cloud,
             internet,
+            partner,
+            console,
             arrivals,
             authority,
             folder: folder.to_owned(),
@@ -160,10 +188,37 @@ impl World {
         })
     }
 
+    /// A trickle of mail, ready to run; `None`: the world is not a living one.
+    pub fn trickle(&self) -> Option<Trickle> {
+        let sender =
+            |place: Place, door| (place, (Client::new(place.host()).with_tls(None, RELAY, Demand::Nothing), door));
+        let ways = [sender(Place::Internet, self.internet_door), sender(Place::OnPremises, self.own_door)];
+        Some(Trickle::new(ways.into(), Arc::clone(self.partner.as_ref()?)))
+    }
+
     /// Stops the relay, gracefully.
     pub async fn stop(mut self) {
         self.daemon.stop(Duration::from_secs(10)).await;
     }
+}
+
+/// Starts a relay, with what a living world has beside it.
+async fn relay(
+    config: config::Config,
+    text: String,
+    mut listeners: HashMap<SocketAddr, StdListener>,
+    tracker: Tracker,
+    extras: Option<living::Extras>,
+) -> io::Result<(Daemon, Option<Console>)> {
+    let tracker = match &config.tracking {
+        Some(settings) => tracker.and_files(settings)?,
+        None => tracker,
+    };
+    if let Some(extras) = extras {
+        listeners.insert(extras.listener.local_addr()?, extras.listener);
+    }
+    let daemon = Daemon::start_with(config.clone(), text, listeners, tracker).await.map_err(io::Error::other)?;
+    Ok((daemon, Console::of(&config)?))
 }
 
 struct Doors {
@@ -191,6 +246,9 @@ min_free_space = "1MiB"
 
 [tracking]
 path = ""                                  # the demo shows its events itself
+
+[admin]
+listen = ""
 
 [dns]
 servers = ["{dns}"]

@@ -31,8 +31,8 @@ const ORGANIZATION: &str = "X-MS-Exchange-Organization-AuthAs: Internal\r\nX-MS-
 
 /// Doors beside the demo's, on the address that the Internet uses.
 fn doors(text: String) -> String {
-    let door = text.lines().find(|line| line.starts_with("listen")).unwrap().to_owned();
-    let own = text.lines().filter(|line| line.starts_with("listen")).nth(1).unwrap().to_owned();
+    let door = text.lines().find(|line| line.starts_with("listen = [")).unwrap().to_owned();
+    let own = text.lines().filter(|line| line.starts_with("listen = [")).nth(1).unwrap().to_owned();
     let tls =
         "certificate = \"relay.crt\"\nkey = \"relay.key\"\nclient_ca_file = \"ca.pem\"\nmax_connections_per_ip = 5000";
     let cloud = demo::CLOUD;

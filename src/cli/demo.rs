@@ -18,15 +18,15 @@ use crate::demo::{self, Arrival, World};
 use crate::outcome::tracking::{Record, Tracker};
 
 mod hybrid;
+mod stay;
+
+use stay::Screen;
 
 /// Lines are at most that long, but for those that are to be copied.
 const COLUMNS: usize = 80;
 
 /// The message of the demo must have arrived by then.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How often a demo that stays up looks for news.
-const LOOK: Duration = Duration::from_millis(200);
 
 const SENDER: &str = "erin@fabrikam.com";
 const BOTH: [&str; 2] = ["julie@contoso.com", "david@contoso.com"];
@@ -48,6 +48,9 @@ pub struct Args {
     /// Both premises with a relay each, in hybrid scenario N: every kind of mail, hop by hop
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
     scenario: Option<u8>,
+    /// Send no mail by itself after that
+    #[arg(long)]
+    quiet: bool,
 }
 
 /// Runs the demo.
@@ -63,8 +66,8 @@ pub fn run(args: &Args) -> ExitCode {
     };
     let showing = async {
         match args.scenario.and_then(Scenario::numbered) {
-            Some(scenario) => hybrid::show(scenario, &folder, args.once).await,
-            None => show(&folder, args.once).await,
+            Some(scenario) => hybrid::show(scenario, &folder, args).await,
+            None => show(&folder, args).await,
         }
     };
     match runtime.block_on(showing) {
@@ -97,12 +100,12 @@ impl Drop for Folder {
     }
 }
 
-async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
+async fn show(folder: &Folder, args: &Args) -> std::io::Result<bool> {
     let (said, heard) = mpsc::channel();
     let tracker = Tracker::none().watched(move |event| {
         let _ = said.send(event.to_json());
     });
-    let mut world = World::start(demo::Plan { tracker, ..demo::Plan::new(&folder.0) }).await?;
+    let mut world = World::start(demo::Plan { tracker, living: !args.once, ..demo::Plan::new(&folder.0) }).await?;
     introduce(&world);
 
     heading("A message for both comes from the Internet");
@@ -127,32 +130,26 @@ async fn show(folder: &Folder, once: bool) -> std::io::Result<bool> {
         show_arrival(arrival, demo::CLOUD);
     }
     let good = verdict(&arrivals);
-    if once || !good {
+    if args.once || !good {
         world.stop().await;
         return Ok(good);
     }
     invite(&world);
-    let mut end = End::new()?;
-    loop {
-        tokio::select! {
-            () = end.wait() => break,
-            arrival = world.arrivals.recv() => {
-                let Some(arrival) = arrival else { break };
-                // First what led to it.
-                for line in heard.try_iter() {
-                    tell_line(&line);
-                }
-                show_arrival(&arrival, demo::CLOUD);
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        for line in heard.try_iter() {
-            tell_line(&line);
-        }
-    }
-    println!();
+    stay::consoles(&world.console.as_ref().map(|console| ("", console)).into_iter().collect::<Vec<_>>());
+    let _trickle = world.trickle().filter(|_| !args.quiet).map(|trickle| Task(tokio::spawn(trickle.run())));
+    let news = || heard.try_iter().filter_map(|line| Some((None, Record::parse(&line).ok()?))).collect();
+    Screen::new(demo::CLOUD).follow(&mut world.arrivals, news).await?;
     world.stop().await;
     Ok(true)
+}
+
+/// A task that ends when this is dropped.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What ends a demo that stays up.

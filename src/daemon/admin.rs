@@ -1,6 +1,6 @@
 //! The admin interface's door: opened at the start, and opened, moved or closed by a reload.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -41,11 +41,17 @@ impl Connections for ConnectionLimits {
 }
 
 impl Prepared {
+    /// `ready`: bound by the caller.
+    ///
     /// # Errors
     /// It cannot listen there, or the token cannot be read or made.
-    pub(super) fn new(wanted: Option<&config::Admin>, open: Option<&AdminDoor>) -> Result<Self, Error> {
+    pub(super) fn new(
+        wanted: Option<&config::Admin>,
+        open: Option<&AdminDoor>,
+        ready: Option<StdListener>,
+    ) -> Result<Self, Error> {
         let Some(wanted) = wanted else { return Ok(Self::Closed) };
-        match Self::open(wanted, open) {
+        match Self::open(wanted, open, ready) {
             Err(error) if wanted.is_default => {
                 warn!(%error, "there is no admin interface; [admin] says where it is to listen, listen = \"\" that it is not wanted");
                 Ok(Self::Closed)
@@ -54,12 +60,16 @@ impl Prepared {
         }
     }
 
-    fn open(wanted: &config::Admin, open: Option<&AdminDoor>) -> Result<Self, Error> {
+    fn open(wanted: &config::Admin, open: Option<&AdminDoor>, ready: Option<StdListener>) -> Result<Self, Error> {
         let token = Token::open(&wanted.token_file).map_err(|error| Error::System("[admin] token_file", error))?;
         if open.is_some_and(|open| open.listen == wanted.listen) {
             return Ok(Self::Same(token));
         }
-        let listener = admin::bind(wanted.listen).map_err(|error| {
+        let bound = match ready {
+            Some(listener) => TcpListener::from_std(listener),
+            None => admin::bind(wanted.listen),
+        };
+        let listener = bound.map_err(|error| {
             let hint = match error.kind() {
                 std::io::ErrorKind::AddrInUse => "; another program listens there: choose another [admin] listen",
                 _ => "; this is [admin] listen",
@@ -129,11 +139,11 @@ mod tests {
             token_file: folder.path().join("admin"),
             is_default: false,
         };
-        assert!(matches!(Prepared::new(Some(&wanted), None), Err(Error::Listen { .. })));
+        assert!(matches!(Prepared::new(Some(&wanted), None, None), Err(Error::Listen { .. })));
         wanted.is_default = true;
-        assert!(matches!(Prepared::new(Some(&wanted), None), Ok(Prepared::Closed)));
+        assert!(matches!(Prepared::new(Some(&wanted), None, None), Ok(Prepared::Closed)));
         drop(taken);
         wanted.listen.set_port(0);
-        assert!(matches!(Prepared::new(Some(&wanted), None), Ok(Prepared::New(..))));
+        assert!(matches!(Prepared::new(Some(&wanted), None, None), Ok(Prepared::New(..))));
     }
 }

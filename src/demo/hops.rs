@@ -210,6 +210,11 @@ impl Told {
         told.get(number..).unwrap_or_default().to_vec()
     }
 
+    /// All of it, and it is forgotten.
+    pub fn take(&self) -> Vec<(Place, Record)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The story of the message with this `Message-ID`, as the events tell it. Recipients that still wait are not in it.
     ///
     /// # Errors

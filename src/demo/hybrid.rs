@@ -10,13 +10,16 @@ use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Sent};
 use super::hops::Place;
+use super::living::{Console, Extras, PARTNER_HOST};
 use super::mail::{DAVID, JULIE, KATE, LISA, Mail, SALES, Scenario};
 use super::site::{self, Arrivals, Behaviour, Site};
+use super::trickle::Trickle;
 use super::{CLOUD, CLOUD_HOST, CLOUD_MAILBOXES, DOMAIN, FORWARD_DOMAIN, INTERNET_DOMAIN, INTERNET_HOST};
 use super::{ON_PREMISES, RELAY, ROUTING_DOMAIN, free_port};
 use crate::config;
@@ -42,7 +45,9 @@ pub struct HybridWorld {
     pub cloud: Premises,
     /// A mail server on the Internet.
     pub internet: Site,
-    /// What the three servers got, as it arrives.
+    /// The partner, in a [living](Plan::living) world.
+    pub partner: Option<Arc<Site>>,
+    /// What the servers got, as it arrives.
     pub arrivals: Arrivals,
     /// The world's certificate authority.
     pub authority: Authority,
@@ -67,6 +72,8 @@ pub struct Premises {
     pub mailboxes: Site,
     /// The relay's configuration.
     pub configuration: PathBuf,
+    /// Its console, in a [living](Plan::living) world.
+    pub console: Option<Console>,
 }
 
 /// How a world is to be.
@@ -81,6 +88,8 @@ pub struct Plan<'a> {
     pub recipients: &'a dyn Fn(Place) -> String,
     /// Changes the configuration of the relay at each place before it is read.
     pub configuration: &'a dyn Fn(Place, String) -> String,
+    /// It stays up for a person to look at: see [`super::living`].
+    pub living: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -92,6 +101,7 @@ impl<'a> Plan<'a> {
             tracker: &|_| Tracker::none(),
             recipients: &|_| String::new(),
             configuration: &|_, configuration| configuration,
+            living: false,
         }
     }
 }
@@ -137,6 +147,15 @@ impl HybridWorld {
             let (identity, roots) = (identities[&place].clone(), authority.roots());
             Site::start(name, place.host(), identity, roots, Behaviour::default(), arrived.clone())
         };
+        let partner = match plan.living {
+            true => {
+                let identity = authority.identity(&[PARTNER_HOST]);
+                let (roots, behaviour) = (authority.roots(), Behaviour::default());
+                let site = Site::start("partner", PARTNER_HOST, identity, roots, behaviour, arrived.clone());
+                Some(Arc::new(site.await?))
+            }
+            false => None,
+        };
         let internet = start(Place::Internet, "internet").await?;
         let server = start(Place::OnPremises, "on-premises").await?;
         let service = start(Place::Cloud, "cloud").await?;
@@ -148,6 +167,7 @@ impl HybridWorld {
         for place in identities.keys() {
             zone = zone.address(place.host(), Ipv4Addr::LOCALHOST.into());
         }
+        zone = zone.address(PARTNER_HOST, Ipv4Addr::LOCALHOST.into());
         let (dns, serving) = zone::serve(zone, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
 
         let doors = [Doors::new()?, Doors::new()?];
@@ -160,11 +180,13 @@ impl HybridWorld {
         let [on_premises_doors, cloud_doors] = doors;
         let [on_premises_text, cloud_text] = texts;
         let senders = senders(&authority, &identities, plan.scenario)?;
+        let near = partner.as_ref().map(|partner| partner.address);
         Ok(Self {
             scenario: plan.scenario,
-            on_premises: Premises::start(&plan, Place::P, on_premises_text, on_premises_doors, server).await?,
-            cloud: Premises::start(&plan, Place::C, cloud_text, cloud_doors, service).await?,
+            on_premises: Premises::start(&plan, Place::P, on_premises_text, on_premises_doors, server, near).await?,
+            cloud: Premises::start(&plan, Place::C, cloud_text, cloud_doors, service, near).await?,
             internet,
+            partner,
             arrivals,
             authority,
             folder: folder.to_owned(),
@@ -184,14 +206,19 @@ impl HybridWorld {
         let number = self.posted.fetch_add(1, Ordering::Relaxed);
         let message_id = format!("<{number}.{}@{}>", mail.name.replace([' ', ',', '\''], "-"), mail.from.host());
         let content = content(mail, &message_id);
-        let door = match mail.from {
-            Place::OnPremises => self.on_premises.own_door,
-            Place::Cloud => self.cloud.own_door,
-            Place::Internet | Place::P | Place::C => self.mx().await?,
-        };
+        let door = self.door_of(mail.from).await?;
         let sender = self.senders.get(&mail.from).ok_or_else(|| io::Error::other("nobody sends from there"))?;
         let sent = sender.send(door, mail.sender, mail.to, "", &content).await?;
         Ok(Posted { message_id, content, sent })
+    }
+
+    /// Where the host at this place brings its mail.
+    async fn door_of(&self, place: Place) -> io::Result<SocketAddr> {
+        match place {
+            Place::OnPremises => Ok(self.on_premises.own_door),
+            Place::Cloud => Ok(self.cloud.own_door),
+            Place::Internet | Place::P | Place::C => self.mx().await,
+        }
     }
 
     /// The door that the MX of the organization's domain leads to.
@@ -228,6 +255,19 @@ impl HybridWorld {
         true
     }
 
+    /// A trickle of mail, ready to run; `None`: the world is not a living one.
+    ///
+    /// # Errors
+    /// Nobody knows where the MX leads.
+    pub async fn trickle(&self) -> io::Result<Option<Trickle>> {
+        let Some(partner) = &self.partner else { return Ok(None) };
+        let mut ways = HashMap::new();
+        for (place, client) in &self.senders {
+            ways.insert(*place, (client.clone(), self.door_of(*place).await?));
+        }
+        Ok(Some(Trickle::new(ways, Arc::clone(partner))))
+    }
+
     /// Stops both relays, gracefully.
     pub async fn stop(mut self) {
         let grace = Duration::from_secs(10);
@@ -236,20 +276,30 @@ impl HybridWorld {
 }
 
 impl Premises {
-    async fn start(plan: &Plan<'_>, place: Place, text: String, doors: Doors, mailboxes: Site) -> io::Result<Self> {
+    async fn start(
+        plan: &Plan<'_>,
+        place: Place,
+        mut text: String,
+        doors: Doors,
+        mailboxes: Site,
+        partner: Option<SocketAddr>,
+    ) -> io::Result<Self> {
         let folder = plan.folder.join(place.word());
         fs::create_dir_all(&folder)?;
         let recipients = format!("{}{}", recipients(), (plan.recipients)(place));
         fs::write(folder.join("recipients.csv"), recipients)?;
+        let extras = partner.map(|partner| Extras::new(partner, "../ca.pem")).transpose()?;
+        if let Some(extras) = &extras {
+            text = extras.written_into(&text)?;
+        }
         let text = (plan.configuration)(place, text);
         let configuration = folder.join("causeway.toml");
         fs::write(&configuration, &text)?;
         let config = config::parse(&text, &configuration).map_err(io::Error::other)?;
         let (door, own_door) = (doors.common.local_addr()?, doors.own.local_addr()?);
         let listeners = HashMap::from([(door, doors.common), (own_door, doors.own)]);
-        let relay =
-            Daemon::start_with(config, text, listeners, (plan.tracker)(place)).await.map_err(io::Error::other)?;
-        Ok(Self { relay, door, own_door, mailboxes, configuration })
+        let (relay, console) = super::relay(config, text, listeners, (plan.tracker)(place), extras).await?;
+        Ok(Self { relay, door, own_door, mailboxes, configuration, console })
     }
 }
 
@@ -266,7 +316,7 @@ impl Doors {
 }
 
 /// Key files are for the relay alone.
-fn write_key(path: &Path, key: &str) -> io::Result<()> {
+pub(super) fn write_key(path: &Path, key: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(key.as_bytes())
 }
 
@@ -403,6 +453,9 @@ min_free_space = "1MiB"
 
 [tracking]
 path = ""                                  # the world shows its events itself
+
+[admin]
+listen = ""
 
 [dns]
 servers = ["{dns}"]

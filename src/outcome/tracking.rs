@@ -215,6 +215,14 @@ impl Tracker {
         self
     }
 
+    /// Events are written to files as well, as by [`Tracker::open`].
+    ///
+    /// # Errors
+    /// The folder cannot be made or today's file not be opened.
+    pub fn and_files(self, settings: &config::Tracking) -> io::Result<Self> {
+        Ok(Self { watch: self.watch, ..Self::open(settings)? })
+    }
+
     /// Takes note of an event. Never waits for the disk.
     pub fn write(&self, event: &Event<'_>) {
         if let Some(watch) = &self.watch {

@@ -8,7 +8,8 @@ use std::io;
 
 use anstream::println;
 
-use super::{BOLD, CYAN, DIM, End, Folder, GREEN, LOOK, PATIENCE, RED, heading, say, show_arrival, tell};
+use super::stay::{self, Screen};
+use super::{Args, BOLD, CYAN, DIM, Folder, GREEN, PATIENCE, RED, Task, heading, say};
 use crate::demo::hops::{self, Hop, Path, Place, Story, Told};
 use crate::demo::hybrid::{Plan, Posted};
 use crate::demo::mail::{MAIL, Mail, Scenario};
@@ -21,10 +22,11 @@ const HOPS: usize = 24;
 /// The longest connector's name, and a blank.
 const CONNECTORS: usize = 21;
 
-pub(super) async fn show(scenario: &'static Scenario, folder: &Folder, once: bool) -> io::Result<bool> {
+pub(super) async fn show(scenario: &'static Scenario, folder: &Folder, args: &Args) -> io::Result<bool> {
     let told = Told::default();
     let tracker = |place| told.tracker(place);
-    let mut world = HybridWorld::start(Plan { tracker: &tracker, ..Plan::new(scenario, &folder.0) }).await?;
+    let plan = Plan { tracker: &tracker, living: !args.once, ..Plan::new(scenario, &folder.0) };
+    let mut world = HybridWorld::start(plan).await?;
     introduce(&world);
 
     heading("Every kind of mail");
@@ -41,11 +43,11 @@ pub(super) async fn show(scenario: &'static Scenario, folder: &Folder, once: boo
         say(RED, 0, "Not everything went its way.");
     }
     println!();
-    if once || !good {
+    if args.once || !good {
         world.stop().await;
         return Ok(good);
     }
-    stay(world, &told).await?;
+    stay(world, &told, args).await?;
     Ok(true)
 }
 
@@ -234,30 +236,16 @@ fn certificate(proof: &Proof) -> Option<String> {
 }
 
 /// Tells what others send, until it is ended.
-async fn stay(mut world: HybridWorld, told: &Told) -> io::Result<()> {
+async fn stay(mut world: HybridWorld, told: &Told, args: &Args) -> io::Result<()> {
     invite(&world);
-    let mut known = told.since(0).len();
-    let mut news = || {
-        for (place, record) in told.since(known) {
-            known += 1;
-            tell(Some(place), &record);
-        }
-    };
-    let mut end = End::new()?;
-    loop {
-        tokio::select! {
-            () = end.wait() => break,
-            arrival = world.arrivals.recv() => {
-                let Some(arrival) = arrival else { break };
-                // First what led to it.
-                news();
-                show_arrival(&arrival, demo::CLOUD_MAILBOXES);
-            }
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        news();
-    }
-    println!();
+    let both = [("the relay on-premises", &world.on_premises), ("the relay in the cloud", &world.cloud)];
+    let consoles: Vec<_> = both.iter().filter_map(|(whose, side)| Some((*whose, side.console.as_ref()?))).collect();
+    stay::consoles(&consoles);
+    told.take();
+    let trickle = if args.quiet { None } else { world.trickle().await? };
+    let _trickle = trickle.map(|trickle| Task(tokio::spawn(trickle.run())));
+    let news = || told.take().into_iter().map(|(place, record)| (Some(place), record)).collect();
+    Screen::new(demo::CLOUD_MAILBOXES).follow(&mut world.arrivals, news).await?;
     world.stop().await;
     Ok(())
 }
