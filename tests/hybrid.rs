@@ -399,6 +399,32 @@ async fn mail_for_a_mailbox_that_moves_waits_for_it() {
     test.world.stop().await;
 }
 
+/// The other way round: what changes is the directory of the side where the mail waits. It goes on at once, another way,
+/// long before it would have been tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_in_the_middle_of_a_move_follows_the_directory_here() {
+    let recipients = |place| MOVED[usize::from(place == Place::C)].to_owned();
+    let late = |_, text: String| text.replace("min_free_space", "retry = [\"1h\"]\nmin_free_space");
+    let mut test = Test::with(3, &recipients, &late).await;
+    let mail = Mail { name: "moving", from: Place::Internet, sender: ERIN, to: &["zoe@contoso.com"] };
+    let posted = test.post(&mail).await;
+    test.event(Place::P, "DEFER", "zoe@contoso.mail.onmicrosoft.com", "4.4.6").await;
+    assert!(test.world.arrivals.try_recv().is_err());
+
+    let file = test.world.folder.join("P/recipients.csv");
+    let moved = std::fs::read_to_string(&file).unwrap().replace(MOVED[0], MOVED[1]);
+    std::fs::write(&file, moved).unwrap();
+    assert!(test.world.on_premises.relay.reread());
+    let arrived = test.arrivals(1).await;
+    assert_eq!(arrived.keys().collect::<Vec<_>>(), [&posted.message_id]);
+    let told: Vec<String> = test.told.since(0).into_iter().map(|(_, record)| record.event).collect();
+    for (event, count) in [("RECEIVE", 1), ("DEFER", 1), ("TRANSFER", 1), ("SEND", 1), ("FAIL", 0), ("DSN", 0)] {
+        let found = told.iter().filter(|told| *told == event).count();
+        assert!(found == count || event == "RECEIVE" && found >= count, "{event}: {told:?}");
+    }
+    test.world.stop().await;
+}
+
 /// A peer at the door that both the Internet and the other relay use: only the right name on the right chain makes it
 /// the other relay. Whoever it is not may reach the organization, as anybody may, and nobody else through it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

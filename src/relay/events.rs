@@ -235,6 +235,18 @@ impl Relay {
         }
     }
 
+    /// One event about recipients of a copy.
+    pub(super) fn track_recipients(&self, tried: &Tried<'_>, kind: EventKind, of: &[u16], why: &dyn fmt::Display) {
+        let copy = tried.copy();
+        let to: Vec<&Address> = of.iter().filter_map(|index| address(copy, *index)).collect();
+        self.0.tracker.write(&Event {
+            to: &to,
+            connector: Some(&copy.via.0),
+            detail: Some(why),
+            ..about(tried.message, kind)
+        });
+    }
+
     /// DSN: a report about this message was written.
     pub(super) fn track_report(&self, about_message: &Message, report: MessageId, what: &str) {
         let Some(sender) = &about_message.envelope.sender else { return };

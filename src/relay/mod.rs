@@ -38,6 +38,7 @@ mod hands;
 #[cfg(test)]
 mod hops;
 pub mod meter;
+mod moves;
 mod origin;
 pub mod pressure;
 pub mod queue;
@@ -52,6 +53,7 @@ mod work;
 use early::Early;
 use hands::Queue;
 use meter::Meter;
+use moves::Disputed;
 use pressure::{Level, Pressure};
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
@@ -107,6 +109,10 @@ struct Inner {
     meter: Meter,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
+    /// Copies that wait because of one.
+    disputed: Mutex<Disputed>,
+    /// Something that decides where mail goes was replaced.
+    replaced: Notify,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
     pressure: Pressure,
@@ -184,6 +190,8 @@ impl Relay {
             resident: AtomicUsize::new(0),
             meter: Meter::default(),
             disagreements: Mutex::default(),
+            disputed: Mutex::default(),
+            replaced: Notify::new(),
             put_limit,
             pressure,
         }))
@@ -213,6 +221,7 @@ impl Relay {
             self.work(lane);
         }
         self.0.wake.notify_one();
+        self.0.replaced.notify_one();
         last
     }
 

@@ -48,6 +48,7 @@ impl Relay {
         let age = age(tried.message.accepted, now);
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;
+        self.follow_move(&tried, [&mut sorted.again, &mut sorted.failed]).await;
         if !sorted.failed.is_empty() && !self.settle_failed(snapshot, &tried, &sorted.failed, now).await {
             // Nothing was settled: they are open still, and their failure is found again.
             sorted.wait = if sorted.again.is_empty() { REPORT_RETRY } else { sorted.wait.min(REPORT_RETRY) };

@@ -55,14 +55,18 @@ smart_hosts = ["127.0.0.1:1"]
 tls = "off"
 "#;
 
-struct Fixture {
-    relay: Relay,
-    disk: Arc<Model>,
-    events: Arc<Mutex<Vec<String>>>,
+pub(super) struct Fixture {
+    pub(super) relay: Relay,
+    pub(super) disk: Arc<Model>,
+    pub(super) events: Arc<Mutex<Vec<String>>>,
 }
 
 fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
-    let config = Arc::new(config::parse(&change(CONFIGURATION.to_owned()), Path::new("/causeway.toml")).unwrap());
+    snapshot_of(&change(CONFIGURATION.to_owned()), Path::new("/causeway.toml"))
+}
+
+pub(super) fn snapshot_of(text: &str, path: &Path) -> Snapshot {
+    let config = Arc::new(config::parse(text, path).unwrap());
     let (directory, _) = Directory::load(&config.directories);
     let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
@@ -78,16 +82,20 @@ impl Fixture {
     }
 
     fn new(put_limit: Duration) -> Self {
-        let disk = Model::new(1);
+        Self::over(Model::new(1), snapshot(&|text| text), put_limit)
+    }
+
+    /// With what waits on this disk.
+    pub(super) fn over(disk: Arc<Model>, snapshot: Snapshot, put_limit: Duration) -> Self {
         let settings = Settings { path: "/spool".into(), min_free_space: 0 };
         let (spool, recovery) =
             Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, Options::default()).unwrap();
-        let _ = recovery.run();
         let events: Arc<Mutex<Vec<String>>> = Arc::default();
         let tracked = Arc::clone(&events);
         let tracker = Tracker::none().watched(move |event| tracked.lock().unwrap().push(event.to_json()));
-        let relay = Relay::with(snapshot(&|text| text), spool, tracker, put_limit);
+        let relay = Relay::with(snapshot, spool, tracker, put_limit);
         relay.begin_stop();
+        relay.resume(recovery);
         Self { relay, disk, events }
     }
 
@@ -102,7 +110,7 @@ impl Fixture {
     }
 
     /// By another connector; `meanwhile` happens between the recipients and the end of data.
-    async fn send_by(
+    pub(super) async fn send_by(
         &self,
         connector: &str,
         from: &str,
@@ -157,7 +165,7 @@ impl Fixture {
         self.relay.0.spool.flush().await;
     }
 
-    fn open(&self, id: crate::message::MessageId) -> Vec<Vec<u16>> {
+    pub(super) fn open(&self, id: crate::message::MessageId) -> Vec<Vec<u16>> {
         match self.relay.0.spool.load(id) {
             Ok(loaded) => loaded.open,
             Err(LoadError::Gone) => Vec::new(),
@@ -166,7 +174,7 @@ impl Fixture {
     }
 
     /// How many events of this kind name this.
-    fn count(&self, kind: &str, what: &str) -> usize {
+    pub(super) fn count(&self, kind: &str, what: &str) -> usize {
         let kind = format!("\"{kind}\"");
         let events = self.events.lock().unwrap();
         events.iter().filter(|event| event.contains(&kind) && event.contains(what)).count()

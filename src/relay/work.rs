@@ -227,6 +227,7 @@ impl Relay {
         tokio::select! {
             () = self.move_due() => {}
             () = self.mind_ages() => {}
+            () = self.mind_moves() => {}
         }
     }
 
