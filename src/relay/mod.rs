@@ -315,7 +315,14 @@ impl Relay {
         let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
             let refusal = self.allow_for_a_move(&snapshot.config, refusal);
             self.track_refusal(asked, &recipient, &refusal);
-            refusal.to_reply()
+            let sender = asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref());
+            if visits::is_inside(&snapshot.config, asked.verdict.origin, sender, snapshot.directory.as_ref()) {
+                return refusal.to_reply();
+            }
+            if matches!(refusal.kind, RefusalKind::Disagreement(_) | RefusalKind::Moving(_)) {
+                info!(peer = %asked.peer, to = %recipient.address, "refused, and told in few words: {refusal}");
+            }
+            refusal.to_reply_outside()
         })?;
         routed.extend(failed.into_iter().map(|member| work::nowhere(&recipient, member)));
         // One recipient alone is below the limit: `route` sees to that.
@@ -388,7 +395,12 @@ impl Relay {
                 Circling::Refuse(reply) => {
                     let status = reply.status_or_class();
                     self.track_refused_message(&envelope, &connector, &peer, &verdict, status, &reply);
-                    return reply;
+                    let (sender, directory) = (envelope.sender.as_ref(), snapshot.directory.as_ref());
+                    if visits::is_inside(config, verdict.origin, sender, directory) {
+                        return reply;
+                    }
+                    info!(peer = %peer.ip, connector = %connector.name, "refused, and told in few words: {reply}");
+                    return Reply::loops_inside(reply.is_temporary());
                 }
             }
         }

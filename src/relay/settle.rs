@@ -302,14 +302,25 @@ async fn compose(
 ) -> Option<(Envelope, Vec<u8>)> {
     let message = tried.message;
     message.envelope.sender.as_ref()?;
+    // What strangers are told of how we route; the event and the log have all of it.
+    let inside = visits::came_from_inside(snapshot, message);
+    let plain: Vec<Option<Setback>> = ends
+        .iter()
+        .map(|(_, end)| match end {
+            ReportEnd::Setback(setback) if !inside => setback.for_outsiders(),
+            _ => None,
+        })
+        .collect();
     let size = message.content.len() + message.prefix.len() as u64;
     let wants_whole = Report::wants_whole(kind, &message.envelope, size);
     let returned = original(message, wants_whole).await;
     let recipients = ends
         .iter()
-        .filter_map(|(index, end)| {
+        .zip(&plain)
+        .filter_map(|((index, end), plain)| {
+            let end = plain.as_ref().map_or(*end, ReportEnd::Setback);
             let recipient = tried.copy().recipients.get(usize::from(*index))?;
-            Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end: *end, last_attempt: now })
+            Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end, last_attempt: now })
         })
         .collect();
     let report = Report {
