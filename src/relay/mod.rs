@@ -32,6 +32,7 @@ use crate::spool::disk::crash_point;
 use crate::spool::{Draft, Message, NewMessage, Receipt, Recovery, Spool, Waiting};
 
 mod acknowledge;
+mod backscatter;
 mod early;
 mod events;
 mod hands;
@@ -50,6 +51,7 @@ mod tests;
 mod visits;
 mod work;
 
+use backscatter::Backscatter;
 use early::Early;
 use hands::Queue;
 use meter::Meter;
@@ -109,6 +111,8 @@ struct Inner {
     meter: Meter,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
+    /// Reports to those outside.
+    backscatter: Mutex<Backscatter>,
     /// Copies that wait because of one.
     disputed: Mutex<Disputed>,
     /// Something that decides where mail goes was replaced.
@@ -172,8 +176,9 @@ impl Relay {
     }
 
     fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
-        let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
         let pressure = Pressure::find();
+        let schedule = Schedule::new(snapshot.config.spool.retry.clone()).bounded(pressure.room_for_deliveries());
+        let queue = Mutex::new(Queue::new(schedule));
         if let Some(bound) = pressure.bound() {
             info!(bound, "memory is bounded: new mail is refused before it is used up");
         }
@@ -190,6 +195,7 @@ impl Relay {
             resident: AtomicUsize::new(0),
             meter: Meter::default(),
             disagreements: Mutex::default(),
+            backscatter: Mutex::default(),
             disputed: Mutex::default(),
             replaced: Notify::new(),
             put_limit,

@@ -3,13 +3,14 @@
 //! Recipients are settled one by one. A failure and the report about it are one record; if that cannot be written,
 //! the recipient stays open and is tried again, so that nobody's failure goes unreported.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
+use super::backscatter::Turn;
 use super::events::Noted;
 use super::work::{Item, Tried, age, max_connections};
 use super::{Relay, Snapshot, visits};
@@ -23,7 +24,7 @@ use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
 use crate::spool::disk::crash_point;
-use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement};
+use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement, Waiting};
 
 /// The name under which reports travel where a receive connector is asked for.
 const OWN_CONNECTOR: &str = "reports";
@@ -248,6 +249,18 @@ impl Relay {
                 return true;
             }
         };
+        let wait = match self.turn_of_report(snapshot, message, &to.address) {
+            Turn::Now => None,
+            // Of a delay or a success nobody wants to hear when it is over.
+            Turn::Later(wait) if kind == Kind::Failure => Some(wait),
+            Turn::Later(_) | Turn::Never => {
+                warn!(id = %message.id, to = %to.address, "a report is not written: there were too many of late");
+                let why = "the report to the sender: too many of late for that address, its domain or in all";
+                self.track_dropped(message, &[&to.address], &why);
+                settle_alone(self);
+                return true;
+            }
+        };
         let noted: Vec<Noted> = Self::note_routes(&mut routed);
         let size = content.len() as u64;
         let facts = header::facts(&content);
@@ -273,7 +286,10 @@ impl Relay {
                 info!(id = %message.id, report = %id, to = %to.address, size, "{what} report to the sender");
                 self.track_report(message, id, what);
                 self.track_plan(&receipt.message, &noted);
-                self.schedule(snapshot, receipt.message);
+                match wait {
+                    None => self.schedule(snapshot, receipt.message),
+                    Some(wait) => self.put_off(&receipt.message, wait, now),
+                }
                 true
             }
             Err(error @ PutError::TooLong(_)) => {
@@ -288,6 +304,41 @@ impl Relay {
                 false
             }
         }
+    }
+}
+
+impl Relay {
+    /// When a report about this message may go out: S-111.
+    fn turn_of_report(&self, snapshot: &Snapshot, message: &Message, to: &Address) -> Turn {
+        if visits::came_from_inside(snapshot, message) {
+            return Turn::Now;
+        }
+        // Nothing in it can be half done.
+        self.0.backscatter.lock().unwrap_or_else(PoisonError::into_inner).turn(to, Instant::now())
+    }
+
+    /// A report that is safe waits for its turn, also over a restart.
+    fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) {
+        let until = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
+        info!(id = %message.id, until = %format_args!("{until:.0}"), "a report waits for its turn: there were many of late");
+        let waiting = (0u16..).zip(&message.copies).map(|(number, copy)| {
+            let (id, attempts, warned, held) = (message.id, 0, false, false);
+            self.defer(Deferral { id, copy: number, until, attempts, warned, held });
+            let (via, hop) = (copy.via.clone(), copy.hop.clone());
+            Waiting {
+                id,
+                copy: number,
+                accepted: message.accepted,
+                via,
+                hop,
+                until: Some(until),
+                attempts,
+                warned,
+                held,
+            }
+        });
+        let waiting: Vec<Waiting> = waiting.collect();
+        self.take_up(&waiting);
     }
 }
 

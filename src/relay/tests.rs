@@ -252,6 +252,54 @@ async fn a_failure_that_cannot_be_reported_stays_open() {
     assert_eq!(fixture.depth().later, 1, "it is tried again");
 }
 
+/// S-111: who never wrote gets ten reports in an hour; the others wait for their turn, also over a restart, and every
+/// failure is settled.
+#[tokio::test]
+async fn s111_reports_to_one_stranger_are_spread() {
+    let fixture = Fixture::still();
+    for _ in 0..13 {
+        assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    }
+    let other = fixture.send("erin@tailspintoys.com", &["one@contoso.com"], "\r\n").await;
+    assert_eq!(other.code, 250);
+    let item = fixture.item();
+    fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    assert_eq!((fixture.count("FAIL", "one@contoso.com"), fixture.count("DSN", "victim@fabrikam.com")), (14, 13));
+    assert_eq!(fixture.relay.waiting(), 14, "the reports, and nothing else");
+    let name = config::ConnectorName("to-internet".into());
+    let depth = |fixture: &Fixture| {
+        let queue = fixture.relay.queue();
+        let lane = queue.find(&name, &crate::route::Hop::SmartHosts).unwrap();
+        (queue.depth(lane).ready, queue.depth(lane).later)
+    };
+    assert_eq!(depth(&fixture).1, 3);
+    let again = Fixture::over(fixture.disk.crash(), snapshot(&|text| text), PUT_LIMIT);
+    let soon = Instant::now() + Duration::from_secs(60);
+    let _ = again.relay.queue().due(soon);
+    assert_eq!(depth(&again), (11, 3), "they still wait for their turn");
+    let _ = again.relay.queue().due(soon + HOUR + HOUR / 3);
+    assert_eq!(depth(&again), (14, 0));
+}
+
+/// A warning that comes too late to warn is not written.
+#[tokio::test]
+async fn s111_a_delay_is_not_reported_late() {
+    let fixture = Fixture::still();
+    let victim = Address::parse("victim@fabrikam.com").unwrap();
+    for _ in 0..10 {
+        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now());
+    }
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    for hours in [5, 6] {
+        let wall = Timestamp::now() + jiff::SignedDuration::try_from(hours * HOUR).unwrap();
+        fixture.relay.look_through(wall).await;
+    }
+    assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "victim@fabrikam.com")), (0, 1), "and said once");
+    assert_eq!((fixture.depth().ready, fixture.relay.waiting()), (1, 1));
+}
+
 /// C192: nobody is told of the failure of what came from `<>`, but the events say that it is dropped.
 #[tokio::test]
 async fn c192_a_report_that_fails_is_dropped() {

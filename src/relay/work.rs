@@ -300,7 +300,14 @@ impl Relay {
         if let Some(last) = last {
             queue.let_down(last);
         }
-        queue.next(lane, Instant::now())
+        let next = queue.next(lane, Instant::now());
+        if next.is_none() {
+            // Its place is another's.
+            let start = queue.fill();
+            drop(queue);
+            start.into_iter().for_each(|lane| self.work(lane));
+        }
+        next
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
@@ -545,7 +552,9 @@ impl Drop for Worker<'_> {
                 queue.let_down(trying);
             }
             let more = queue.abandoned(self.lane);
+            let others = queue.fill();
             drop(queue);
+            others.into_iter().for_each(|lane| self.relay.work(lane));
             for _ in 0..more {
                 self.relay.work(self.lane);
             }
