@@ -37,6 +37,7 @@ mod admin;
 mod certificates;
 mod log;
 mod manager;
+mod otlp;
 mod privileges;
 mod visit_key;
 mod watch_files;
@@ -123,6 +124,7 @@ pub fn run(path: &Path) -> Result<(), Error> {
         }
     };
     // No thread was started before this line: all of them have the user's rights.
+    let _traces = otlp::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

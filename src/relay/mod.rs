@@ -24,6 +24,7 @@ use crate::directory::Directory;
 use crate::directory::users::UserFiles;
 use crate::message::received::Received;
 use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header, visit};
+use crate::outcome::spans::{self, Begun, Facts, Trace};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
@@ -364,6 +365,7 @@ impl Relay {
     /// Takes a whole message and says what the end of its data is answered with.
     pub async fn take(&self, snapshot: &Arc<Snapshot>, submission: Submission) -> Reply {
         let Submission { mut envelope, mut routed, draft, connector, peer, verdict } = submission;
+        let (arriving, resolving) = (draft.begun(), Begun::now());
         let head = draft.head();
         let facts = header::facts(&head);
         let size = draft.len();
@@ -447,6 +449,9 @@ impl Relay {
             copies: plan::plan(routed),
             settles: Vec::new(),
         };
+        let trace = Trace::of(message.message_id.as_deref(), id);
+        spans::tell(arriving, trace, id, "receive", || events::receive_span(&message, &peer, size));
+        spans::tell(resolving, trace, id, "resolve", || events::resolve_span(&message));
         if let Acknowledge::DeliveredOrDurable { window } = config.spool.acknowledge {
             return self
                 .take_early(snapshot, message, window, |relay, message| {
@@ -470,9 +475,11 @@ impl Relay {
     async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
         let id = message.id;
         let begun = Instant::now();
+        let (committing, trace) = (Begun::now(), Trace::of(message.message_id.as_deref(), id));
         match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
             Ok(Ok(receipt)) => {
                 self.0.meter.commit.add(begun.elapsed());
+                spans::tell(committing, trace, id, "commit", Facts::default);
                 Ok(receipt)
             }
             Ok(Err(error)) => {

@@ -10,12 +10,14 @@ use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
+use super::events::attempt_span;
 use super::hands::Key;
 use super::schedule::{Feedback, LaneId};
 use super::{Relay, Snapshot, visits};
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
+use crate::outcome::spans::{self, Begun, Trace};
 use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
@@ -321,7 +323,11 @@ impl Relay {
         }
         let was_resident = item.resident.is_some();
         let (message, open) = self.fetch(lane, &mut item).await?;
+        let begun = Begun::now();
         let mut attempt = self.deliver(&snapshot, &message, item.copy, &open).await;
+        let trace = Trace::of(message.message_id.as_deref(), item.id);
+        let copy = &message.copies[usize::from(item.copy)];
+        spans::tell(begun, trace, item.id, "attempt", || attempt_span(copy, item.attempts, &attempt));
         let feedback = feedback(&attempt);
         if let Some((_, Some(why))) = &feedback {
             // For those who wait behind it, and may never be tried themselves.
