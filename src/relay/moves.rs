@@ -27,7 +27,7 @@ use crate::outcome::Setback;
 use crate::outcome::tracking::EventKind;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{CopyRecipient, HopCopy, Routed, plan};
-use crate::spool::{CopyStanding, Deferral, Draft, End, NewMessage, Settlement, Standing, Waiting};
+use crate::spool::{CopyStanding, Draft, End, NewMessage, Settlement, Standing};
 
 /// So many copies are remembered. One that finds no room is looked at when it is tried again.
 const LIMIT: usize = 100_000;
@@ -174,26 +174,7 @@ impl Relay {
         info!(id = %message.id, on = %id, recipients = moved.len(), "routed again: the mailbox has moved");
         self.track_moved(tried, &moved, id);
         self.track_plan(&receipt.message, &noted);
-        let warned = tried.item.warned;
-        let waiting = (0u16..).zip(&receipt.message.copies).map(|(number, copy)| {
-            if warned {
-                let until = message.accepted;
-                self.defer(Deferral { id, copy: number, until, attempts: 0, warned, held: false });
-            }
-            Waiting {
-                id,
-                copy: number,
-                accepted: message.accepted,
-                via: copy.via.clone(),
-                hop: copy.hop.clone(),
-                until: None,
-                attempts: 0,
-                warned,
-                held: false,
-            }
-        });
-        let waiting: Vec<Waiting> = waiting.collect();
-        self.take_up(&waiting);
+        self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
         moved
     }
 
@@ -320,37 +301,11 @@ mod tests {
     use crate::message::MessageId;
     use crate::relay::PUT_LIMIT;
     use crate::relay::tests::{Fixture, snapshot_of};
+    use crate::relay::visits::tests::HYBRID;
     use crate::relay::work::Item;
     use crate::smtp::{Reply, Status};
+    use crate::spool::Deferral;
     use crate::spool::model::Model;
-
-    const CONFIGURATION: &str = r#"
-hostname = "mail.contoso.com"
-[spool]
-path = "/spool"
-[hybrid]
-on_premises = "to-on-premises"
-cloud = "to-cloud"
-routing_domain = "contoso.mail.onmicrosoft.com"
-[[accepted_domain]]
-name = "contoso.com"
-[[directory]]
-kind = "file"
-path = "recipients.csv"
-[[receive_connector]]
-name = "internet"
-listen = ["127.0.0.1:0"]
-origin = "internet"
-tls = "off"
-[[send_connector]]
-name = "to-on-premises"
-smart_hosts = ["127.0.0.1:1"]
-tls = "off"
-[[send_connector]]
-name = "to-cloud"
-smart_hosts = ["127.0.0.1:1"]
-tls = "off"
-"#;
 
     const IN_CLOUD: &str = "zoe@contoso.com,cloud,\n";
     const HERE: &str = "zoe@contoso.com,on-premises,\n";
@@ -360,7 +315,14 @@ tls = "off"
         let folder = tempfile::tempdir().unwrap();
         let recipients = folder.path().join("recipients.csv");
         std::fs::write(recipients, format!("address,type,target\nmax@contoso.com,on-premises,\n{csv}")).unwrap();
-        snapshot_of(CONFIGURATION, &folder.path().join("causeway.toml"))
+        let text = HYBRID
+            .replace(
+                "[[receive_connector]]",
+                "[[directory]]\nkind = \"file\"\npath = \"recipients.csv\"\n[[receive_connector]]",
+            )
+            .replace("\"from-cloud\"", "\"internet\"")
+            .replace("\"cloud\"\nrelay", "\"internet\"\nrelay");
+        snapshot_of(&text, &folder.path().join("causeway.toml"))
     }
 
     fn says(code: u16) -> Setback {

@@ -321,21 +321,16 @@ impl Relay {
     fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) {
         let until = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
         info!(id = %message.id, until = %format_args!("{until:.0}"), "a report waits for its turn: there were many of late");
-        let waiting = (0u16..).zip(&message.copies).map(|(number, copy)| {
-            let (id, attempts, warned, held) = (message.id, 0, false, false);
-            self.defer(Deferral { id, copy: number, until, attempts, warned, held });
-            let (via, hop) = (copy.via.clone(), copy.hop.clone());
-            Waiting {
-                id,
-                copy: number,
-                accepted: message.accepted,
-                via,
-                hop,
-                until: Some(until),
-                attempts,
-                warned,
-                held,
-            }
+        self.schedule_at(message, until, false);
+    }
+
+    /// Every copy of a message that is safe waits until then, also over a restart.
+    pub(super) fn schedule_at(&self, message: &Message, until: Timestamp, warned: bool) {
+        let (id, accepted, attempts, held) = (message.id, message.accepted, 0, false);
+        let waiting = (0u16..).zip(&message.copies).map(|(copy, plan)| {
+            self.defer(Deferral { id, copy, until, attempts, warned, held });
+            let (via, hop) = (plan.via.clone(), plan.hop.clone());
+            Waiting { id, copy, accepted, via, hop, until: Some(until), attempts, warned, held }
         });
         let waiting: Vec<Waiting> = waiting.collect();
         self.take_up(&waiting);

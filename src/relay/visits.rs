@@ -209,7 +209,7 @@ fn other_premises(hybrid: &Hybrid) -> &ConnectorName {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use super::*;
@@ -217,7 +217,7 @@ mod tests {
     use crate::message::{MessageId, Notify, header};
     use crate::route::Route;
 
-    const HYBRID: &str = r#"
+    pub(in super::super) const HYBRID: &str = r#"
 hostname = "mail.contoso.com"
 [spool]
 path = "/spool"
