@@ -13,6 +13,7 @@ RUN cargo build --release --locked --bin causeway && mkdir /empty
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/causeway /usr/bin/causeway
+COPY LICENSE /usr/share/doc/causeway/LICENSE
 # Folders that the program writes to belong to its user, also when a fresh volume is mounted over them.
 COPY --from=build --chown=65532:65532 --chmod=0700 /empty /var/spool/causeway
 COPY --from=build --chown=65532:65532 --chmod=0700 /empty /var/log/causeway

@@ -8,6 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
+use causeway::tls::Identity;
 use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, run, said, wait_until};
 use serde_json::{Value, json};
 
@@ -133,7 +134,7 @@ fn s160_every_route_asks_for_the_token_but_health() {
     let mut asked = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
-            let (method, path) = (method.to_uppercase(), path.replace("{id}", "000100000001"));
+            let (method, path) = (method.to_uppercase(), path.replace("{id}", "000100000001").replace("{name}", "out"));
             let open = operation["security"] == json!([]);
             for (what, fields) in [
                 ("no token", String::new()),
@@ -268,7 +269,7 @@ fn a_reload_moves_it_or_says_why_not() {
     wait_until("nobody is at the old place", PATIENCE, || TcpStream::connect(first).is_err());
 
     let second = world.address();
-    rewrite("");
+    rewrite("[admin]\nlisten = \"\"");
     wait_until("it is closed", PATIENCE, || TcpStream::connect(second).is_err());
     let mut client = Client::hello(world.daemon.address());
     assert!(client.say("NOOP").starts_with("250"), "mail goes on");
@@ -633,4 +634,424 @@ fn status_and_metrics_tell_what_happened() {
     for command in ["status", "top"] {
         assert_eq!(world.cli(&[command]).0, Some(3), "{command}");
     }
+}
+
+/// Every value is as the document says: nothing undocumented, no other type, no word that is not in the list.
+fn check_documented(document: &Value, schema: &Value, value: &Value, place: &str) {
+    if let Some(name) = schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/components/schemas/")) {
+        return check_documented(document, &document["components"]["schemas"][name], value, place);
+    }
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+        _ => panic!("{place}: the document does not say what it is"),
+    };
+    let found: &[&str] = match value {
+        Value::Null => &["null"],
+        Value::Bool(_) => &["boolean"],
+        Value::Number(number) if number.is_f64() => &["number"],
+        Value::Number(_) => &["integer", "number"],
+        Value::String(_) => &["string"],
+        Value::Array(_) => &["array"],
+        Value::Object(_) => &["object"],
+    };
+    assert!(found.iter().any(|found| types.contains(found)), "{place}: {value} is not {types:?}");
+    if let Some(words) = schema["enum"].as_array().filter(|_| value.is_string()) {
+        assert!(words.contains(value), "{place}: {value} is not one of {words:?}");
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        check_documented(document, &schema["items"], item, &format!("{place}[{index}]"));
+    }
+    for (key, item) in value.as_object().into_iter().flatten() {
+        let property = &schema["properties"][key];
+        assert!(property.is_object(), "{place}.{key} is not in the document");
+        check_documented(document, property, item, &format!("{place}.{key}"));
+    }
+}
+
+impl World {
+    fn with(config: &str, files: &[(&str, &str)]) -> Self {
+        let scratch = Scratch::new();
+        for (name, content) in files {
+            scratch.write(name, content);
+        }
+        let daemon = Daemon::spawn(scratch.path(), config);
+        Self { scratch, daemon }
+    }
+
+    /// The answer to a question, which is as the document says.
+    fn documented(&self, method: &str, path: &str, body: &Value) -> Value {
+        let answer = if method == "get" { self.get(path) } else { self.post(path, body) };
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        let document = self.get("/api/v1/openapi.json").json();
+        let bare = path.split('?').next().unwrap();
+        let is_it = |pattern: &&String| {
+            let (pattern, bare): (Vec<_>, Vec<_>) = (pattern.split('/').collect(), bare.split('/').collect());
+            pattern.len() == bare.len()
+                && pattern.iter().zip(&bare).all(|(part, found)| part == found || part.starts_with('{'))
+        };
+        let paths = document["paths"].as_object().unwrap();
+        let exact = paths.keys().find(|pattern| *pattern == bare);
+        let pattern = exact.or_else(|| paths.keys().find(is_it)).unwrap_or_else(|| panic!("{path}"));
+        let schema = &paths[pattern][method]["responses"]["200"]["content"]["application/json"]["schema"];
+        check_documented(&document, schema, &answer.json(), path);
+        answer.json()
+    }
+}
+
+/// Two next hops, a directory, and recipients of every fate.
+fn sorted(inside: SocketAddr, outside: SocketAddr) -> String {
+    let one = config(outside, ADMIN).replace("type = \"external-relay\"", "type = \"authoritative\"");
+    format!(
+        "{one}\n[[directory]]\npath = \"recipients.csv\"\n\n[[send_connector]]\nname = \"to-inside\"\n\
+         address_spaces = [\"contoso.com\"]\nsmart_hosts = [\"{inside}\"]\ntls = \"off\"\n\n\
+         [[send_connector]]\nname = \"asleep\"\nenabled = false\naddress_spaces = [\"asleep.example\"]\n\
+         smart_hosts = [\"{inside}\"]\ntls = \"off\"\n"
+    )
+}
+
+const RECIPIENTS: &str = "address,type,target\njulie@contoso.com,on-premises,\nlater@contoso.com,on-premises,\n\
+    team@contoso.com,group,julie@contoso.com eve@fabrikam.com\n";
+
+fn later_and_never() -> SinkPlan {
+    SinkPlan::new().reacting(|at| match at {
+        At::Rcpt(to) if to.contains("later@") => Reaction::Say("451 4.3.0 not now".into()),
+        At::Rcpt(to) if to.contains("never@") => Reaction::Say("550 5.1.1 never".into()),
+        _ => Reaction::Go,
+    })
+}
+
+#[test]
+fn the_flow_tells_every_recipients_way() {
+    let (inside, outside) = (Sink::with(later_and_never()), Sink::with(later_and_never()));
+    let files = [("recipients.csv", RECIPIENTS)];
+    let mut world = World::with(&sorted(inside.address, outside.address), &files);
+    let mut client = Client::hello(world.daemon.address());
+    let to = ["julie@contoso.com", "later@contoso.com", "never@fabrikam.com", "TEAM@contoso.com"];
+    assert!(client.deliver("erin@fabrikam.com", &to, CONTENT).unwrap().starts_with("250"));
+    assert!(client.deliver("erin@fabrikam.com", &["nobody@contoso.com"], CONTENT).unwrap().starts_with("550"));
+    let (to_inside, to_outside) = (inside.address.to_string(), outside.address.to_string());
+    let row = |path: &Value| {
+        let word = |key: &str| path[key].as_str().unwrap().to_owned();
+        let counts = ["delivered", "deferred", "failed", "waiting"].map(|key| path[key].as_u64().unwrap());
+        (word("origin"), word("verdict"), word("connector"), word("hop"), counts)
+    };
+    let rows = |world: &World| {
+        let flow = world.documented("get", "/api/v1/flow?minutes=60", &Value::Null);
+        assert_eq!(flow["complete"], true, "{flow}");
+        let mut rows: Vec<_> = flow["paths"].as_array().unwrap().iter().map(row).collect();
+        rows.sort();
+        rows
+    };
+    let way = |origin: &str, said: &str, via: &str, hop: &str, counts: [u64; 4]| {
+        (origin.to_owned(), said.to_owned(), via.to_owned(), hop.to_owned(), counts)
+    };
+    let expected = [
+        // She is a member of the group, too, and has the message once.
+        way("internet", "group", "out", &to_outside, [1, 0, 0, 0]),
+        way("internet", "on-premises mailbox", "to-inside", &to_inside, [1, 1, 0, 0]),
+        way("internet", "refused", "", "", [0, 0, 1, 0]),
+        way("internet", "relayed by address space", "out", &to_outside, [0, 0, 1, 0]),
+        way("this relay", "report", "out", &to_outside, [1, 0, 0, 0]),
+    ];
+    wait_until("all is settled", PATIENCE, || rows(&world) == expected);
+    for (query, to) in [
+        ("verdict=group", &["eve@fabrikam.com"][..]),
+        ("verdict=on-premises%20mailbox&state=deferred", &["later@contoso.com"]),
+        ("connector=to-inside&state=delivered", &["julie@contoso.com"]),
+        ("verdict=refused", &["nobody@contoso.com"]),
+        ("state=failed&connector=out", &["never@fabrikam.com"]),
+        ("origin=this%20relay", &["erin@fabrikam.com"]),
+        ("origin=cloud", &[]),
+        ("hop=others", &[]),
+        ("receive_connector=in&hop=&state=delivered&verdict=group", &["eve@fabrikam.com"]),
+    ] {
+        let answer = world.documented("get", &format!("/api/v1/flow/messages?{query}"), &Value::Null);
+        let found: Vec<&str> =
+            answer["messages"].as_array().unwrap().iter().map(|line| line["to"].as_str().unwrap()).collect();
+        assert_eq!(found, to, "{query}: {answer}");
+        assert!(answer["more"] == 0, "{query}: {answer}");
+    }
+    let path = format!("/api/v1/flow/messages?limit=2&hop={to_outside}");
+    let page = world.documented("get", &path, &Value::Null);
+    assert_eq!((page["messages"].as_array().unwrap().len(), &page["more"]), (2, &json!(1)), "{page}");
+    for query in [
+        "minutes=0",
+        "minutes=61",
+        "minutes=x",
+        "minutes=1&minutes=2",
+        "state=odd",
+        "verdict=odd",
+        "limit=1001",
+        "odd=1",
+    ] {
+        let answer = world.get(&format!("/api/v1/flow/messages?{query}"));
+        assert_eq!((answer.status, answer.json()["error"].is_string()), (400, true), "{query}: {answer:?}");
+    }
+
+    // What waited over a restart came earlier than the picture tells.
+    drop(client);
+    assert_eq!(world.daemon.terminate().code(), Some(0));
+    inside.replan(SinkPlan::new());
+    world.daemon = Daemon::spawn(world.scratch.path(), &sorted(inside.address, outside.address));
+    assert_eq!(rows(&world), []);
+    wait_until("it is tried", PATIENCE, || {
+        world.change("retry", &json!({"recipient": "later@contoso.com"}));
+        rows(&world) == [way("internet", "accepted earlier", "to-inside", &to_inside, [1, 0, 0, 0])]
+    });
+}
+
+#[test]
+fn the_load_has_columns_of_equal_length() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let mut client = Client::hello(world.daemon.address());
+    assert!(client.deliver("erin@fabrikam.com", &["julie@contoso.com"], CONTENT).unwrap().starts_with("250"));
+    sink.wait_for(1);
+    for (range, step, length) in [("10m", 5, 120), ("2h", 60, 120), ("24h", 600, 144)] {
+        let load = world.documented("get", &format!("/api/v1/load?range={range}"), &Value::Null);
+        assert_eq!(load["step"], step);
+        for (name, column) in load.as_object().unwrap() {
+            assert!(name == "step" || column.as_array().unwrap().len() == length, "{range} {name}: {load}");
+        }
+    }
+    for query in ["range=1h", "range=10m&range=2h", "odd=1"] {
+        assert_eq!(world.get(&format!("/api/v1/load?{query}")).status, 400, "{query}");
+    }
+    let known = |name: &str| -> Vec<f64> {
+        let load = world.get("/api/v1/load").json();
+        load[name].as_array().unwrap().iter().filter_map(Value::as_f64).collect()
+    };
+    wait_until("a step with this connection is over", PATIENCE, || known("connections").contains(&1.0));
+    let before = known("accepted").len();
+    assert!(client.deliver("erin@fabrikam.com", &["julie@contoso.com"], CONTENT).unwrap().starts_with("250"));
+    wait_until("a step with this message is over", PATIENCE, || {
+        known("accepted").iter().skip(before).any(|rate| *rate > 0.0)
+            && known("delivered").iter().any(|rate| *rate > 0.0)
+            && known("commit_p99").iter().any(|millis| *millis > 0.0)
+    });
+}
+
+/// Over HTTP and on the command line one answer.
+#[test]
+fn trace_and_explain_say_what_the_command_line_says() {
+    let (inside, outside) = (Sink::with(later_and_never()), Sink::with(later_and_never()));
+    let world = World::with(&sorted(inside.address, outside.address), &[("recipients.csv", RECIPIENTS)]);
+    let mut client = Client::hello(world.daemon.address());
+    let to = ["julie@contoso.com", "later@contoso.com", "never@fabrikam.com"];
+    let reply = client.deliver("erin@fabrikam.com", &to, CONTENT).unwrap();
+    let id = reply.trim_end().rsplit(' ').next().unwrap().to_owned();
+    world.wait_tracked("SEND", "\"from\":\"<>\"");
+    world.wait_tracked("SEND", "julie@contoso.com");
+    world.wait_tracked("DEFER", "later@contoso.com");
+    let cli = |arguments: &[&str]| -> Value {
+        let (_, text, errors) = world.cli(arguments);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text} {errors}"))
+    };
+    for (query, arguments) in [
+        (format!("id={id}"), &["--id", id.as_str()][..]),
+        ("message_id=%3Cone%40fabrikam.com%3E".to_owned(), &["--message-id", "<one@fabrikam.com>"]),
+        ("from=erin%40fabrikam.com&since=1h&limit=20".to_owned(), &["--from", "erin@fabrikam.com", "--since", "1h"]),
+        ("to=never%40fabrikam.com&id=".to_owned(), &["--to", "never@fabrikam.com"]),
+        ("from=nobody%40fabrikam.com".to_owned(), &["--from", "nobody@fabrikam.com"]),
+    ] {
+        let mut found = world.documented("get", &format!("/api/v1/trace?{query}"), &Value::Null);
+        assert_eq!(found.as_object_mut().unwrap().remove("remarks"), Some(json!([])));
+        let expected = cli(&[&["trace", "--json"], arguments].concat());
+        assert_eq!(found, expected, "{query}");
+        assert_eq!(found["messages"].as_array().unwrap().is_empty(), query.contains("nobody"), "{query}");
+    }
+    let traced = world.get(&format!("/api/v1/trace?id={id}")).json();
+    assert!(!traced["messages"][0]["reports"][0]["events"].as_array().unwrap().is_empty(), "{traced}");
+    for query in ["", "limit=5", "id=x", "since=soon", "limit=0&id=1", "limit=201&id=1", "odd=1"] {
+        let answer = world.get(&format!("/api/v1/trace?{query}"));
+        assert_eq!((answer.status, answer.json()["error"].is_string()), (400, true), "{query}: {answer:?}");
+    }
+
+    for (question, arguments) in [
+        (
+            json!({"from": "erin@fabrikam.com", "to": to}),
+            &["--from", "erin@fabrikam.com", "--to", to[0], "--to", to[1], "--to", to[2]][..],
+        ),
+        (
+            json!({"to": ["nobody@contoso.com", "team@contoso.com"], "origin": "internet"}),
+            &["--from", "", "--to", "nobody@contoso.com", "--to", "team@contoso.com"],
+        ),
+        (
+            json!({"from": "<>", "to": ["julie@contoso.com"], "client": "203.0.113.9", "size": "1GiB"}),
+            &["--from", "", "--to", "julie@contoso.com", "--client", "203.0.113.9", "--size", "1GiB"],
+        ),
+    ] {
+        let found = world.documented("post", "/api/v1/explain", &question);
+        assert_eq!(found, cli(&[&["explain", "--json"], arguments].concat()), "{question}");
+    }
+    for question in [
+        json!({"from": "erin@fabrikam.com"}),
+        json!({"to": []}),
+        json!({"to": vec!["julie@contoso.com"; 101]}),
+        json!({"to": ["julie"]}),
+        json!({"from": "erin", "to": ["julie@contoso.com"]}),
+        json!({"to": ["julie@contoso.com"], "origin": "odd"}),
+        json!({"to": ["julie@contoso.com"], "origin": "cloud"}),
+        json!({"to": ["julie@contoso.com"], "origin": "internet", "client": "192.0.2.1"}),
+        json!({"to": ["julie@contoso.com"], "size": "much"}),
+        json!({"to": ["julie@contoso.com"], "odd": 1}),
+    ] {
+        let answer = world.post("/api/v1/explain", &question);
+        assert_eq!((answer.status, answer.json()["error"].is_string()), (400, true), "{question}: {answer:?}");
+    }
+    assert_eq!(world.get("/api/v1/explain").status, 405);
+}
+
+#[test]
+fn without_tracking_there_is_no_trace_and_the_rest_goes_on() {
+    let sink = Sink::with(down());
+    let text = config(sink.address, ADMIN).replace("path = \"tracking\"", "path = \"\"");
+    let world = World::with(&text, &[]);
+    let answer = world.get("/api/v1/trace?id=1");
+    assert_eq!(answer.status, 404, "{answer:?}");
+    assert!(answer.json()["error"].as_str().unwrap().contains("[tracking] path = \"\""), "{answer:?}");
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let shown = world.documented("get", &format!("/api/v1/queue/{id}"), &Value::Null);
+    assert_eq!(shown["copies"][0]["attempts"], json!([]));
+}
+
+#[test]
+fn a_connector_is_tested_as_check_live_does() {
+    let sink = Sink::start();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = sorted(sink.address, closed)
+        .replace("name = \"to-inside\"\n", "name = \"to-inside\"\nhelo = \"relay.contoso.com\"\n");
+    let world = World::with(&text, &[("recipients.csv", RECIPIENTS)]);
+    let test = |name: &str| world.documented("post", &format!("/api/v1/connectors/{name}/test"), &json!({}));
+    let found = test("to-inside");
+    assert_eq!((&found["name"], &found["ok"]), (&json!("to-inside"), &json!(true)), "{found}");
+    assert_eq!(found["findings"][0]["level"], "ok", "{found}");
+    assert_eq!((&found["hosts"][0]["flows"], found["hosts"].as_array().unwrap().len()), (&json!(true), 1), "{found}");
+    let found = test("out");
+    assert_eq!((&found["ok"], &found["findings"][0]["level"]), (&json!(false), &json!("error")), "{found}");
+    assert!(found["findings"][0]["text"].as_str().unwrap().contains("refused"), "{found}");
+    for (name, status) in [("nobody", 404), ("asleep", 409), ("%2e%2e", 404)] {
+        let answer = world.post(&format!("/api/v1/connectors/{name}/test"), &json!({}));
+        assert_eq!((answer.status, answer.json()["error"].is_string()), (status, true), "{name}: {answer:?}");
+    }
+    assert_eq!(world.get("/api/v1/connectors/out/test").status, 405);
+    assert_eq!(sink.count(), 0, "nothing was sent");
+
+    // While one is under way there is no second.
+    let (began, begun) = std::sync::mpsc::channel::<()>();
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(gate);
+    sink.replan(SinkPlan::new().reacting(move |at| {
+        if matches!(at, At::Connected) {
+            let _ = began.send(());
+            let _ = gate.lock().unwrap().recv_timeout(PATIENCE);
+        }
+        Reaction::Go
+    }));
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| test("to-inside"));
+        begun.recv_timeout(PATIENCE).unwrap();
+        let second = world.post("/api/v1/connectors/to-inside/test", &json!({}));
+        go.send(()).unwrap();
+        assert_eq!((second.status, second.json()["error"].is_string()), (409, true), "{second:?}");
+        assert_eq!(first.join().unwrap()["ok"], true);
+    });
+}
+
+/// Every attempt with host, status and reply; and the queue by age.
+#[test]
+fn what_waits_is_shown_with_its_attempts_and_its_age() {
+    let sink = Sink::with(down());
+    let world = World::at_known_port(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com", "later@contoso.com"]);
+    let other = world.stuck("frank@fabrikam.com", &["julie@contoso.com"]);
+    sink.replan(later_and_never());
+    assert_eq!(world.change("retry", &json!({"id": id}))["changed"], 1);
+    sink.wait_for(1);
+    world.wait_tracked("SEND", &id);
+    wait_until("the rest waits", PATIENCE, || world.entry(&id).is_some_and(|entry| entry["attempts"] == 2));
+    let shown = world.documented("get", &format!("/api/v1/queue/{id}"), &Value::Null);
+    let attempts = shown["copies"][0]["attempts"].as_array().unwrap();
+    let told: Vec<(String, Value)> =
+        attempts.iter().map(|attempt| (attempt["event"].as_str().unwrap().to_owned(), attempt["to"].clone())).collect();
+    let (one, both) = (json!(["later@contoso.com"]), json!(["julie@contoso.com", "later@contoso.com"]));
+    let expected = [("DEFER", one), ("SEND", json!(["julie@contoso.com"])), ("DEFER", both)];
+    assert_eq!(told, expected.map(|(event, to)| (event.to_owned(), to)), "{shown}");
+    for attempt in attempts {
+        assert!(attempt["host"].as_str().unwrap().contains("127.0.0.1"), "{attempt}");
+    }
+    assert!(attempts[0]["reply"].as_str().unwrap().contains("451 4.3.0 not now"), "{shown}");
+    assert_eq!((&attempts[0]["status"], &attempts[1]["tls"]), (&json!("4.3.0"), &json!("in the clear")), "{shown}");
+    let page = world.documented("get", "/api/v1/queue?sort=age", &Value::Null);
+    assert_eq!(page["entries"].as_array().unwrap().len(), 2);
+    let wanted = json!({"filter": {"sender": "nobody@fabrikam.com"}});
+    assert_eq!(world.documented("post", "/api/v1/queue/release", &wanted)["changed"], 0);
+    let (status, text, errors) = world.cli(&["queue", "show", &id]);
+    assert_eq!(status, Some(0), "{errors}");
+    for words in ["DEFER  to later@contoso.com", "SEND   to julie@contoso.com", "(in the clear)", "451 4.3.0 not now"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+
+    let status = world.documented("get", "/api/v1/status", &Value::Null);
+    let words: Vec<&str> =
+        status["ages"].as_array().unwrap().iter().map(|age| age["up_to"].as_str().unwrap()).collect();
+    assert_eq!(words, ["5m", "15m", "1h", "4h", "1d", "2d", "beyond"]);
+    let young = |world: &World| world.get("/api/v1/status").json()["ages"][0]["copies"].clone();
+    assert_eq!(young(&world), 2);
+    let accepted = &shown["accepted"];
+    assert_eq!(&status["hops"][0]["oldest"], accepted, "{status}");
+    assert_eq!(status["connectors"][0]["certificate_expires"], Value::Null, "it speaks in the clear");
+    let (_, text, _) = world.cli(&["status"]);
+    for words in ["ages         copies: 2 up to 5m", " deferred, the oldest "] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert_eq!(world.change("hold", &json!({"id": other}))["changed"], 1);
+    assert_eq!(young(&world), 2, "what is held has an age too");
+    assert_eq!(world.change("remove", &json!({"id": other}))["changed"], 1);
+    wait_until("it is gone", PATIENCE, || young(&world) == 1);
+}
+
+/// Whose certificate ends soon is seen before it does.
+#[test]
+fn the_end_of_a_peers_certificate_is_told() {
+    let scratch = Scratch::new();
+    let authority = scratch.authority();
+    scratch.issue(&authority, "sink", &["sink.example"]);
+    let identity = Identity::load(&scratch.file("sink.crt"), &scratch.file("sink.key")).unwrap();
+    let expires = serde_json::to_value(identity.expiry()).unwrap();
+    let sink = Sink::with(SinkPlan { identity: Some(identity), ..SinkPlan::new() });
+    let tls = "tls = \"domain\"\ntls_domain = [\"sink.example\"]\nca_file = \"ca.pem\"";
+    let (before, after) = {
+        let text = config(sink.address, ADMIN);
+        let (before, after) = text.rsplit_once("tls = \"off\"").unwrap();
+        (before.to_owned(), after.to_owned())
+    };
+    let daemon = Daemon::spawn(scratch.path(), &format!("{before}{tls}{after}"));
+    let world = World { scratch, daemon };
+    let ends =
+        || world.documented("get", "/api/v1/status", &Value::Null)["connectors"][0]["certificate_expires"].clone();
+    assert_eq!(ends(), Value::Null, "nothing was proved so far");
+    let found = world.documented("post", "/api/v1/connectors/out/test", &json!({}));
+    assert_eq!(found["hosts"][0]["tls"]["until"], expires, "{found}");
+    let mut client = Client::hello(world.daemon.address());
+    assert!(client.deliver("erin@fabrikam.com", &["julie@contoso.com"], CONTENT).unwrap().starts_with("250"));
+    sink.wait_for(1);
+    wait_until("it is noted", PATIENCE, || !ends().is_null());
+    assert_eq!(ends(), expires);
+}
+
+/// S-163: who guesses waits; who knows does not.
+#[test]
+fn s163_wrong_tokens_are_answered_late() {
+    let sink = Sink::start();
+    let world = World::new(sink.address);
+    let wrong = format!("Authorization: Bearer {}\r\n", "0".repeat(64));
+    let begun = std::time::Instant::now();
+    for _ in 0..8 {
+        assert_eq!(world.ask_with("GET", "/api/v1/status", &wrong, "").status, 401);
+    }
+    // 20 + 40 + 80 + 160 + 320 ms.
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(620), "{:?}", begun.elapsed());
+    assert_eq!(world.get("/api/v1/status").status, 200);
 }

@@ -37,6 +37,9 @@ shutdown_grace = "5s"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

@@ -649,6 +649,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.spool.min_free_space, 268_435_456);
     assert!(config.dns.servers.is_empty() && config.hybrid.is_none());
     assert!(config.tracking.is_some_and(|tracking| tracking.path == Path::new("/var/log/causeway")));
+    let admin = config.admin.expect("[admin] has defaults");
+    assert_eq!((admin.listen, admin.token_file), ("127.0.0.1:8025".parse().unwrap(), place.path("secrets/admin")));
     assert_eq!((config.log.json, config.log.level.as_str()), (false, "info"));
     assert_eq!(&*config.directories[0].name, "recipients.csv");
 

@@ -24,6 +24,9 @@ shutdown_grace = "10s"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

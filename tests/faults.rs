@@ -226,6 +226,9 @@ shutdown_grace = "5s"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "{}"
 min_free_space = "{min_free_space}"

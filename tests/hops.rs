@@ -29,6 +29,9 @@ shutdown_grace = "1s"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

@@ -30,6 +30,9 @@ fn config(listen: &str, sink: &Sink) -> String {
 postmaster = "postmaster@contoso.com"
 [log]
 format = "json"
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

@@ -233,6 +233,9 @@ postmaster = "postmaster@contoso.com"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

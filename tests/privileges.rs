@@ -54,6 +54,9 @@ user = "{}"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

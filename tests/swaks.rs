@@ -56,6 +56,9 @@ postmaster = "julie@contoso.com"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"
@@ -344,6 +347,9 @@ fn the_relay_logs_in_to_a_smart_host() {
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"
@@ -467,6 +473,9 @@ format = "json"
 
 [tracking]
 path = "tracking"
+
+[admin]
+listen = ""
 
 [spool]
 path = "spool"

@@ -18,7 +18,15 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Lets through what may be asked, within the time there is for an answer.
 pub(super) async fn watch(State(shared): State<Shared>, request: Request, next: Next) -> Response {
-    let mut response = match check(&shared, &request) {
+    let checked = match check(&shared, &request) {
+        Err(Refused::WrongToken(error)) => {
+            shared.throttle.wait().await;
+            Err(error)
+        }
+        Err(Refused::Other(error)) => Err(error),
+        Ok(()) => Ok(()),
+    };
+    let mut response = match checked {
         Ok(()) => match tokio::time::timeout(TIME_LIMIT, next.run(request)).await {
             Ok(response) => response,
             Err(_) => {
@@ -34,7 +42,20 @@ pub(super) async fn watch(State(shared): State<Shared>, request: Request, next: 
     response
 }
 
-fn check(shared: &Shared, request: &Request) -> Result<(), Error> {
+/// Why somebody may not ask.
+enum Refused {
+    /// It is not the token.
+    WrongToken(Error),
+    Other(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+fn check(shared: &Shared, request: &Request) -> Result<(), Refused> {
     let headers = request.headers();
     let host = host(headers)?;
     check_site(headers, host)?;
@@ -46,7 +67,7 @@ fn check(shared: &Shared, request: &Request) -> Result<(), Error> {
     if changes && !is_json(headers) {
         // What a form of another site's page can send is never this.
         let text = "a change is asked for in application/json";
-        return Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
+        return Err(Error::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text).into());
     }
     Ok(())
 }
@@ -92,7 +113,7 @@ fn check_site(headers: &HeaderMap, host: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_token(shared: &Shared, headers: &HeaderMap) -> Result<(), Error> {
+fn check_token(shared: &Shared, headers: &HeaderMap) -> Result<(), Refused> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
     let said = match (all.next(), all.next()) {
         (Some(said), None) => said.as_bytes(),
@@ -102,8 +123,13 @@ fn check_token(shared: &Shared, headers: &HeaderMap) -> Result<(), Error> {
     let token = said.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "));
     match token {
         Some((_, token)) if shared.token.load().is(token) => Ok(()),
-        Some(_) => Err(Error::new(StatusCode::UNAUTHORIZED, "this is not the token in token_file")),
-        None => Err(Error::new(StatusCode::UNAUTHORIZED, "the token in token_file is needed: Authorization: Bearer …")),
+        Some(_) => {
+            Err(Refused::WrongToken(Error::new(StatusCode::UNAUTHORIZED, "this is not the token in token_file")))
+        }
+        None => {
+            let text = "the token in token_file is needed: Authorization: Bearer …";
+            Err(Error::new(StatusCode::UNAUTHORIZED, text).into())
+        }
     }
 }
 

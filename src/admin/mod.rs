@@ -10,7 +10,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -31,16 +31,23 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use crate::relay::Relay;
+use crate::relay::history::SAMPLE;
+
+use throttle::Throttle;
 
 pub mod client;
+mod explain;
+mod flow;
 mod guard;
 mod metrics;
 mod queue;
 mod status;
+mod throttle;
 mod token;
+mod trace;
 
 pub use queue::Wanted;
-pub use status::{Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
+pub use status::{Age, Certificate, ConnectorStatus, Lane, Latency, Seen, Status};
 pub use token::Token;
 
 /// At one time. More wait in the kernel until one is answered.
@@ -74,6 +81,13 @@ pub struct Admin {
     connections: Box<dyn Connections>,
     /// Walks over the whole queue: each reads from the disk.
     walks: Semaphore,
+    /// Searches in the tracking files: each reads from the disk, on several cores.
+    searches: Arc<Semaphore>,
+    /// How old what waits was found to be.
+    ages: Mutex<Option<status::KnownAges>>,
+    throttle: Throttle,
+    /// Tests of send connectors: each connects to hosts of others.
+    tests: Semaphore,
 }
 
 /// Counts the connections of clients.
@@ -87,7 +101,16 @@ type Shared = Arc<Admin>;
 impl Admin {
     /// Of this relay, for who knows the token.
     pub fn new(relay: Relay, token: Token, connections: Box<dyn Connections>) -> Arc<Self> {
-        Arc::new(Self { relay, token: ArcSwap::from_pointee(token), connections, walks: Semaphore::new(WALKS) })
+        Arc::new(Self {
+            relay,
+            token: ArcSwap::from_pointee(token),
+            connections,
+            walks: Semaphore::new(WALKS),
+            ages: Mutex::default(),
+            throttle: Throttle::default(),
+            searches: Arc::new(Semaphore::new(1)),
+            tests: Semaphore::new(1),
+        })
     }
 
     /// From now on this token counts.
@@ -114,6 +137,12 @@ fn routes() -> Vec<Route> {
         route("/metrics", &["get"], get(metrics::metrics)),
         route("/api/v1/openapi.json", &["get"], get(openapi)),
         route("/api/v1/status", &["get"], get(status::status)),
+        route("/api/v1/flow", &["get"], get(flow::flow)),
+        route("/api/v1/flow/messages", &["get"], get(flow::messages)),
+        route("/api/v1/load", &["get"], get(flow::load)),
+        route("/api/v1/trace", &["get"], get(trace::trace)),
+        route("/api/v1/explain", &["post"], post(explain::explain)),
+        route("/api/v1/connectors/{name}/test", &["post"], post(explain::test)),
         route("/api/v1/queue", &["get"], get(queue::list)),
         route("/api/v1/queue/{id}", &["get"], get(queue::show)),
         route("/api/v1/queue/hold", &["post"], post(queue::hold)),
@@ -146,9 +175,10 @@ fn router(admin: Shared) -> Router {
 
 /// Answers until `stopping`; what is under way then is cut off.
 pub async fn listen(listener: TcpListener, admin: Arc<Admin>, mut stopping: watch::Receiver<bool>) {
-    let router = router(admin);
+    let router = router(Arc::clone(&admin));
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut samples = samples();
     loop {
         let next = async {
             let place = Arc::clone(&places).acquire_owned().await;
@@ -157,6 +187,10 @@ pub async fn listen(listener: TcpListener, admin: Arc<Admin>, mut stopping: watc
         let (place, accepted) = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => break,
+            _ = samples.tick() => {
+                admin.relay.sample_load(admin.connections.open());
+                continue;
+            }
             next = next => next,
         };
         match accepted {
@@ -178,6 +212,17 @@ pub async fn listen(listener: TcpListener, admin: Arc<Admin>, mut stopping: watc
     }
     drop(listener);
     connections.shutdown().await;
+}
+
+/// When samples of the load are taken: in the middle of each step, so that a timer that comes a little early or late leaves
+/// no step without one.
+fn samples() -> tokio::time::Interval {
+    let step = SAMPLE.as_millis() as i64;
+    let into = jiff::Timestamp::now().as_millisecond().rem_euclid(step);
+    let wait = (step / 2 - into).rem_euclid(step).unsigned_abs();
+    let mut samples = tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(wait), SAMPLE);
+    samples.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    samples
 }
 
 /// One request on one connection: nobody holds a place by keeping it open.
@@ -228,6 +273,17 @@ async fn body<T: DeserializeOwned>(body: Body) -> Result<T, Error> {
         .await
         .map_err(|_| Error::new(StatusCode::PAYLOAD_TOO_LARGE, format!("at most {BODY_LIMIT} bytes are read")))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))
+}
+
+/// The question makes no sense.
+fn wrong(text: impl Into<String>) -> Error {
+    Error::new(StatusCode::BAD_REQUEST, text)
+}
+
+/// Work that reads from the disk or counts for long.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Error::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 /// The process lives: it answers.

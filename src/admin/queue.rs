@@ -9,8 +9,10 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Error, Shared, body, json};
-use crate::relay::queue::{By, Change, Filter, Listing, Page, Sort, Unanswered, parse_id};
+use super::{Error, Shared, blocking, body, json, trace, wrong};
+use crate::outcome::tracking::Record;
+use crate::outcome::tracking::search::{Query, Traced};
+use crate::relay::queue::{Attempted, By, Change, Filter, Listing, Page, Shown, Sort, Unanswered, parse_id};
 
 /// Entries of one page, unless more are asked for.
 const PAGE: usize = 100;
@@ -20,6 +22,12 @@ const LONGEST_PAGE: usize = 1000;
 const WALK: Duration = Duration::from_secs(25);
 /// So long one request goes on changing; who asks then goes on with `next`.
 const CHANGING: Duration = Duration::from_secs(10);
+/// Attempts of a copy that are shown, the newest of them.
+const ATTEMPTS: usize = 50;
+/// Recipients that each of them names.
+const ATTEMPT_RECIPIENTS: usize = 100;
+/// So long they are looked for: who asks wants to see the message first of all.
+const ATTEMPTS_TIME: Duration = Duration::from_secs(8);
 /// The longest name and reason.
 const WORDS: usize = 200;
 
@@ -50,10 +58,6 @@ impl From<Unanswered> for Error {
         };
         Self::new(status, why.to_string())
     }
-}
-
-fn wrong(text: impl Into<String>) -> Error {
-    Error::new(StatusCode::BAD_REQUEST, text)
 }
 
 /// The part behind the question mark.
@@ -106,11 +110,48 @@ pub(super) async fn list(State(admin): State<Shared>, uri: Uri) -> Result<Respon
 pub(super) async fn show(State(admin): State<Shared>, Path(id): Path<String>) -> Result<Response, Error> {
     let id = parse_id(&id)?;
     let relay = admin.relay.clone();
-    match blocking(move || relay.show(id)).await? {
-        Some(shown) => Ok(json(StatusCode::OK, &shown)),
-        None => {
-            Err(Error::new(StatusCode::NOT_FOUND, format!("{id} does not wait here; trace knows what became of it")))
+    let Some(mut shown) = blocking(move || relay.show(id)).await? else {
+        let text = format!("{id} does not wait here; trace knows what became of it");
+        return Err(Error::new(StatusCode::NOT_FOUND, text));
+    };
+    if admin.relay.snapshot().config.tracking.is_some() {
+        match trace::find(&admin, Query { id: Some(id), limit: 1, ..Query::default() }, ATTEMPTS_TIME).await {
+            Ok((traced, _)) => tell_attempts(&mut shown, &traced),
+            // What waits is known all the same.
+            Err(error) => shown.remarks.push(error.text),
         }
+    }
+    Ok(json(StatusCode::OK, &shown))
+}
+
+/// Gives each copy what was tried of it.
+fn tell_attempts(shown: &mut Shown, traced: &Traced) {
+    shown.remarks.extend(traced.remarks.iter().cloned());
+    // Another message with the same Message-ID is of the same story. A change by an operator has no status.
+    let is_attempt = |record: &&Record| {
+        matches!(record.event.as_str(), "SEND" | "DEFER" | "FAIL")
+            && record.id.as_deref() == Some(&shown.id)
+            && record.status.is_some()
+    };
+    let stories = traced.stories.iter().flat_map(|story| story.events.iter().rev());
+    let attempts: Vec<&Record> = stories.map(|told| &told.record).filter(is_attempt).collect();
+    for copy in &mut shown.copies {
+        let is_of_copy = |record: &&&Record| {
+            record.connector.as_deref() == Some(&copy.entry.connector)
+                && record.to.iter().any(|to| copy.recipients.iter().any(|recipient| recipient.to == *to))
+        };
+        let of_copy = attempts.iter().filter(is_of_copy).take(ATTEMPTS);
+        copy.attempts = of_copy
+            .map(|record| Attempted {
+                time: record.time.clone(),
+                event: record.event.clone(),
+                to: record.to.iter().take(ATTEMPT_RECIPIENTS).cloned().collect(),
+                host: record.peer.clone(),
+                tls: record.tls.clone(),
+                status: record.status.clone(),
+                reply: record.detail.clone(),
+            })
+            .collect();
     }
 }
 
@@ -160,11 +201,6 @@ async fn change(State(admin): State<Shared>, sent: Body, change: Change) -> Resu
         );
     let changed = task.await.map_err(|error| Error::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
     Ok(json(StatusCode::OK, &changed))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! How the relay does, on one page: connectors, what waits, rates, back pressure and why.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Admin, Error, Shared, json};
 use crate::config::Level;
 use crate::relay::meter::Histogram;
+use crate::relay::state::{AGES, Ages};
 
 /// Next hops that are listed: the fullest.
 const LANES: usize = 50;
@@ -54,6 +57,9 @@ pub struct Status {
     pub connectors: Vec<ConnectorStatus>,
     /// Our own certificates, those that end first before the others.
     pub certificates: Vec<Certificate>,
+    /// The queue by age, the youngest first.
+    #[serde(default)]
+    pub ages: Vec<Age>,
     /// Next hops with something to wait for, the fullest first.
     pub hops: Vec<Lane>,
 }
@@ -88,6 +94,9 @@ pub struct ConnectorStatus {
     pub proved: Option<Seen>,
     /// The last thing that went wrong.
     pub fault: Option<Seen>,
+    /// When the certificate that was proved last ends.
+    #[serde(default)]
+    pub certificate_expires: Option<Timestamp>,
 }
 
 /// Something that was seen.
@@ -97,6 +106,15 @@ pub struct Seen {
     pub at: Timestamp,
     /// What.
     pub what: String,
+}
+
+/// Copies of an age. Those that are being tried at this moment are not counted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Age {
+    /// At most so old, and older than those before: `5m` … `2d`, then `beyond`.
+    pub up_to: String,
+    /// How many.
+    pub copies: usize,
 }
 
 /// A certificate of our own.
@@ -121,6 +139,9 @@ pub struct Lane {
     pub active: usize,
     /// Copies that wait for their next attempt.
     pub deferred: usize,
+    /// When the oldest message that waits for it was accepted.
+    #[serde(default)]
+    pub oldest: Option<Timestamp>,
     /// Seconds until it is tried again, where it is left alone.
     pub resting: Option<u64>,
     /// What the last attempt met.
@@ -148,6 +169,8 @@ fn of(admin: &Admin) -> Status {
         }
     }
     certificates.sort_by_key(|certificate| certificate.expires);
+    let ages = admin.ages();
+    let oldest = |connector: &String, hop: &String| ages.oldest.get(&(connector.clone(), hop.clone())).copied();
     let refuses = relay.check_ready().err().or_else(|| relay.pressure().map(str::to_owned));
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -168,10 +191,16 @@ fn of(admin: &Admin) -> Status {
         spool_free: spool.free,
         connectors: connectors(admin),
         certificates,
+        ages: AGES
+            .iter()
+            .zip(ages.copies)
+            .map(|((up_to, _), copies)| Age { up_to: (*up_to).to_owned(), copies })
+            .collect(),
         hops: relay
             .lanes(LANES)
             .into_iter()
             .map(|lane| Lane {
+                oldest: oldest(&lane.connector, &lane.hop),
                 connector: lane.connector,
                 hop: lane.hop,
                 ready: lane.ready,
@@ -181,6 +210,30 @@ fn of(admin: &Admin) -> Status {
                 last: lane.last,
             })
             .collect(),
+    }
+}
+
+/// The ages, and when to look again.
+#[derive(Debug)]
+pub(super) struct KnownAges {
+    ages: Arc<Ages>,
+    until: Instant,
+}
+
+impl Admin {
+    /// How old what waits is. A look at a long queue is good for a while: however often somebody asks, a hundredth of one
+    /// core looks.
+    fn ages(&self) -> Arc<Ages> {
+        // Others wait for the one who looks, and have its answer.
+        let mut known = self.ages.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        if let Some(known) = known.as_ref().filter(|known| begun < known.until) {
+            return Arc::clone(&known.ages);
+        }
+        let ages = Arc::new(self.relay.ages());
+        let until = Instant::now() + begun.elapsed() * 100;
+        *known = Some(KnownAges { ages: Arc::clone(&ages), until });
+        ages
     }
 }
 
@@ -218,6 +271,7 @@ fn connectors(admin: &Admin) -> Vec<ConnectorStatus> {
             active: depth.active,
             deferred: depth.later,
             counts,
+            certificate_expires: seen.proved.as_ref().and_then(|(_, _, proof)| proof.expires()),
             proved: seen.proved.map(|(at, host, proof)| Seen { at, what: format!("{host}: {proof}") }),
             fault: seen.fault.map(|(at, what)| Seen { at, what }),
         }

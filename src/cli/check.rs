@@ -19,7 +19,7 @@ use crate::directory::check::Surroundings;
 use crate::directory::{self, Directory, LoadOutcome, users};
 use crate::dns::Resolver;
 use crate::message::Domain;
-use crate::probe::{self, Limits, Report};
+use crate::probe::{self, HostSeen, Limits, Report};
 use crate::route::Rules;
 use crate::route::both::{self, Premises, Spot, Which};
 
@@ -354,24 +354,7 @@ fn json(checked: &Checked) -> String {
         "summary": checked.summary,
     });
     if let Some(report) = &checked.live {
-        answer["hosts"] = report
-            .hosts
-            .iter()
-            .map(|host| {
-                json!({
-                    "connector": host.connector.to_string(),
-                    "host": host.host,
-                    "flows": host.flows.is_ok(),
-                    "because": host.flows.as_ref().unwrap_or_else(|why| why),
-                    "tls": host.tls.as_ref().map(|tls| json!({
-                        "protocol": tls.protocol,
-                        "names": tls.names,
-                        "until": tls.until.map(|until| until.to_string()),
-                        "issuer": tls.issuer,
-                    })),
-                })
-            })
-            .collect();
+        answer["hosts"] = report.hosts.iter().map(HostSeen::json).collect();
         answer["domains"] = report
             .domains
             .iter()

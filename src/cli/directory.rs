@@ -11,12 +11,12 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::WRONG;
-use super::explain::{next_hop, origin_word};
 use super::page::{self, Folding};
 use crate::config::{self, Config, DomainKind, Origin, ReceiveConnector};
 use crate::directory::check::{self, Checked, Surroundings};
 use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, import, untagged};
 use crate::message::{Address, Domain, Notify, Recipient};
+use crate::route::explain::next_hop;
 use crate::route::{Asking, Refusal, Resolution, Rules};
 
 /// What is asked.
@@ -186,7 +186,7 @@ impl<'a> Shown<'a> {
         writeln!(out, "{BOLD}{}{BOLD:#}", self.address)?;
         writeln!(out, "    {}", self.found_words())?;
         for (connector, way) in &self.ways {
-            writeln!(out, "\nmail from {} (receive connector {})", origin_word(connector.origin), connector.name)?;
+            writeln!(out, "\nmail from {} (receive connector {})", connector.origin.word(), connector.name)?;
             match way {
                 Ok(resolution) => {
                     for routed in &resolution.routed {
@@ -231,7 +231,7 @@ impl<'a> Shown<'a> {
                 resolution.failed.iter().map(one).collect()
             });
             json!({
-                "origin": origin_word(connector.origin),
+                "origin": connector.origin.word(),
                 "connector": connector.name.to_string(),
                 "routes": routes.iter().map(|routed| json!({
                     "via": routed.route.via.to_string(),

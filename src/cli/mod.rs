@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::client::{Client, Failure};
 use crate::config;
@@ -77,6 +77,11 @@ enum Command {
     Top(status::TopArgs),
 }
 
+/// The command line itself, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command that the command line names.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -136,7 +141,7 @@ fn admin_client(path: &std::path::Path) -> Result<Client, ExitCode> {
         Asking::Wrong("the configuration cannot be used".to_owned()).tell()
     })?;
     let Some(admin) = &config.admin else {
-        let text = "the configuration has no [admin] section: the daemon cannot be asked";
+        let text = "[admin] is off in the configuration (listen = \"\"): the daemon cannot be asked";
         return Err(Asking::Wrong(text.to_owned()).tell());
     };
     Client::new(admin).map_err(|error| {

@@ -15,7 +15,7 @@ use super::{Asking, admin_client, print};
 use crate::admin::Wanted;
 use crate::admin::client::{Client, Failure};
 use crate::config::value;
-use crate::relay::queue::{Changed, Entry, Filter, Page, Shown, ShownCopy, State};
+use crate::relay::queue::{Attempted, Changed, Entry, Filter, Page, Shown, ShownCopy, State};
 
 /// So many of the copies that a change would touch are shown.
 const SHOWN: usize = 10;
@@ -32,7 +32,7 @@ pub(super) struct Args {
 enum Command {
     /// What waits, a line for each copy
     List(List),
-    /// One message: envelope, copies, recipients, what its hops were last seen to do
+    /// One message: envelope, copies, recipients, and every attempt with host, TLS and reply
     Show(Show),
     /// Not tried until released, also after a restart
     Hold(Change),
@@ -328,7 +328,7 @@ fn shown(message: &Shown, now: Timestamp) -> String {
         let _ = writeln!(text, "    {}", message.asked_for.join(" "));
     }
     for copy in &message.copies {
-        let ShownCopy { entry, recipients, resting, warned } = copy;
+        let ShownCopy { entry, recipients, resting, warned, attempts } = copy;
         let _ = writeln!(
             text,
             "\n    copy {} via {} to {}: {}",
@@ -352,11 +352,38 @@ fn shown(message: &Shown, now: Timestamp) -> String {
         if let Some(last) = &entry.last {
             let _ = writeln!(text, "        its hop, last seen: {last}");
         }
+        for attempt in attempts {
+            let _ = writeln!(text, "          {}", tried(attempt, recipients.len()));
+        }
         if let Some(resting) = resting {
             let _ = writeln!(text, "        its hop is left alone for another {}", in_words(*resting));
         }
     }
-    let _ = writeln!(text, "\n    each attempt with host, TLS and reply: {}", message.attempts_in);
+    text.push('\n');
+    for remark in &message.remarks {
+        let _ = writeln!(text, "    {remark}");
+    }
+    let _ = writeln!(text, "    what else happened to it, and why: {}", message.attempts_in);
+    text
+}
+
+/// `2026-11-20T14:30:15Z  DEFER  mx.example.net [192.0.2.1]:25: …`; for whom, where it was not for all of the copy.
+fn tried(attempt: &Attempted, all: usize) -> String {
+    let Attempted { time, event, to, host, tls, status, reply } = attempt;
+    let second = time.split_once('.').map_or_else(|| time.clone(), |(second, _)| format!("{second}Z"));
+    let mut text = format!("{second}  {event:5}");
+    if to.len() < all {
+        text.push_str(&format!("  to {}", to.join(" ")));
+    }
+    let reply = reply.as_deref().or(status.as_deref()).unwrap_or_default();
+    // A setback names its host itself.
+    match host {
+        Some(host) if !reply.contains(host.as_str()) => text.push_str(&format!("  {host}: {reply}")),
+        _ => text.push_str(&format!("  {reply}")),
+    }
+    if let Some(tls) = tls {
+        text.push_str(&format!(" ({tls})"));
+    }
     text
 }
 

@@ -98,6 +98,18 @@ fn page(status: &Status, now: Timestamp) -> String {
     let oldest = status.oldest.map_or_else(String::new, |oldest| format!(", the oldest {} old", span(oldest, now)));
     let held = if status.held == 0 { String::new() } else { format!(", {} copies held", status.held) };
     let _ = writeln!(text, "queue        {} messages{oldest}{held}", status.messages);
+    let aged: Vec<String> = status
+        .ages
+        .iter()
+        .filter(|age| age.copies > 0)
+        .map(|age| match age.up_to.as_str() {
+            "beyond" => format!("{} older", age.copies),
+            up_to => format!("{} up to {up_to}", age.copies),
+        })
+        .collect();
+    if !aged.is_empty() {
+        let _ = writeln!(text, "ages         copies: {}", aged.join(", "));
+    }
     let _ = writeln!(
         text,
         "last minute  {} messages accepted, {} recipients delivered; {} connections open",
@@ -132,6 +144,12 @@ fn page(status: &Status, now: Timestamp) -> String {
             }
         }
     }
+    for (one, ends) in status.connectors.iter().filter_map(|one| Some((one, one.certificate_expires?))) {
+        if ends.duration_since(now).as_secs() < SOON {
+            let ends = if ends < now { "ended".to_owned() } else { format!("ends in {}", span(now, ends)) };
+            let _ = writeln!(text, "  {YELLOW}the certificate that {} proved last {ends}{YELLOW:#}", one.name);
+        }
+    }
     if !status.certificates.is_empty() {
         let _ = writeln!(text, "\n{BOLD}certificates{BOLD:#}");
     }
@@ -151,9 +169,10 @@ fn page(status: &Status, now: Timestamp) -> String {
     for hop in status.hops.iter().take(HOPS) {
         let resting = hop.resting.map_or_else(String::new, |left| format!(", tried again in {}", in_words(left)));
         let last = hop.last.as_ref().map_or_else(String::new, |last| format!(": {last}"));
+        let oldest = hop.oldest.map_or_else(String::new, |oldest| format!(", the oldest {} old", span(oldest, now)));
         let _ = writeln!(
             text,
-            "  {} to {}: {} ready, {} active, {} deferred{resting}{last}",
+            "  {} to {}: {} ready, {} active, {} deferred{oldest}{resting}{last}",
             hop.connector, hop.hop, hop.ready, hop.active, hop.deferred
         );
     }

@@ -61,7 +61,7 @@ pub struct Config {
     pub send_connectors: Vec<Arc<SendConnector>>,
     /// `[tracking]`; `None` where `path` is empty: events are not written to files.
     pub tracking: Option<Tracking>,
-    /// `[admin]`; `None` where it is left out, or `listen` is empty: nothing listens.
+    /// `[admin]`; `None` where `listen` is empty: nothing listens.
     pub admin: Option<Admin>,
     /// `[log]`
     pub log: Log,
@@ -214,6 +214,19 @@ pub enum Origin {
     Partner,
     /// The organization's own devices and applications.
     Client,
+}
+
+impl Origin {
+    /// The word of the interface.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Internet => "internet",
+            Self::OnPremises => "on-premises",
+            Self::Cloud => "cloud",
+            Self::Partner => "partner",
+            Self::Client => "client",
+        }
+    }
 }
 
 /// `[[receive_connector]]`
@@ -399,6 +412,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// What who asks must know; made if it is missing.
     pub token_file: PathBuf,
+    /// The section is left out: nobody asked for it, and mail flows where it cannot be had.
+    pub is_default: bool,
 }
 
 /// `[log]`
@@ -852,7 +867,7 @@ fn refuse_sections(table: &mut Table<'_>, problems: &mut Problems) {
     }
 }
 
-/// Where the section stands, it listens unless it is told not to.
+/// It listens unless it is told not to.
 fn admin(
     section: &mut Table<'_>,
     receives: &[Entry<'_, ReceiveConnector>],
@@ -862,9 +877,7 @@ fn admin(
     let listen = section.text_or_empty("listen", value::listen, problems);
     let token_file = section.path("token_file", problems);
     section.finish(problems);
-    if !section.is_written() {
-        return Ok(None);
-    }
+    let is_default = !section.is_written();
     let listen = listen?.unwrap_or(ADMIN_LISTEN);
     if is_off {
         return token_file.map(|_| None);
@@ -881,6 +894,9 @@ fn admin(
     if listen.port() != 0
         && let Some(other) = others.find(|connector| connector.listen.iter().any(is_taken))
     {
+        if is_default {
+            return Ok(None);
+        }
         let text = format!("{listen} is where receive_connector \"{}\" listens", other.name);
         return Err(section.complain("listen", text, problems));
     }
@@ -889,7 +905,7 @@ fn admin(
         None => section.beside(ADMIN_TOKEN),
     };
     // One that is missing is made by the daemon when it starts.
-    if let Ok(metadata) = fs::metadata(&token_file) {
+    if !is_default && let Ok(metadata) = fs::metadata(&token_file) {
         use std::os::unix::fs::PermissionsExt as _;
         if !metadata.is_file() {
             return Err(section.complain("token_file", "expected a file", problems));
@@ -899,7 +915,7 @@ fn admin(
             return Err(section.complain("token_file", text, problems));
         }
     }
-    Ok(Some(Admin { listen, token_file }))
+    Ok(Some(Admin { listen, token_file, is_default }))
 }
 
 /// Where the admin interface listens unless the file says otherwise.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Error;
 use crate::accept::ConnectionLimits;
@@ -45,6 +45,16 @@ impl Prepared {
     /// It cannot listen there, or the token cannot be read or made.
     pub(super) fn new(wanted: Option<&config::Admin>, open: Option<&AdminDoor>) -> Result<Self, Error> {
         let Some(wanted) = wanted else { return Ok(Self::Closed) };
+        match Self::open(wanted, open) {
+            Err(error) if wanted.is_default => {
+                warn!(%error, "there is no admin interface; [admin] says where it is to listen, listen = \"\" that it is not wanted");
+                Ok(Self::Closed)
+            }
+            prepared => prepared,
+        }
+    }
+
+    fn open(wanted: &config::Admin, open: Option<&AdminDoor>) -> Result<Self, Error> {
         let token = Token::open(&wanted.token_file).map_err(|error| Error::System("[admin] token_file", error))?;
         if open.is_some_and(|open| open.listen == wanted.listen) {
             return Ok(Self::Same(token));
@@ -76,13 +86,17 @@ impl Prepared {
                     before.shut();
                 }
                 let bound = listener.local_addr().unwrap_or(listen);
+                relay.watch_flow();
                 let admin = Admin::new(relay.clone(), token, Box::new(connections.clone()));
                 let (close, closing) = watch::channel(false);
                 let task = tokio::spawn(admin::listen(listener, Arc::clone(&admin), closing));
                 info!(address = %bound, "the admin interface listens");
                 return Some(AdminDoor { listen, admin, close, task });
             }
-            (_, Some(open)) => open.shut(),
+            (_, Some(open)) => {
+                relay.forget_flow();
+                open.shut();
+            }
             (_, None) => {}
         }
         None
@@ -99,5 +113,27 @@ impl AdminDoor {
     pub(super) async fn close(self) {
         self.close.send_replace(true);
         let _ = self.task.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_stops_only_who_asked_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut wanted = config::Admin {
+            listen: taken.local_addr().unwrap(),
+            token_file: folder.path().join("admin"),
+            is_default: false,
+        };
+        assert!(matches!(Prepared::new(Some(&wanted), None), Err(Error::Listen { .. })));
+        wanted.is_default = true;
+        assert!(matches!(Prepared::new(Some(&wanted), None), Ok(Prepared::Closed)));
+        drop(taken);
+        wanted.listen.set_port(0);
+        assert!(matches!(Prepared::new(Some(&wanted), None), Ok(Prepared::New(..))));
     }
 }

@@ -17,6 +17,7 @@ use crate::message::{Address, Domain};
 pub mod check;
 pub mod file;
 pub mod import;
+mod places;
 pub mod table;
 pub mod users;
 

@@ -1,11 +1,9 @@
-//! A million recipients, compactly: one stretch of bytes, and where in it to look.
+//! A million recipients, compactly: records by the hash of their address.
 //!
 //! A record is kind, domain number, local part in lower case, and what the kind needs. Domains are kept once and
-//! numbered; a hybrid routing address with the same local part costs its domain's number only. Records with near
-//! hashes stand side by side, some eight to a place, and `places` says where each begins. So a recipient takes less
-//! than 30 bytes here, and a look-up goes to memory once: with an index of records beside the bytes it would be three
-//! times, and on a busy machine that alone is half a microsecond. It allocates nothing unless the entry carries
-//! addresses. The hash has random keys, because the table is asked for what strangers send.
+//! numbered; a hybrid routing address with the same local part costs its domain's number only. So a recipient takes
+//! some 45 bytes in its place (`directory::places`). A look-up allocates nothing unless the entry carries addresses. The
+//! hash has random keys, because the table is asked for what strangers send.
 //!
 //! `behind` finds records by the local part under which the other premises knows them: that of the hybrid routing
 //! address where an entry names one, else the entry's own. It is a position a recipient, 6 to 11 bytes.
@@ -21,21 +19,17 @@ use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
 use super::Entry;
+use super::places::Places;
 use crate::message::{Address, Domain};
 
 /// Local parts up to this length are lowered on the stack. RFC 5321 section 4.5.3.1.1 allows no longer ones.
 const LOCAL: usize = 64;
 
-/// Records to a place, on average. They lie in four cache lines, one behind the other, which the processor fetches
-/// ahead; with fewer to a place `places` would no longer stay in its cache. Measured: 4 and 2 are slower.
-const RECORDS_A_PLACE: usize = 8;
-
 /// What a source knows, unchangeable.
 pub struct Table {
-    records: Records,
-    /// Where each place begins; one more for the end of the last.
-    places: Box<[u32]>,
-    /// Where each record's content begins, by the local part of its name on the other premises.
+    places: Places,
+    names: Names,
+    /// Where each record is, by the local part of its name on the other premises.
     behind: HashTable<u32>,
     count: usize,
 }
@@ -49,10 +43,12 @@ pub struct Behind {
     pub entry: Entry,
 }
 
-/// A table under construction: the records in the order they came, and an index to find duplicates.
+/// A table under construction: the records in the order they came, each behind its length, and an index to find
+/// duplicates.
 #[derive(Default)]
 pub struct Builder {
-    records: Records,
+    records: Vec<u8>,
+    names: Names,
     index: HashTable<u32>,
     record: Vec<u8>,
 }
@@ -63,15 +59,14 @@ pub enum Rejected {
     /// The address is there already, in whatever case; the first one stays.
     #[error("it is there already; the first line with it holds")]
     Duplicate,
-    /// Positions are 32 bits: 4 GiB, some hundred million recipients.
+    /// Positions are 32 bits, and places want room: 2 GiB, some 70 million recipients.
     #[error("the table is full")]
     Full,
 }
 
-/// The bytes, and what is needed to read them.
+/// What is needed to find records and to read them.
 #[derive(Default)]
-struct Records {
-    bytes: Vec<u8>,
+struct Names {
     domains: Domains,
     keys: RandomState,
 }
@@ -99,35 +94,29 @@ mod kind {
 impl Table {
     /// What the table says of this local part, without regard to case, at this domain. No tags are cut here.
     pub fn find(&self, local: &str, domain: &Domain) -> Option<Entry> {
-        let domain = self.records.domains.number(domain)?;
+        let domain = self.names.domains.number(domain)?;
         lowered(local, |local| {
-            let place = place(self.records.hash(domain, local), self.places.len() - 1);
-            let (from, to) = (self.places[place] as usize, self.places[place + 1] as usize);
-            let mut rest = Reader(&self.records.bytes[from..to]);
-            while !rest.0.is_empty() {
-                let record = Record::read(rest.piece());
-                if record.is(domain, local) {
-                    return Some(self.records.entry(record));
-                }
-            }
-            None
+            self.places.find(self.names.hash(domain, local), |record| {
+                let record = Record::read(record);
+                record.is(domain, local).then(|| self.names.entry(record))
+            })
         })
     }
 
     /// The entries whose name on the other premises would be `local` at `domain`: cloud mailboxes whose target that is,
     /// and every entry without a target that has this local part, whatever its domain.
     pub fn behind(&self, local: &str, domain: &Domain, mut take: impl FnMut(Behind)) {
-        let target_domain = self.records.domains.number(domain);
+        let target_domain = self.names.domains.number(domain);
         lowered(local, |local| {
-            for &at in self.behind.iter_hash(self.records.hash_local(local)) {
-                let record = self.records.content(at);
+            for &at in self.behind.iter_hash(self.names.hash_local(local)) {
+                let record = Record::read(self.places.from(at));
                 let (own, own_domain) = (record.local, record.domain);
                 let is_it = match record.target() {
                     None => own == local,
                     Some((target, number)) => Some(number) == target_domain && is_lowered(target, local),
                 };
                 if is_it {
-                    take(Behind { address: self.records.address(own, own_domain), entry: self.records.entry(record) });
+                    take(Behind { address: self.names.address(own, own_domain), entry: self.names.entry(record) });
                 }
             }
         });
@@ -135,12 +124,9 @@ impl Table {
 
     /// The address of every entry, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
-        let mut rest = Reader(&self.records.bytes);
-        std::iter::from_fn(move || {
-            (!rest.0.is_empty()).then(|| {
-                let record = Record::read(rest.piece());
-                self.records.address(record.local, record.domain)
-            })
+        self.places.all().map(|(_, record)| {
+            let record = Record::read(record);
+            self.names.address(record.local, record.domain)
         })
     }
 
@@ -156,10 +142,9 @@ impl Table {
 
     /// Bytes of memory it holds.
     pub fn memory(&self) -> usize {
-        let domains = &self.records.domains;
+        let domains = &self.names.domains;
         let names: usize = domains.names.iter().map(|name| size_of::<Domain>() + name.as_str().len()).sum();
-        let indexes = size_of_val(&*self.places) + self.behind.allocation_size() + domains.index.allocation_size();
-        self.records.bytes.capacity() + names + indexes
+        self.places.memory() + names + self.behind.allocation_size() + domains.index.allocation_size()
     }
 }
 
@@ -169,24 +154,25 @@ impl Builder {
     /// # Errors
     /// Why it was not taken.
     pub fn insert(&mut self, address: &Address, entry: &Entry) -> Result<(), Rejected> {
-        let domain = self.records.domains.keep(address.domain())?;
-        let Self { records, index, record } = self;
+        let domain = self.names.domains.keep(address.domain())?;
+        let Self { records, names, index, record } = self;
         lowered(address.local(), |local| {
-            let hash = records.hash(domain, local);
-            if index.find(hash, |&other| records.at(other).is(domain, local)).is_some() {
+            let hash = names.hash(domain, local);
+            if index.find(hash, |&other| record_at(records, other).is(domain, local)).is_some() {
                 return Err(Rejected::Duplicate);
             }
             record.clear();
-            records.domains.write(record, domain, local, entry)?;
-            let at = records.bytes.len();
-            write_piece(&mut records.bytes, record);
-            if u32::try_from(records.bytes.len()).is_err() {
-                records.bytes.truncate(at);
+            names.domains.write(record, domain, local, entry)?;
+            let at = records.len();
+            write_piece(records, record);
+            // Its place takes up to 8/5 of that.
+            if u32::try_from(records.len() * 2).is_err() {
+                records.truncate(at);
                 return Err(Rejected::Full);
             }
             // Its end fits, so its beginning does.
             let at = at as u32;
-            index.insert_unique(hash, at, |&other| records.hash_of(records.at(other)));
+            index.insert_unique(hash, at, |&other| names.hash_of(&record_at(records, other)));
             Ok(())
         })
     }
@@ -203,36 +189,29 @@ impl Builder {
 
     /// The table, with no byte to spare.
     pub fn finish(self) -> Table {
-        let Self { mut records, index, .. } = self;
+        let Self { records, mut names, index, .. } = self;
         let count = index.len();
         drop(index);
-        let mut places = vec![0_u32; count.div_ceil(RECORDS_A_PLACE).max(1) + 1];
-        let last = places.len() - 1;
-        // How long each place is, then where it begins, then, while records move in, where its next one goes.
-        records.each(|place, whole| places[place + 1] += whole.len() as u32, last);
-        for place in 1..=last {
-            places[place] += places[place - 1];
+        let mut places = Places::new(pieces(&records).map(<[u8]>::len));
+        for record in pieces(&records) {
+            places.insert(names.hash_of(&Record::read(record)), record);
         }
-        let mut next = places.clone();
-        let mut bytes = vec![0; records.bytes.len()];
-        records.each(
-            |place, whole| {
-                let to = next[place] as usize;
-                bytes[to..to + whole.len()].copy_from_slice(whole);
-                next[place] += whole.len() as u32;
-            },
-            last,
-        );
-        records.bytes = bytes;
-        records.domains.names.shrink_to_fit();
-        let behind = records.by_name_elsewhere(count);
-        Table { records, places: places.into_boxed_slice(), behind, count }
+        drop(records);
+        names.domains.names.shrink_to_fit();
+        let behind = names.by_name_elsewhere(&places, count);
+        Table { places, names, behind, count }
     }
 }
 
-/// The place of `hash` among so many. The high bits decide.
-fn place(hash: u64, places: usize) -> usize {
-    ((u128::from(hash) * places as u128) >> 64) as usize
+/// The record that begins at `at`, with its length in front.
+fn record_at(records: &[u8], at: u32) -> Record<'_> {
+    Record::read(Reader(&records[at as usize..]).piece())
+}
+
+/// Every record, each with its length in front.
+fn pieces(records: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Reader(records);
+    std::iter::from_fn(move || (!rest.0.is_empty()).then(|| rest.piece()))
 }
 
 /// One record: what is always there, and what its kind adds.
@@ -267,7 +246,7 @@ impl<'a> Record<'a> {
     }
 }
 
-impl Records {
+impl Names {
     fn hash(&self, domain: u32, local: &[u8]) -> u64 {
         let mut hasher = self.keys.build_hasher();
         hasher.write_u32(domain);
@@ -275,7 +254,7 @@ impl Records {
         hasher.finish()
     }
 
-    fn hash_of(&self, record: Record<'_>) -> u64 {
+    fn hash_of(&self, record: &Record<'_>) -> u64 {
         self.hash(record.domain, record.local)
     }
 
@@ -286,7 +265,7 @@ impl Records {
     }
 
     /// The positions of all records by the local part of their name on the other premises.
-    fn by_name_elsewhere(&self, count: usize) -> HashTable<u32> {
+    fn by_name_elsewhere(&self, places: &Places, count: usize) -> HashTable<u32> {
         let hash = |record: &Record<'_>| match record.target() {
             // A target keeps its case.
             Some((target, _)) => match std::str::from_utf8(target) {
@@ -296,34 +275,10 @@ impl Records {
             None => self.hash_local(record.local),
         };
         let mut index = HashTable::with_capacity(count);
-        let mut rest = Reader(&self.bytes);
-        while !rest.0.is_empty() {
-            let content = rest.piece();
-            // Its end fits in 32 bits, so its beginning does.
-            let at = (self.bytes.len() - rest.0.len() - content.len()) as u32;
-            index.insert_unique(hash(&Record::read(content)), at, |&other| hash(&self.content(other)));
+        for (at, record) in places.all() {
+            index.insert_unique(hash(&Record::read(record)), at, |&other| hash(&Record::read(places.from(other))));
         }
         index
-    }
-
-    /// The record whose content begins at `at`, behind its length. Nothing reads beyond a record's own end.
-    fn content(&self, at: u32) -> Record<'_> {
-        Record::read(&self.bytes[at as usize..])
-    }
-
-    /// The record that begins at `at`.
-    fn at(&self, at: u32) -> Record<'_> {
-        Record::read(Reader(&self.bytes[at as usize..]).piece())
-    }
-
-    /// Every record with its place among so many, and its length in front.
-    fn each(&self, mut take: impl FnMut(usize, &[u8]), places: usize) {
-        let mut rest = Reader(&self.bytes);
-        while !rest.0.is_empty() {
-            let before = rest.0;
-            let record = Record::read(rest.piece());
-            take(place(self.hash_of(record), places), &before[..before.len() - rest.0.len()]);
-        }
     }
 
     fn entry(&self, record: Record<'_>) -> Entry {

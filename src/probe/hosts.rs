@@ -54,6 +54,24 @@ pub struct HostSeen {
     pub warnings: Vec<String>,
 }
 
+impl HostSeen {
+    /// As `check --live --json` and the admin interface have it.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "connector": self.connector.to_string(),
+            "host": self.host,
+            "flows": self.flows.is_ok(),
+            "because": self.flows.as_ref().unwrap_or_else(|why| why),
+            "tls": self.tls.as_ref().map(|tls| serde_json::json!({
+                "protocol": tls.protocol,
+                "names": tls.names,
+                "until": tls.until.map(|until| until.to_string()),
+                "issuer": tls.issuer,
+            })),
+        })
+    }
+}
+
 /// TLS as the host offered it.
 #[derive(Debug, Clone)]
 pub struct TlsSeen {

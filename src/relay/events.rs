@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::recent::State;
 use super::work::Tried;
 use super::{Asked, Peer, Relay};
 use crate::config::{ConnectorName, ReceiveConnector};
@@ -25,6 +26,17 @@ pub(super) struct Noted {
     to: Address,
     via: ConnectorName,
     because: Vec<Reason>,
+}
+
+impl Noted {
+    /// Where it goes and by what.
+    pub(super) fn key(&self) -> (&Address, &str) {
+        (&self.to, &self.via.0)
+    }
+
+    pub(super) fn because(&self) -> &[Reason] {
+        &self.because
+    }
 }
 
 /// RFC 3463 section 3.1: what went well.
@@ -48,6 +60,7 @@ impl Relay {
     /// are several.
     pub(super) fn track_received(&self, message: &Message, peer: &Peer, size: u64, verdict: &Verdict, noted: &[Noted]) {
         self.0.meter.accept(size);
+        self.flow_in(message, Some((verdict.origin, &verdict.claim.connector)), size, noted);
         let words = verdict.words();
         let because = displays(&words);
         let mut asked: Vec<&Address> = noted.iter().map(|noted| &noted.asked).collect();
@@ -120,6 +133,8 @@ impl Relay {
     /// FAIL for a recipient that was refused at RCPT: there is no message yet.
     pub(super) fn track_refusal(&self, asked: &Asked<'_>, recipient: &Recipient, refusal: &Refusal) {
         self.0.meter.refuse(refusal.status().1);
+        let from = asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref());
+        self.flow_refused(asked.verdict.origin, &asked.connector.name, from, std::iter::once(&recipient.address));
         let stranger = Words::Originator(&asked.verdict.originator_org);
         let mut because: Vec<&dyn fmt::Display> =
             refusal.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
@@ -128,7 +143,7 @@ impl Relay {
         }
         self.0.tracker.write(&Event {
             id: None,
-            from: asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref()),
+            from,
             to: &[&recipient.address],
             connector: Some(&asked.connector.name.0),
             peer: Some(&asked.peer),
@@ -153,6 +168,7 @@ impl Relay {
         let words = verdict.words();
         let because = displays(&words);
         let to: Vec<&Address> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
+        self.flow_refused(verdict.origin, &connector.name, envelope.sender.as_ref(), to.iter().copied());
         self.0.tracker.write(&Event {
             id: None,
             from: envelope.sender.as_ref(),
@@ -186,6 +202,7 @@ impl Relay {
     /// SEND for the recipients that one host took together.
     pub(super) fn track_sent(&self, tried: &Tried<'_>, done: &[(u16, Delivered)]) {
         let copy = tried.copy();
+        self.flow_out(tried, done.iter().map(|(index, _)| *index), State::Delivered);
         for together in done.chunk_by(|one, other| one.1.host == other.1.host && one.1.reply == other.1.reply) {
             let to: Vec<&Address> = together.iter().filter_map(|(index, _)| address(copy, *index)).collect();
             let Some((_, delivered)) = together.first() else { continue };
@@ -212,6 +229,8 @@ impl Relay {
         let copy = tried.copy();
         // In 32 bits: a ladder of seconds makes more attempts in a life than its counter counts.
         let attempt = u32::from(tried.item.attempts) + 1;
+        let state = if kind == EventKind::Fail { State::Failed } else { State::Deferred };
+        self.flow_out(tried, setbacks.iter().map(|(index, _)| *index), state);
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
             let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
             let Some((_, setback)) = alike.first() else { continue };

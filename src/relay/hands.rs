@@ -150,6 +150,11 @@ impl Queue {
         self.orders.values().filter(|order| order.held).count()
     }
 
+    /// The copies that were laid aside because they are held.
+    pub(super) fn aside(&self) -> impl Iterator<Item = &Item> {
+        self.orders.values().filter_map(|order| order.aside.as_ref())
+    }
+
     /// A copy that was held when the relay ended.
     pub(super) fn lay_aside(&mut self, item: Item) {
         let order = self.orders.entry(item.key()).or_default();

@@ -37,6 +37,7 @@ mod backscatter;
 mod early;
 mod events;
 mod hands;
+pub mod history;
 #[cfg(test)]
 mod hops;
 pub mod meter;
@@ -44,6 +45,7 @@ mod moves;
 mod origin;
 pub mod pressure;
 pub mod queue;
+pub mod recent;
 pub mod schedule;
 mod settle;
 pub mod state;
@@ -55,9 +57,11 @@ mod work;
 use backscatter::Backscatter;
 use early::Early;
 use hands::Queue;
+use history::History;
 use meter::Meter;
 use moves::Disputed;
 use pressure::{Level, Pressure};
+use recent::Recent;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
@@ -110,6 +114,8 @@ struct Inner {
     idle: Notify,
     resident: AtomicUsize,
     meter: Meter,
+    recent: Recent,
+    history: Mutex<History>,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
     /// Reports to those outside.
@@ -195,6 +201,8 @@ impl Relay {
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
             meter: Meter::default(),
+            recent: Recent::default(),
+            history: Mutex::default(),
             disagreements: Mutex::default(),
             backscatter: Mutex::default(),
             disputed: Mutex::default(),

@@ -173,6 +173,7 @@ impl Relay {
         };
         info!(id = %message.id, on = %id, recipients = moved.len(), "routed again: the mailbox has moved");
         self.track_moved(tried, &moved, id);
+        self.flow_moved(tried, &moved, &receipt.message, &noted);
         self.track_plan(&receipt.message, &noted);
         self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
         moved
@@ -379,6 +380,7 @@ mod tests {
 
     async fn posted(csv: &str, to: &[&str]) -> Fixture {
         let fixture = Fixture::over(Model::new(1), snapshot(csv), PUT_LIMIT);
+        fixture.relay.watch_flow();
         let reply = fixture.send_by("internet", "erin@fabrikam.com", to, CONTENT, |_| {}).await;
         assert_eq!(reply.code, 250, "{reply}");
         fixture
@@ -430,6 +432,10 @@ mod tests {
             assert!(!fixture.relay.follow_moves().await, "{what}");
             fixture.relay.0.spool.flush().await;
             assert_eq!(waits(&fixture), expected, "{what}");
+            let paths = fixture.relay.flow(60).paths;
+            let flows: u64 = paths.iter().map(|path| path.waiting + path.deferred + path.delivered + path.failed).sum();
+            let recipients: usize = expected.iter().map(|one| one.split(' ').count() - 1).sum();
+            assert_eq!(flows, recipients as u64, "{what}: each counts once: {paths:?}");
             let moved = usize::from(expected.iter().any(|one| one.starts_with("to-on")));
             for (kind, count) in [("RECEIVE", 1), ("DSN", 0), ("FAIL", 0)] {
                 assert_eq!(fixture.count(kind, ""), count, "{what}: {kind} {:?}", fixture.events);

@@ -158,8 +158,11 @@ pub struct Shown {
     pub asked_for: Vec<String>,
     /// The copies of which somebody is open, with all who are.
     pub copies: Vec<ShownCopy>,
-    /// Where the rest stands: each attempt with its host, TLS and reply.
+    /// Where all of it stands, refused recipients and reports too.
     pub attempts_in: String,
+    /// Why attempts may be missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
 }
 
 /// One copy of it.
@@ -173,6 +176,28 @@ pub struct ShownCopy {
     pub warned: bool,
     /// Seconds until the hop, which is down or slow, is tried again.
     pub resting: Option<u64>,
+    /// What was tried, the newest first; the tracking files know.
+    #[serde(default)]
+    pub attempts: Vec<Attempted>,
+}
+
+/// One attempt, for recipients with the same result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempted {
+    /// When, as the file has it.
+    pub time: String,
+    /// `SEND`, `DEFER` or `FAIL`.
+    pub event: String,
+    /// For whom.
+    pub to: Vec<String>,
+    /// The host that answered, or did not.
+    pub host: Option<String>,
+    /// What TLS proved.
+    pub tls: Option<String>,
+    /// The enhanced status.
+    pub status: Option<String>,
+    /// Its words, or what went wrong.
+    pub reply: Option<String>,
 }
 
 /// One recipient of it.
@@ -492,7 +517,7 @@ impl Relay {
             let queue = self.queue();
             let resting = queue.find(&copy.plan.via, &copy.plan.hop).and_then(|lane| queue.depth(lane).resting);
             let resting = resting.map(|until| until.saturating_duration_since(Instant::now()).as_secs());
-            ShownCopy { entry, recipients: recipients.collect(), warned: copy.warned, resting }
+            ShownCopy { entry, recipients: recipients.collect(), warned: copy.warned, resting, attempts: Vec::new() }
         };
         Some(Shown {
             id: message.id.to_string(),
@@ -504,6 +529,7 @@ impl Relay {
             asked_for,
             copies: message.copies.iter().zip(entries).map(shown).collect(),
             attempts_in: format!("causeway trace --id {}", message.id),
+            remarks: Vec::new(),
         })
     }
 
@@ -777,6 +803,7 @@ impl Relay {
             // A terminal record like any other: P1.
             self.0.spool.settle(Settlement { id, copy, recipient, end: End::Failed });
         }
+        self.flow_removed(id, copy, &standing.open);
         self.track_change(EventKind::Drop, &message, standing, "removed", by);
         true
     }

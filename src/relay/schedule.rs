@@ -56,6 +56,13 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(u32);
 
+/// How far [`Schedule::glance`] is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Place {
+    lane: usize,
+    at: usize,
+}
+
 /// What an attempt says of the hop, whatever became of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feedback {
@@ -604,6 +611,30 @@ impl<T> Schedule<T> {
         self.lanes.iter().filter_map(|lane| lane.name.as_ref().map(|(via, hop)| (via, hop, lane.depth())))
     }
 
+    /// Looks at no more than `at_most` of the items that wait, from `place` on, and gives the place to go on from; `None`:
+    /// those were the last. Of what moves in between some may be seen twice, or not at all.
+    pub fn glance(&self, place: Place, at_most: usize, mut each: impl FnMut(LaneId, &T)) -> Option<Place> {
+        let Place { mut lane, mut at } = place;
+        let mut left = at_most;
+        while let Some(of) = self.lanes.get(lane) {
+            for item in of.ready.iter().skip(at).take(left) {
+                each(LaneId(lane as u32), item);
+                at += 1;
+                left -= 1;
+            }
+            if left == 0 {
+                return Some(Place { lane, at });
+            }
+            (lane, at) = (lane + 1, 0);
+        }
+        // New lanes are behind this number from now on; the last place of all stays the last.
+        let later = self.later.as_slice().get(at..).unwrap_or_default();
+        for Reverse(later) in later.iter().take(left) {
+            each(later.lane, &later.item);
+        }
+        (later.len() > left).then(|| Place { lane: usize::MAX, at: at + left })
+    }
+
     fn lane_mut(&mut self, lane: LaneId) -> &mut Lane<T> {
         &mut self.lanes[lane.0 as usize]
     }
@@ -789,6 +820,33 @@ mod tests {
         assert_eq!([schedule.take(id, now), schedule.take(id, now)], [Some(2), Some(3)]);
         assert_eq!((schedule.take(id, now), schedule.take(id, now)), (None, None));
         assert_eq!(schedule.depth(id), Depth { ready: 0, active: 0, later: 0, window: 2, resting: None });
+    }
+
+    #[test]
+    fn a_glance_sees_each_item_once_however_few_at_a_time() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        for item in 0..20 {
+            let id = lane(&mut schedule, item as usize % 3, 1);
+            if item % 4 == 0 {
+                schedule.later(now + SECOND, id, item);
+            } else {
+                let _ = schedule.ready(id, item);
+            }
+        }
+        for at_most in [1, 3, 7, 20, 100] {
+            let mut seen = Vec::new();
+            let mut place = Some(Place::default());
+            while let Some(from) = place {
+                let before = seen.len();
+                place = schedule.glance(from, at_most, |id, item| {
+                    assert_eq!(schedule.find(&via(), &hop(*item as usize % 3)), Some(id));
+                    seen.push(*item);
+                });
+                assert!(seen.len() - before <= at_most);
+            }
+            seen.sort_unstable();
+            assert_eq!(seen, (0..20).collect::<Vec<u32>>(), "{at_most} at a time");
+        }
     }
 
     #[test]

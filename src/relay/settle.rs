@@ -285,6 +285,7 @@ impl Relay {
                 };
                 info!(id = %message.id, report = %id, to = %to.address, size, "{what} report to the sender");
                 self.track_report(message, id, what);
+                self.flow_in(&receipt.message, None, size, &noted);
                 self.track_plan(&receipt.message, &noted);
                 match wait {
                     None => self.schedule(snapshot, receipt.message),

@@ -1,14 +1,20 @@
 //! What the relay says of itself: whether it takes mail, what waits where, what holds it up.
 //!
 //! Read-only. Each question holds the queue for a moment: a line for each lane at most, of which there are as many as next
-//! hops, never one for each message.
+//! hops, never one for each message; what is asked of each message is asked of a few at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
+
+use jiff::Timestamp;
 
 use super::Relay;
 use super::meter::Meter;
 use super::pressure::Level;
+use super::schedule::{LaneId, Place};
+use super::work::age;
+use crate::config::ConnectorName;
+use crate::route::Hop;
 use crate::spool::Step;
 
 /// A next hop with what waits for it.
@@ -41,6 +47,36 @@ pub struct Depths {
     pub later: usize,
     /// Hops that are left alone for a while.
     pub resting: usize,
+}
+
+/// The ages of what waits: words for the interface, and the seconds up to which each goes.
+pub const AGES: [(&str, u64); 7] = [
+    ("5m", 300),
+    ("15m", 900),
+    ("1h", 3600),
+    ("4h", 4 * 3600),
+    ("1d", 86_400),
+    ("2d", 2 * 86_400),
+    ("beyond", u64::MAX),
+];
+
+/// Items that are looked at in one go: a tenth of a millisecond, in which nothing else is scheduled.
+const GLANCE: usize = 4096;
+
+/// How old what waits is. What is being tried at this moment is not among it.
+#[derive(Debug, Default, Clone)]
+pub struct Ages {
+    /// Copies, by [`AGES`].
+    pub copies: [usize; AGES.len()],
+    /// When the oldest message for each next hop was accepted, by connector and hop as people read it.
+    pub oldest: HashMap<(String, String), Timestamp>,
+}
+
+impl Ages {
+    fn count(&mut self, accepted: Timestamp, now: Timestamp) {
+        let seconds = age(accepted, now).as_secs();
+        self.copies[AGES.partition_point(|(_, up_to)| *up_to < seconds).min(AGES.len() - 1)] += 1;
+    }
 }
 
 impl Relay {
@@ -93,6 +129,41 @@ impl Relay {
             .collect()
     }
 
+    /// How old what waits is. Blocking: a second or so for ten million copies, and the queue is free in between.
+    pub fn ages(&self) -> Ages {
+        let now = Timestamp::now();
+        let mut ages = Ages::default();
+        let mut oldest: HashMap<(ConnectorName, Hop), Timestamp> = HashMap::new();
+        let mut place = Some(Place::default());
+        while let Some(from) = place {
+            let mut here: HashMap<LaneId, Timestamp> = HashMap::new();
+            let queue = self.queue();
+            place = queue.glance(from, GLANCE, |lane, item| {
+                // An old place of a copy that has another, or is gone, says nothing.
+                if item.turn != queue.turn(item.key()) {
+                    return;
+                }
+                ages.count(item.accepted, now);
+                let first = here.entry(lane).or_insert(item.accepted);
+                *first = item.accepted.min(*first);
+            });
+            // A lane's number may be another's by the next look.
+            for (lane, accepted) in here {
+                let Some(name) = queue.failures(lane).1 else { continue };
+                match oldest.get_mut(name) {
+                    Some(first) => *first = accepted.min(*first),
+                    None => drop(oldest.insert(name.clone(), accepted)),
+                }
+            }
+        }
+        for item in self.queue().aside() {
+            ages.count(item.accepted, now);
+        }
+        ages.oldest =
+            oldest.into_iter().map(|((via, hop), first)| ((via.to_string(), hop.to_string()), first)).collect();
+        ages
+    }
+
     /// What was counted since the start.
     pub fn meter(&self) -> &Meter {
         &self.0.meter
@@ -108,7 +179,7 @@ impl Relay {
     }
 
     /// When the message that stands first in the log was accepted: the oldest, but for what was moved. Blocking.
-    pub fn oldest(&self) -> Option<jiff::Timestamp> {
+    pub fn oldest(&self) -> Option<Timestamp> {
         let mut step = Some(Step::default());
         while let Some(from) = step {
             let (messages, next) = self.0.spool.walk(from);
@@ -118,6 +189,11 @@ impl Relay {
             step = next;
         }
         None
+    }
+
+    /// Waits until every event so far is in its file, or a few seconds. Blocking.
+    pub fn flush_events(&self) {
+        self.0.tracker.flush();
     }
 
     /// Tracking events that could not be written.
@@ -141,4 +217,30 @@ pub struct SpoolBytes {
     pub live: u64,
     /// Free on its disk; `None` where the disk cannot say.
     pub free: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_counts_where_it_ends() {
+        let accepted: Timestamp = "2026-11-20T14:30:15Z".parse().unwrap();
+        for (seconds, word) in [
+            (0, "5m"),
+            (300, "5m"),
+            (301, "15m"),
+            (3600, "1h"),
+            (86_400, "1d"),
+            (172_800, "2d"),
+            (172_801, "beyond"),
+            (-5, "5m"),
+        ] {
+            let mut ages = Ages::default();
+            ages.count(accepted, accepted + jiff::SignedDuration::from_secs(seconds));
+            let found: Vec<&str> =
+                AGES.iter().zip(ages.copies).filter(|(_, copies)| *copies == 1).map(|((word, _), _)| *word).collect();
+            assert_eq!(found, [word], "{seconds}");
+        }
+    }
 }

@@ -233,6 +233,45 @@ async fn a_partial_failure_settles_each_by_itself() {
     assert_eq!(fixture.relay.waiting(), 2, "the message and the report");
 }
 
+/// The picture of mail flow says of each recipient what became of it, once somebody can ask.
+#[tokio::test]
+async fn the_flow_is_what_became_of_each_recipient() {
+    use super::recent::{Said, State, Wanted};
+    let ways = |fixture: &Fixture| -> Vec<(String, Said, [u64; 4])> {
+        let paths = fixture.relay.flow(15).paths.into_iter();
+        let mut ways: Vec<_> = paths
+            .map(|path| (path.origin, path.verdict, [path.waiting, path.delivered, path.deferred, path.failed]))
+            .collect();
+        ways.sort_by_key(|(_, said, _)| *said);
+        ways
+    };
+    let fixture = Fixture::still();
+    let body = "Subject: x\r\n\r\nx\r\n";
+    assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], body).await.code, 250);
+    assert!(ways(&fixture).is_empty(), "nobody can ask, so nothing is kept");
+    let before = fixture.item();
+    fixture.relay.watch_flow();
+    assert_eq!(fixture.send("erin@fabrikam.com", &THREE, body).await.code, 250);
+    let internet = |said, counts| ("internet".to_owned(), said, counts);
+    assert_eq!(ways(&fixture), [internet(Said::Relayed, [3, 0, 0, 0])]);
+    let item = fixture.item();
+    let id = item.id;
+    fixture.settle(item, vec![(0, Ok(delivered())), (1, Err(answered(451))), (2, Err(answered(550)))]).await;
+    fixture.settle(before, vec![(0, Ok(delivered()))]).await;
+    let report = ("this relay".to_owned(), Said::Report, [1, 0, 0, 0]);
+    assert_eq!(ways(&fixture), [internet(Said::Relayed, [0, 1, 1, 1]), report, internet(Said::Earlier, [0, 1, 0, 0])]);
+    let wanted = Wanted { state: Some(State::Deferred), ..Wanted::default() };
+    let listed = fixture.relay.flow_messages(15, &wanted, 10);
+    let line = &listed.messages[0];
+    assert_eq!((listed.messages.len(), listed.more, line.id.as_deref()), (1, 0, Some(id.to_string().as_str())));
+    assert_eq!((line.from.as_str(), line.to.as_str()), ("erin@fabrikam.com", "two@contoso.com"));
+    let listed = fixture.relay.flow_messages(15, &Wanted::default(), 2);
+    assert_eq!((listed.messages.len(), listed.more), (2, 3));
+    assert!(listed.messages[0].time >= listed.messages[1].time);
+    fixture.relay.forget_flow();
+    assert!(ways(&fixture).is_empty());
+}
+
 /// If the spool refuses the report, the failure is as if it had not happened yet; what was delivered stays so.
 #[tokio::test]
 async fn a_failure_that_cannot_be_reported_stays_open() {

@@ -15,6 +15,7 @@ use crate::smtp::{Reply, Status};
 
 pub mod both;
 pub mod disagreement;
+pub mod explain;
 pub mod matrix;
 pub mod plan;
 pub mod resolve;

@@ -253,7 +253,7 @@ pub enum OpenError {
     /// A newer version wrote it.
     #[error(
         "the spool file {path} has format {found}, and this version reads up to {known}; nothing was changed: \
-         start the newer version again, or let it deliver what waits first",
+         start the newer version again; for the older one let it deliver what waits, then move the folder log away",
         known = format::VERSION
     )]
     Newer {

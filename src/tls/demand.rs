@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 
 use super::{Names, Roots};
@@ -70,6 +71,8 @@ pub enum Proof {
         protocol: String,
         /// The subject or first name of the certificate.
         certificate: String,
+        /// When its time is over; `None`: it cannot be read.
+        expires: Option<Timestamp>,
     },
     /// It does, and carries a name that was demanded.
     Named {
@@ -81,7 +84,19 @@ pub enum Proof {
         name: String,
         /// Who issued the certificate.
         issuer: String,
+        /// When its time is over; `None`: it cannot be read.
+        expires: Option<Timestamp>,
     },
+}
+
+impl Proof {
+    /// When the certificate that was proved ends; `None`: none was, or it cannot be read.
+    pub fn expires(&self) -> Option<Timestamp> {
+        match self {
+            Self::Plain | Self::Encrypted { .. } => None,
+            Self::Chained { expires, .. } | Self::Named { expires, .. } => *expires,
+        }
+    }
 }
 
 impl std::fmt::Display for Proof {
@@ -89,7 +104,9 @@ impl std::fmt::Display for Proof {
         match self {
             Self::Plain => f.write_str("in the clear"),
             Self::Encrypted { protocol } => f.write_str(protocol),
-            Self::Chained { protocol, certificate } => write!(f, "{protocol}, trusted certificate for {certificate}"),
+            Self::Chained { protocol, certificate, .. } => {
+                write!(f, "{protocol}, trusted certificate for {certificate}")
+            }
             Self::Named { protocol, certificate, name, .. } if certificate == name => {
                 write!(f, "{protocol}, trusted certificate for {name}")
             }

@@ -35,7 +35,8 @@ impl Demand {
             Self::Plain | Self::Nothing | Self::Encryption => Ok(Proof::Encrypted { protocol: seen.protocol.clone() }),
             Self::Certificate(roots) => {
                 chain(seen, roots, Holder::Server, now)?;
-                Ok(Proof::Chained { protocol: seen.protocol.clone(), certificate: names::short(seen.leaf()) })
+                let (protocol, certificate) = (seen.protocol.clone(), names::short(seen.leaf()));
+                Ok(Proof::Chained { protocol, certificate, expires: seen.expiry() })
             }
             Self::Domain(roots, names) => {
                 let constraints = chain(seen, roots, Holder::Server, now)?;
@@ -209,7 +210,8 @@ fn named(seen: &Seen, names: &Names, constraints: Constraints) -> Result<Proof, 
     // domain alone, a CN could say anything.
     let names_count = presented.dns.is_some() || constraints == Constraints::None;
     if names_count && let Some(name) = names.found_in(&presented) {
-        return Ok(Proof::Named { protocol: seen.protocol.clone(), certificate: presented.short(), name, issuer });
+        let (protocol, certificate, expires) = (seen.protocol.clone(), presented.short(), seen.expiry());
+        return Ok(Proof::Named { protocol, certificate, name, issuer, expires });
     }
     Err(Unmet::Name { demanded: names.to_string(), seen: presented.list() })
 }

@@ -194,6 +194,9 @@ shutdown_grace = "20s"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "spool"
 min_free_space = "1MiB"

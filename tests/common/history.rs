@@ -151,6 +151,9 @@ shutdown_grace = "20s"
 [log]
 format = "json"
 
+[admin]
+listen = ""
+
 [spool]
 path = "{}"
 {}

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{BOLD, Coming, Explanation, GREEN, RED, asking, next_hop, reasons, refused_at_mail, tls_words};
+use super::{BOLD, GREEN, RED, write};
 use crate::config::{Config, Hops, SendConnector};
 use crate::directory::Directory;
 use crate::message::{Address, Notify, Recipient};
+use crate::route::explain::{Coming, Explanation, asking, next_hop, reasons, refused_at_mail, tls_words};
 use crate::route::{Asking, Hop, Refusal, Resolution, Routed, Rules};
 use crate::smtp::Status;
 
@@ -314,7 +315,9 @@ impl Comparison<'_> {
             return Ok(same);
         }
         match view.coming {
-            Ok(coming) => Explanation::of(view.config, view.directory, coming, from, here, size).write(out)?,
+            Ok(coming) => {
+                write(&Explanation::of(view.config, view.directory, coming, from, here, size), out)?;
+            }
             Err(why) => writeln!(out, "{RED}{why}{RED:#}")?,
         }
         writeln!(out, "\n{BOLD}by {}{BOLD:#}", other.file)?;
@@ -487,12 +490,12 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::explain::comes_in;
+    use crate::route::explain::Comer;
     use crate::route::world::{World, address};
 
     fn view<'a>(file: &str, world: &'a World, directory: &'a Directory) -> View<'a> {
-        let door = &world.config.receive_connectors[0];
-        let coming = Ok(Coming { door, words: comes_in(&world.config, door, None, None) });
+        let origin = world.config.receive_connectors[0].origin;
+        let coming = Coming::of(&world.config, Comer { origin: Some(origin), ..Comer::default() });
         View { file: file.to_owned(), config: &world.config, directory, coming }
     }
 

@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use flate2::bufread::MultiGzDecoder;
 use jiff::civil::Date;
@@ -30,6 +31,10 @@ use super::index::{Index, Key};
 use super::shelf::{LINE_LIMIT, Lines};
 use super::{Record, day};
 use crate::message::MessageId;
+
+mod words;
+
+pub use words::{id, moment};
 
 /// A piece of a plain file that one thread reads at once.
 const PIECE: u64 = 4 << 20;
@@ -43,6 +48,8 @@ pub const COUNTED: usize = 1_000_000;
 const EVENTS: usize = 10_000;
 /// Events of all messages that are kept.
 const ALL_EVENTS: usize = 200_000;
+/// The same where others need the memory too.
+const FEWER_EVENTS: usize = 10_000;
 /// A message, its reports, and what the reports are called elsewhere: so many rounds find it all.
 const ROUNDS: usize = 4;
 
@@ -63,6 +70,10 @@ pub struct Query {
     pub until: Option<Timestamp>,
     /// So many messages, those with the latest events.
     pub limit: usize,
+    /// What is not read by then is not read.
+    pub deadline: Option<Instant>,
+    /// Others need cores and memory too: one core is left alone, and fewer events are kept.
+    pub gentle: bool,
 }
 
 /// The tracking files of one relay.
@@ -387,6 +398,7 @@ fn pieces<'a>(
 fn pass(
     pieces: &[Piece<'_>],
     wanted: &Wanted<'_>,
+    query: &Query,
     remarks: &mut BTreeSet<String>,
     show: impl Fn(usize, &Facts<'_>) + Sync,
 ) {
@@ -395,6 +407,12 @@ fn pass(
     let work = || {
         let mut buffer = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if query.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                let fault =
+                    "not all files were read in time: there may be more; narrow the question by since and until";
+                faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault.to_owned());
+                return;
+            }
             let each = |line: &[u8]| {
                 let mut room = Vec::new();
                 if let Some(facts) = Facts::of(line, &mut room)
@@ -410,7 +428,8 @@ fn pass(
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS).min(pieces.len());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.saturating_sub(usize::from(query.gentle)).min(THREADS).min(pieces.len());
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
@@ -545,7 +564,7 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
     let filter = Filter::new(query);
     let matching = Wanted::Matching(&filter);
     let candidates = Mutex::new(Candidates::new(query.limit));
-    pass(&pieces(relays, &matching, query, &mut remarks), &matching, &mut remarks, |relay, facts| {
+    pass(&pieces(relays, &matching, query, &mut remarks), &matching, query, &mut remarks, |relay, facts| {
         candidates.lock().unwrap_or_else(PoisonError::into_inner).note(relay, facts);
     });
     let mut candidates = candidates.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -555,7 +574,8 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
         all => all.saturating_sub(candidates.last.len()),
     };
 
-    let mut groups = Groups::default();
+    let room = if query.gentle { FEWER_EVENTS } else { ALL_EVENTS };
+    let mut groups = Groups { room, ..Groups::default() };
     let mut known = Known::default();
     for which in candidates.last.into_keys() {
         let group = groups.begin(None);
@@ -582,7 +602,7 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
         let wanted = Wanted::Of(&known);
         let gathered = Mutex::new(&mut groups);
         let pieces = pieces(relays, &wanted, query, &mut remarks);
-        pass(&pieces, &wanted, &mut remarks, |relay, facts| {
+        pass(&pieces, &wanted, query, &mut remarks, |relay, facts| {
             gathered.lock().unwrap_or_else(PoisonError::into_inner).take(relay, facts);
         });
         known = groups.learn(relays.len() > 1);
@@ -601,6 +621,8 @@ struct Groups {
     of_message: HashMap<Box<[u8]>, usize>,
     of_id: HashMap<(usize, MessageId), usize>,
     groups: Vec<Group>,
+    /// So many events are kept.
+    room: usize,
     /// What was taken already: a later round may see it again.
     taken: HashSet<u64>,
     hasher: RandomState,
@@ -639,7 +661,7 @@ impl Groups {
             self.message_ids.push((message_id.into(), group));
         }
         self.reports.extend(facts.report().map(|report| (group, relay, report)));
-        if self.groups[group].events.len() >= EVENTS || self.taken.len() > ALL_EVENTS {
+        if self.groups[group].events.len() >= EVENTS || self.taken.len() > self.room {
             self.groups[group].omitted += 1;
             return;
         }
@@ -954,6 +976,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_read_in_time_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tracking-2026-11-20.jsonl");
+        std::fs::write(&file, ordinary(at("2026-11-20T00:00:00Z"), 1..3)).unwrap();
+        let relay = [Relay::open("here", folder.path()).unwrap()];
+        let now = Instant::now();
+        for (deadline, stories, remarks) in
+            [(None, 2, 0), (Some(now + std::time::Duration::from_secs(3600)), 2, 0), (Some(now), 0, 1)]
+        {
+            let traced = trace(&relay, &Query { deadline, gentle: true, ..query() });
+            assert_eq!((traced.stories.len(), traced.remarks.len()), (stories, remarks), "{:?}", traced.remarks);
+        }
+    }
+
+    #[test]
     fn a_file_cut_into_pieces_has_each_line_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log.jsonl");
@@ -967,7 +1004,7 @@ mod tests {
         let wanted = Wanted::Matching(&filter);
         let mut remarks = BTreeSet::new();
         let seen = Mutex::new(Vec::new());
-        pass(&pieces(&relays, &wanted, &query(), &mut remarks), &wanted, &mut remarks, |_, facts| {
+        pass(&pieces(&relays, &wanted, &query(), &mut remarks), &wanted, &query(), &mut remarks, |_, facts| {
             seen.lock().unwrap().push(facts.id.unwrap().0);
         });
         let mut seen = seen.into_inner().unwrap();

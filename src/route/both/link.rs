@@ -151,7 +151,7 @@ impl Link<'_, '_> {
                     "{ip}, from which {} sends, belongs to receive_connector \"{}\", whose network is narrower: its mail counts as of origin \"{}\"; narrow this one",
                     self.own.words(),
                     other.name,
-                    super::way::origin_word(other.origin)
+                    other.origin.word()
                 );
                 found.error(self.there(door, "remote_ips"), text);
             }

@@ -137,7 +137,7 @@ impl Pair<'_> {
                 if matches!(door.origin, Origin::OnPremises | Origin::Cloud) && door.origin != own {
                     continue;
                 }
-                let key = (origin_word(door.origin), door.relay, format!("{:?}", door.sender_domains), door.only_here);
+                let key = (door.origin.word(), door.relay, format!("{:?}", door.sender_domains), door.only_here);
                 if known.insert(key) {
                     entries.push(Entry { site: number, door: door.clone(), sender: Some(sender(site, door)) });
                 }
@@ -333,16 +333,5 @@ fn sender(site: &Site<'_>, door: &ReceiveConnector) -> Address {
         (None, Origin::OnPremises | Origin::Cloud | Origin::Client) => {
             site.config.organization().map_or_else(stranger, at)
         }
-    }
-}
-
-/// The word of the interface.
-pub(super) fn origin_word(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Internet => "internet",
-        Origin::OnPremises => "on-premises",
-        Origin::Cloud => "cloud",
-        Origin::Partner => "partner",
-        Origin::Client => "client",
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::origin_word;
 use crate::config::{Config, Origin, ReceiveConnector};
 use crate::route::trust::{Claim, Clause, Verdict, Words};
 use crate::tls::Unmet;
@@ -62,10 +61,10 @@ pub(super) fn door<'a>(
         .or_else(|| of_origin().find(|connector| tls_name.is_none() || connector.tls_domain.is_none()))
         .ok_or_else(|| match tls_name {
             Some(name) if of_origin().next().is_some() => {
-                let origin = origin_word(origin);
+                let origin = origin.word();
                 format!("no receive connector of origin \"{origin}\" takes a client with a certificate for {name:?}")
             }
-            _ => format!("no receive connector has the origin \"{}\"", origin_word(origin)),
+            _ => format!("no receive connector has the origin \"{}\"", origin.word()),
         })
 }
 
@@ -96,8 +95,7 @@ pub(super) fn comes_in(
         "" => verdict,
         _ => verdict.with_originator(Clause::True(listed.clone().into())),
     };
-    let mut words =
-        vec![format!("comes in by receive connector \"{}\", origin {}", door.name, origin_word(door.origin))];
+    let mut words = vec![format!("comes in by receive connector \"{}\", origin {}", door.name, door.origin.word())];
     let granted = |holds: bool| if holds { GRANTED } else { "" };
     words.push(match (verdict.internal, listed.as_str()) {
         (true, listed) if !listed.is_empty() => format!("{} if it is of {listed}", Words::Internal(&verdict)),
@@ -159,8 +157,8 @@ pub(super) mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::cli::explain::origin;
     use crate::config;
+    use crate::route::explain::origin;
 
     const DOORS: &str = r#"
 hostname = "mail.contoso.com"
@@ -211,7 +209,7 @@ tls = "opportunistic"
 "#;
 
     /// The configuration above, with a certificate made for it.
-    pub(in crate::cli::explain) fn doors() -> Config {
+    pub(in crate::route::explain) fn doors() -> Config {
         let folder = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["mail.contoso.com".to_owned()]).unwrap();
         let (certificate, key) = (folder.path().join("mail.crt"), folder.path().join("mail.key"));
