@@ -37,6 +37,7 @@ mod admin;
 mod certificates;
 mod log;
 mod manager;
+mod otlp;
 mod privileges;
 mod visit_key;
 mod watch_files;
@@ -123,6 +124,7 @@ pub fn run(path: &Path) -> Result<(), Error> {
         }
     };
     // No thread was started before this line: all of them have the user's rights.
+    let _traces = otlp::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -470,7 +472,14 @@ impl Daemon {
                 .map(|(_, open)| open.bound),
         );
         let users = load_users(&config, &old.users);
-        let visits = Arc::clone(&old.visits);
+        let visits = match visit_key::read(&config.spool.path) {
+            Ok(key) => Arc::new(key),
+            // What is under way bears marks of the old one.
+            Err(error) => {
+                warn!("{error}; the key in use stays until the file changes again");
+                Arc::clone(&old.visits)
+            }
+        };
         let next = snapshot(&config, directory, users, bound, visits, &self.issuers)?;
         let wanted = listen_addresses(&config);
         // The doors first, and each opens for both configurations: a connection in between finds its certificate.
@@ -610,6 +619,7 @@ fn files(config: &Config) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = config.identities().flat_map(Identity::files).collect();
     files.extend(config.roots().filter_map(Roots::file).map(Path::to_owned));
     files.extend(config.directories.iter().map(|source| source.path.clone()));
+    files.extend(config.hybrid.as_ref().map(|_| config.spool.path.join(visit_key::NAME)));
     files.extend(config.receive_connectors.iter().filter_map(|connector| connector.users_file.clone()));
     files.sort_unstable();
     files.dedup();

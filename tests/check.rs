@@ -145,6 +145,24 @@ fn the_pair_of_each_scenario_fits() {
     }
 }
 
+/// What comes to nothing in the directory is worth a look before anybody writes; a line that is merely wrong is for
+/// `directory check`.
+#[test]
+fn circles_and_groups_of_nobody_are_warned_of() {
+    let pair = Pair::scenario(1);
+    pair.scratch.write("on-premises.toml", &pair.texts[ON_PREMISES]);
+    let more = "one@contoso.com,forward,two@contoso.com\ntwo@contoso.com,alias,one@contoso.com\n\
+        crowd@contoso.com,group,gone@contoso.com one@contoso.com\nlost@contoso.com,forward,gone@contoso.com\n";
+    pair.scratch.write("on-premises.csv", format!("{RECIPIENTS}{more}"));
+    let found = found(&pair.scratch, &pair.file(ON_PREMISES), &[]);
+    let expected = [
+        "warning on-premises.csv:10: one@contoso.com leads back to itself: one@contoso.com -> two@contoso.com -> one@contoso.com",
+        "warning on-premises.csv:12: crowd@contoso.com: nobody in this group can be reached; its mail is refused",
+    ];
+    assert_eq!(found.lines, expected);
+    assert_eq!(found.status, 0, "the relay runs with it");
+}
+
 /// One mistake: the scenario whose pair it is planted in, what is changed, and what is found of it, once, seen from
 /// whichever side.
 type Row = (&'static str, u8, fn(&mut Pair), &'static str);

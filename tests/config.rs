@@ -586,6 +586,28 @@ fn certificates_are_judged_by_the_date_given() {
     assert!(found[0].contains("the certificate of the issuer (CN=Issuer of the test) is missing"), "{found:?}");
 }
 
+/// One wrong file is one fault, which names all who need it.
+#[test]
+fn what_several_connectors_name_is_wrong_once() {
+    let place = Place::new();
+    place.certify("other", &Template::new(&["other.example"]));
+    let pair = "certificate = \"mail.crt\"\nkey = \"other.key\"\n";
+    let out =
+        |name: &str| format!("[[send_connector]]\nname = \"{name}\"\naddress_spaces = [\"{name}.example\"]\n{pair}");
+    let text = GOOD.replace("key = \"mail.key\"", "key = \"other.key\"")
+        + &out("two").replace(pair, &format!("{pair}tls = \"domain\"\nca_file = \"none.pem\"\n"))
+        + &out("three").replace(pair, &format!("{pair}tls = \"certificate\"\nca_file = \"none.pem\"\n"));
+    let found = place.findings(&text);
+    let [pair, roots] = found.as_slice() else { panic!("{found:?}") };
+    assert!(
+        pair.starts_with("error:13:1: receive_connector \"in\": certificate: FOLDER/other.key: the key does not "),
+        "{pair}"
+    );
+    assert!(pair.ends_with("; it is also named by send_connector \"two\", send_connector \"three\""), "{pair}");
+    assert!(roots.contains("send_connector \"two\": ca_file: ") && roots.contains("none.pem"), "{roots}");
+    assert!(roots.ends_with("; it is also named by send_connector \"three\""), "{roots}");
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_unreadable() {
     let place = Place::new();

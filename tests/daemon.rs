@@ -238,6 +238,32 @@ fn a_new_recipient_is_known_without_a_signal() {
     assert!(is_known("newcomer@contoso.com"), "the last good one stays");
 }
 
+/// The key of visits is copied from another relay: its marks count from then on, and one that is no key changes nothing.
+#[test]
+fn a_key_of_visits_that_is_replaced_counts_without_a_signal() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    scratch.issue(&scratch.authority(), "relay", &["mail.contoso.com"]);
+    scratch.write("recipients.csv", "address,type,target\njulie@contoso.com,on-premises,\n");
+    let daemon = Daemon::spawn(scratch.path(), &hybrid(sink.address));
+    let send = |content: &[u8]| {
+        let mut client = Client::hello(daemon.address());
+        client.deliver("erin@fabrikam.com", &["julie@contoso.com"], content).unwrap()
+    };
+    assert!(send(MESSAGE).starts_with("250"));
+    let marked = sink.wait_for(1).remove(0).content;
+    let is_known = || send(&marked).starts_with("451 4.4.6");
+    assert!(is_known(), "it has been here");
+    let file = scratch.file("spool/visit.key");
+    let own = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, "5".repeat(64)).unwrap();
+    wait_until("marks of the old key mean nothing", PATIENCE, || !is_known());
+    std::fs::write(&file, "no key").unwrap();
+    daemon.wait_for_log("visit.key: expected 64 hexadecimal digits");
+    assert!(!is_known(), "the last good one stays");
+    std::fs::write(&file, own).unwrap();
+    wait_until("its own key is back", PATIENCE, is_known);
+}
+
 /// A renewed certificate is presented without restart or signal.
 #[test]
 fn a_renewed_certificate_is_presented() {

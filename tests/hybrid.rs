@@ -232,11 +232,16 @@ struct Lost {
     recipients: [&'static str; 2],
     /// Replaced in both configurations.
     configuration: [&'static str; 2],
+    from: (Place, &'static str),
     to: &'static [&'static str],
     ends: &'static str,
     report: &'static str,
     says: &'static [&'static str],
+    /// What the events say.
+    told: &'static [&'static str],
 }
+
+const ERIN_WRITES: (Place, &str) = (Place::Internet, ERIN);
 
 const AUTHORITATIVE: &str = "name = \"contoso.com\"\n";
 const INTERNAL_RELAY: &str = "name = \"contoso.com\"\ntype = \"internal-relay\"\n";
@@ -257,81 +262,130 @@ const LOST: &[Lost] = &[
         scenario: 3,
         recipients: MOVED,
         configuration: [HYBRID, NO_GRACE],
+        from: ERIN_WRITES,
         to: &["zoe@contoso.com"],
         ends: "zoe: internet > P, then 5.4.6",
         report: "erin: P > internet",
-        says: BOTH_SIDES,
+        says: OUTSIDE,
+        told: BOTH_SIDES_TOLD,
     },
     Lost {
         what: "each side holds zoe to be on the other, MX there",
         scenario: 1,
         recipients: MOVED,
         configuration: [HYBRID, NO_GRACE],
+        from: ERIN_WRITES,
         to: &["zoe@contoso.com"],
         ends: "zoe: internet > C > P, then 5.4.6",
         report: "erin: P > C > internet",
-        says: BOTH_SIDES,
+        says: OUTSIDE,
+        told: BOTH_SIDES_TOLD,
     },
     Lost {
         what: "each side holds zoe to be on the other, everything on-premises first",
         scenario: 2,
         recipients: MOVED,
         configuration: [HYBRID, NO_GRACE],
+        from: ERIN_WRITES,
         to: &["zoe@contoso.com"],
         ends: "zoe: internet > C > P, then 5.4.6",
         report: "erin: P > C > internet",
-        says: BOTH_SIDES,
+        says: OUTSIDE,
+        told: BOTH_SIDES_TOLD,
     },
     Lost {
         what: "known on neither side, MX here",
         scenario: 4,
         recipients: ["", ""],
         configuration: [AUTHORITATIVE, INTERNAL_RELAY],
+        from: ERIN_WRITES,
         to: &["nobody@contoso.com"],
         ends: "nobody: internet > P, then 5.1.1",
         report: "erin: P > C > internet",
         says: &["5.1.1", "nobody@contoso.com"],
+        told: &[],
     },
     Lost {
         what: "known on neither side, MX there",
         scenario: 1,
         recipients: ["", ""],
         configuration: [AUTHORITATIVE, INTERNAL_RELAY],
+        from: ERIN_WRITES,
         to: &["nobody@contoso.com"],
         ends: "nobody: internet > C, then 5.1.1",
         report: "erin: C > internet",
         says: &["5.1.1", "nobody@contoso.com"],
+        told: &[],
     },
     Lost {
         what: "known on neither side, everything on-premises first",
         scenario: 2,
         recipients: ["", ""],
         configuration: [AUTHORITATIVE, INTERNAL_RELAY],
+        from: ERIN_WRITES,
         to: &["nobody@contoso.com"],
         ends: "nobody: internet > C, then 5.1.1",
         report: "erin: C > P > C > internet",
         says: &["5.1.1", "nobody@contoso.com"],
+        told: &[],
     },
     Lost {
         what: "a circle that neither side sees, MX here: cut where it comes the second time",
         scenario: 3,
         recipients: CIRCLE,
         configuration: [HYBRID, NO_GRACE],
+        from: ERIN_WRITES,
         to: &["ping@contoso.com"],
         ends: "ping: internet > P > C > P, then 5.4.6",
         report: "erin: P > internet",
-        says: &["5.4.6", "pong@contoso.com", "causeway trace --message-id"],
+        says: &["5.4.6", "routing loop in the recipient's organization"],
+        told: &["pong@contoso.com", "causeway trace --message-id"],
     },
     Lost {
         what: "a circle that neither side sees, MX there: by another door is no second time",
         scenario: 1,
         recipients: CIRCLE,
         configuration: [HYBRID, NO_GRACE],
+        from: ERIN_WRITES,
         to: &["ping@contoso.com"],
         ends: "pong: internet > C > P > C, then 5.4.6",
         report: "erin: C > internet",
-        says: &["5.4.6", "ping@contoso.com", "causeway trace --message-id"],
+        says: &["5.4.6", "routing loop in the recipient's organization"],
+        told: &["ping@contoso.com", "causeway trace --message-id"],
     },
+    Lost {
+        what: "each side holds zoe to be on the other, and one of our own writes",
+        scenario: 3,
+        recipients: MOVED,
+        configuration: [HYBRID, NO_GRACE],
+        from: (Place::OnPremises, JULIE),
+        to: &["zoe@contoso.com"],
+        ends: "zoe: onprem > P, then 5.4.6",
+        report: "julie: P > onprem",
+        says: BOTH_SIDES,
+        told: BOTH_SIDES_TOLD,
+    },
+    Lost {
+        what: "a circle that neither side sees, and one of our own writes",
+        scenario: 3,
+        recipients: CIRCLE,
+        configuration: [HYBRID, NO_GRACE],
+        from: (Place::OnPremises, JULIE),
+        to: &["ping@contoso.com"],
+        ends: "ping: onprem > P > C > P, then 5.4.6",
+        report: "julie: P > onprem",
+        says: &["5.4.6", "pong@contoso.com", "causeway trace --message-id"],
+        told: &["pong@contoso.com", "causeway trace --message-id"],
+    },
+];
+
+/// Whoever is outside learns that it is the organization's own fault, and no more.
+const OUTSIDE: &[&str] = &["5.4.6", "routing loop in the recipient's organization; its postmaster has the details"];
+
+/// What each believes stands in the events all the same.
+const BOTH_SIDES_TOLD: &[&str] = &[
+    "recipients.csv (here, cloud) has zoe@contoso.com as an on-premises mailbox",
+    "on this side (mail.contoso.com, on-premises): found in recipients.csv: cloud mailbox",
 ];
 
 /// Of a mailbox that each side holds to be at the other, the report says what each believes, and what to do.
@@ -357,7 +411,7 @@ async fn what_would_loop_ends_with_the_answer_of_the_interface() {
             text.replace(before, after)
         };
         let mut test = Test::with(lost.scenario, &recipients, &configuration).await;
-        let posted = test.post(&Mail { name: "lost", from: Place::Internet, sender: ERIN, to: lost.to }).await;
+        let posted = test.post(&Mail { name: "lost", from: lost.from.0, sender: lost.from.1, to: lost.to }).await;
         let report = test.arrivals(1).await.into_values().next().unwrap().remove(0);
         let story = test.told.story(&posted.message_id).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(shown(&story.paths), [lost.ends], "{what}\n{}", test.everything());
@@ -370,6 +424,15 @@ async fn what_would_loop_ends_with_the_answer_of_the_interface() {
         }
         for words in lost.says {
             assert!(read.contains(words), "{what}: {words}\n{text}");
+        }
+        let everything = test.everything();
+        for words in lost.told {
+            assert!(everything.contains(words), "{what}: {words}\n{everything}");
+        }
+        if lost.from == ERIN_WRITES {
+            for words in ["recipients.csv", "connector", "causeway trace", "on-premises mailbox"] {
+                assert!(!text.contains(words), "{what}: {words} is not for strangers\n{text}");
+            }
         }
         assert!(!text.to_ascii_lowercase().contains(ORGANIZATION[0]), "{what}: {text}");
         test.world.stop().await;
@@ -396,6 +459,33 @@ async fn mail_for_a_mailbox_that_moves_waits_for_it() {
     test.arrivals(1).await;
     let story = test.told.story(&posted.message_id).unwrap();
     assert_eq!(shown(&story.paths), ["zoe: internet > P > C > cloud"]);
+    test.world.stop().await;
+}
+
+/// The other way round: what changes is the directory of the side where the mail waits. It goes on at once, another way,
+/// long before it would have been tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mail_in_the_middle_of_a_move_follows_the_directory_here() {
+    let recipients = |place| MOVED[usize::from(place == Place::C)].to_owned();
+    let late = |_, text: String| text.replace("min_free_space", "retry = [\"1h\"]\nmin_free_space");
+    let mut test = Test::with(3, &recipients, &late).await;
+    let mail = Mail { name: "moving", from: Place::Internet, sender: ERIN, to: &["zoe@contoso.com"] };
+    let posted = test.post(&mail).await;
+    test.event(Place::P, "DEFER", "zoe@contoso.mail.onmicrosoft.com", "4.4.6").await;
+    assert!(test.world.arrivals.try_recv().is_err());
+
+    let file = test.world.folder.join("P/recipients.csv");
+    let moved = std::fs::read_to_string(&file).unwrap().replace(MOVED[0], MOVED[1]);
+    std::fs::write(&file, moved).unwrap();
+    assert!(test.world.on_premises.relay.reread());
+    let arrived = test.arrivals(1).await;
+    assert_eq!(arrived.keys().collect::<Vec<_>>(), [&posted.message_id]);
+    let told = test.told.since(0).into_iter().filter(|(place, _)| *place == Place::P);
+    let told: Vec<String> = told.map(|(_, record)| record.event).collect();
+    for (event, count) in [("RECEIVE", 1), ("DEFER", 1), ("TRANSFER", 1), ("SEND", 1), ("FAIL", 0), ("DSN", 0)] {
+        let found = told.iter().filter(|told| *told == event).count();
+        assert_eq!(found, count, "{event}: {told:?}");
+    }
     test.world.stop().await;
 }
 

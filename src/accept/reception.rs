@@ -16,12 +16,13 @@ use super::limits::Slot;
 use super::logins::{self, Logins};
 use super::{Addresses, Door, terms};
 use crate::clock;
+use crate::config::Origin;
 use crate::message::{Domain, Envelope, Recipient};
 use crate::relay::{Asked, Peer, ROUTED_LIMIT, Relay, Snapshot, Submission};
 use crate::route::{Routed, Verdict, trust};
-use crate::smtp::Reply;
 use crate::smtp::auth::Credentials;
 use crate::smtp::server::{Answer, Question, Terms};
+use crate::smtp::{Reply, Status};
 use crate::spool::Draft;
 use crate::tls::{ClientCertificate, Stream};
 
@@ -30,6 +31,11 @@ pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// After the expansion of so many it is others' turn: a pipeline of RCPTs would otherwise hold a core for seconds.
 const LARGE_GROUP: usize = 100;
+
+/// So many recipients whom nobody knows a stranger may name in one session; each further one is answered this much later,
+/// as long as most are unknown: an old list is no search. Who is known is answered at once. S-114.
+const UNKNOWN: usize = 5;
+const TARPIT: Duration = Duration::from_secs(2);
 
 /// One connection's view of the relay.
 pub(super) struct RelayReception {
@@ -53,6 +59,9 @@ pub(super) struct RelayReception {
     routed: Vec<Routed>,
     /// A recipient was one too many, groups expanded: of the others of this message none is looked at any more.
     full: bool,
+    /// How many recipients of this session were taken, and how many nobody knows.
+    known: usize,
+    unknown: usize,
     draft: Option<Draft>,
     /// Why the draft could not be kept; the message is refused at its end.
     failed: Option<io::Error>,
@@ -84,6 +93,8 @@ impl RelayReception {
             mail: None,
             routed: Vec::new(),
             full: false,
+            known: 0,
+            unknown: 0,
             draft: None,
             failed: None,
             slot,
@@ -154,6 +165,7 @@ impl RelayReception {
         match self.relay.check_recipient(&self.snapshot, &asked, recipient) {
             Ok(mut routed) => {
                 let large = routed.len() > LARGE_GROUP;
+                self.known += 1;
                 self.routed.append(&mut routed);
                 if large {
                     yield_now().await;
@@ -163,9 +175,23 @@ impl RelayReception {
             Err(reply) => {
                 // To expand a large group takes milliseconds, which a client could ask for with every line.
                 self.full = reply.code == 452;
+                self.tarpit(&reply).await;
                 yield_now().await;
                 Answer::Refuse(reply)
             }
+        }
+    }
+
+    /// Who asks for one unknown recipient after another is looking for those there are: it waits.
+    async fn tarpit(&mut self, reply: &Reply) {
+        let is_stranger = matches!(self.verdict.origin, Origin::Internet | Origin::Partner) && self.user.is_none();
+        if !is_stranger || reply.status != Some(Status(5, 1, 1)) {
+            return;
+        }
+        self.unknown += 1;
+        if self.unknown > UNKNOWN.max(self.known) {
+            // Nobody but this session waits.
+            sleep(TARPIT).await;
         }
     }
 
@@ -359,11 +385,15 @@ tls = "off"
 
     /// A connection of 192.0.2.1, which is of the connector "own".
     fn connection(folder: &Path) -> (RelayReception, Relay) {
+        connection_by(folder, CONFIGURATION)
+    }
+
+    fn connection_by(folder: &Path, text: &str) -> (RelayReception, Relay) {
         let settings = Settings { path: "/spool".into(), min_free_space: 0 };
         let disk = Arc::new(ModelDisk(Model::new(1)));
         let (spool, recovery) = Spool::open_on(disk, settings, Options::default()).unwrap();
         let _ = recovery.run();
-        let relay = Relay::new(snapshot(folder, CONFIGURATION), spool, Tracker::none());
+        let relay = Relay::new(snapshot(folder, text), spool, Tracker::none());
         relay.begin_stop();
         let snapshot = relay.snapshot();
         let listen = "127.0.0.1:25".parse().unwrap();
@@ -430,6 +460,37 @@ tls = "off"
                 assert!(answer.starts_with(recipient_said), "{what}: {answer}");
             }
         }
+    }
+
+    /// Who asks, whom for, and how many seconds each answer takes.
+    #[tokio::test]
+    async fn s114_a_search_for_recipients_is_slowed_and_mail_is_not() {
+        let (known, unknown) = ("anna@contoso.com", "nobody@contoso.com");
+        let old_list: Vec<(&str, u64)> = [(known, 0); 8].into_iter().chain([(unknown, 0); 7]).collect();
+        let search: Vec<(&str, u64)> =
+            [(unknown, 0); 5].into_iter().chain([(known, 0), (unknown, 2), (known, 0)]).collect();
+        let ours: Vec<(&str, u64)> = vec![(unknown, 0); 20];
+        let session = async |origin: &str, asked: &[(&str, u64)]| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("recipients.csv"), "address,type,target\nanna@contoso.com,cloud,\n")
+                .unwrap();
+            let text = CONFIGURATION.replace("origin = \"on-premises\"", &format!("origin = \"{origin}\""));
+            let (mut reception, relay) = connection_by(folder.path(), &text);
+            assert_eq!(said(&mut reception, sender()).await, "go");
+            for (number, (to, seconds)) in asked.iter().enumerate() {
+                let begun = Instant::now();
+                let answer = said(&mut reception, recipient(to)).await;
+                assert_eq!(answer == "go", *to == known, "{answer}");
+                assert_eq!(begun.elapsed().as_secs(), *seconds, "{origin}: {to}, number {number}");
+            }
+            drop((reception, relay));
+        };
+        tokio::join!(
+            session("internet", &old_list),
+            session("internet", &search),
+            session("partner", &search),
+            session("on-premises", &ours),
+        );
     }
 
     /// However large groups are: after the recipient that was one too many none is expanded any more, until the next

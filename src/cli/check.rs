@@ -15,9 +15,12 @@ use serde_json::json;
 
 use super::page;
 use crate::config::{self, Config, Places, Problem, Problems, Severity};
-use crate::directory::{Directory, LoadOutcome, users};
+use crate::directory::check::Surroundings;
+use crate::directory::{self, Directory, LoadOutcome, users};
 use crate::dns::Resolver;
+use crate::message::Domain;
 use crate::probe::{self, HostSeen, Limits, Report};
+use crate::route::Rules;
 use crate::route::both::{self, Premises, Spot, Which};
 
 mod show;
@@ -114,6 +117,7 @@ fn read(path: &Path, now: Timestamp) -> Read {
     let mut directory = Directory::default();
     if let Some(config) = &config {
         directory = directories(config, &mut problems);
+        dead_ends(config, &directory, &mut problems);
         logins(config, &mut problems);
     }
     Read { config, directory, problems }
@@ -143,6 +147,21 @@ fn directories(config: &Config, problems: &mut Problems) -> Directory {
         }
     }
     directory
+}
+
+/// Forwards, aliases and groups whose mail comes to nothing. The relay runs with them: only their own mail fails.
+fn dead_ends(config: &Config, directory: &Directory, problems: &mut Problems) {
+    let rules = Rules { config, directory };
+    let accepted = |domain: &Domain| rules.ours(domain).map(|(_, kind)| kind);
+    let routing_domain = config.hybrid.as_ref().map(|hybrid| &hybrid.routing_domain);
+    let around = Surroundings { accepted: &accepted, routing_domain };
+    let mut found = directory::check::dead_ends(directory, &config.directories, &around);
+    let more = found.len().saturating_sub(SHOWN_FAULTS);
+    found.truncate(SHOWN_FAULTS);
+    if let (1.., Some(last)) = (more, found.last_mut()) {
+        last.text.push_str(&format!("; {more} more such faults: `causeway directory check` shows all"));
+    }
+    problems.0.extend(found.into_iter().map(|problem| Problem { severity: Severity::Warning, ..problem }));
 }
 
 /// What both show together, with its places.

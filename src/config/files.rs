@@ -1,7 +1,7 @@
 //! The files that a configuration names: certificates with their keys, roots, secrets.
 //!
-//! Each is read once however many connectors name it, and what is wrong with it is said at every place that needs
-//! it. Not here: directories, which change by themselves and are read by `directory`.
+//! Each is read once however many connectors name it, and what is wrong with it is said once, at the first of them, with
+//! the names of the others. Not here: directories, which change by themselves and are read by `directory`.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -24,14 +24,38 @@ const SECRET_LIMIT: u64 = 4096;
 pub(super) struct Files {
     /// When certificates must be in time; `None`: whoever asks does not ask about time.
     now: Option<Timestamp>,
-    identities: HashMap<(PathBuf, PathBuf), Result<Identity, String>>,
-    roots: HashMap<PathBuf, Result<Roots, String>>,
+    identities: HashMap<(PathBuf, PathBuf), Result<Identity, Wrong>>,
+    roots: HashMap<PathBuf, Result<Roots, Wrong>>,
     /// Read when first needed: a relay that verifies nobody runs without any.
-    system: Option<Result<Roots, String>>,
+    system: Option<Result<Roots, Wrong>>,
     /// What is in use now, where that is to stay rather than give way to something worse.
     serving: Option<Serving>,
     /// Why it stayed.
     kept: Vec<String>,
+}
+
+/// What cannot be used.
+#[derive(Debug, Clone)]
+enum Wrong {
+    /// For this reason, which nobody has been told.
+    Untold(String),
+    /// It was told as the problem with this index.
+    Told(usize),
+}
+
+impl Wrong {
+    /// Tells it at `key` of `table`, or names that where it was told.
+    fn tell(&mut self, table: &Table<'_>, key: &str, problems: &mut Problems) -> Reported {
+        match self {
+            Self::Told(first) => table.complain_too(*first, problems),
+            Self::Untold(why) => {
+                let first = problems.0.len();
+                let reported = table.complain(key, &*why, problems);
+                *self = Self::Told(first);
+                reported
+            }
+        }
+    }
 }
 
 /// What a running relay has of its files.
@@ -86,21 +110,21 @@ impl Files {
             }
         };
         let pair = (certificate, key);
-        if let Some(known) = self.identities.get(&pair) {
+        if let Some(known) = self.identities.get_mut(&pair) {
             return match known {
                 Ok(identity) => Ok(Some(identity.clone())),
-                Err(why) => Err(table.complain("certificate", why, problems)),
+                Err(wrong) => Err(wrong.tell(table, "certificate", problems)),
             };
         }
-        let identity = self.load(&pair);
-        let found = match &identity {
+        let mut identity = self.load(&pair).map_err(Wrong::Untold);
+        let found = match &mut identity {
             Ok(identity) => {
                 if is_world_readable(&pair.1) {
                     table.warn("key", "every user of this host can read the key; chmod o= takes that away", problems);
                 }
                 Ok(Some(identity.clone()))
             }
-            Err(why) => Err(table.complain("certificate", why, problems)),
+            Err(wrong) => Err(wrong.tell(table, "certificate", problems)),
         };
         self.identities.insert(pair, identity);
         found
@@ -183,12 +207,15 @@ impl Files {
                         kept.push(why);
                         Ok(old.clone())
                     }
-                    (read, _) => read,
+                    (read, _) => read.map_err(Wrong::Untold),
                 }
             }),
-            None => system.get_or_insert_with(Roots::system),
+            None => system.get_or_insert_with(|| Roots::system().map_err(Wrong::Untold)),
         };
-        roots.clone().map_err(|why| table.complain(key, why, problems))
+        match roots {
+            Ok(roots) => Ok(roots.clone()),
+            Err(wrong) => Err(wrong.tell(table, key, problems)),
+        }
     }
 }
 

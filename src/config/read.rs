@@ -24,6 +24,9 @@ pub(super) type Read<T> = Result<T, Reported>;
 /// Keys that stand above the first section. Below it TOML counts them to that section, which surprises everybody.
 const TOP: [&str; 4] = ["hostname", "postmaster", "shutdown_grace", "user"];
 
+/// Before the other sections that something wrong is named by.
+const ALSO: &str = "; it is also named by ";
+
 /// Mistakes in one file beyond which nobody reads on.
 const SYNTAX_ERRORS: usize = 100;
 
@@ -452,6 +455,16 @@ impl<'a> Table<'a> {
 
     fn report(&self, key: &str, at: usize, text: String, problems: &mut Problems) -> Reported {
         self.say(Severity::Error, Some(at), Some(key), &text, problems);
+        Reported
+    }
+
+    /// What is wrong with something that several sections name is said at the first; there the others are named.
+    pub(super) fn complain_too(&self, first: usize, problems: &mut Problems) -> Reported {
+        if let Some(problem) = problems.0.get_mut(first) {
+            let link = if problem.text.contains(ALSO) { ", " } else { ALSO };
+            problem.text.push_str(link);
+            problem.text.push_str(&self.what);
+        }
         Reported
     }
 

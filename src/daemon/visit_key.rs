@@ -1,7 +1,8 @@
 //! The file of the key that marks visits: `visit.key` in the spool's folder, 64 hexadecimal digits.
 //!
 //! It is made at the first start. Relays that stand beside each other share it by a copy: then each knows what the
-//! others have seen. Without it the marks of messages under way would mean nothing; so it is never replaced.
+//! others have seen. Without it the marks of messages under way would mean nothing; so it is never replaced by itself. A
+//! copy of another's that is put in its place counts from then on, as any file does that changes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,21 +11,43 @@ use std::path::Path;
 
 use crate::message::visit::{KEY_LEN, Key};
 
+/// The file's name.
+pub(super) const NAME: &str = "visit.key";
+
 /// The key in `folder`, made if there is none.
 ///
 /// # Errors
 /// It cannot be read or made, or is not a key; with the file's name.
 pub(super) fn open(folder: &Path) -> io::Result<Key> {
-    let path = folder.join("visit.key");
-    let with_path = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let path = folder.join(NAME);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(folder, &path).map_err(with_path)?,
-        Err(error) => return Err(with_path(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(folder, &path).map_err(|error| at(&path, &error))?
+        }
+        Err(error) => return Err(at(&path, &error)),
     };
+    key_in(&text, &path)
+}
+
+/// The key in `folder` as it is now: somebody may have copied another's there.
+///
+/// # Errors
+/// It cannot be read, or is not a key; with the file's name. A new one is not made: the old one still means something.
+pub(super) fn read(folder: &Path) -> io::Result<Key> {
+    let path = folder.join(NAME);
+    let text = fs::read_to_string(&path).map_err(|error| at(&path, &error))?;
+    key_in(&text, &path)
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn key_in(text: &str, path: &Path) -> io::Result<Key> {
     let key = parse(text.trim_ascii()).ok_or_else(|| {
         let text = "expected 64 hexadecimal digits; copy it from the relay that shares it, or remove it for a new one";
-        with_path(io::Error::new(io::ErrorKind::InvalidData, text))
+        at(path, &io::Error::new(io::ErrorKind::InvalidData, text))
     })?;
     Ok(Key::new(&key))
 }

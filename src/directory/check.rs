@@ -47,6 +47,7 @@ pub fn check(sources: &[DirectorySource], around: &Surroundings<'_>) -> Checked 
         first: HashMap::new(),
         nodes: Vec::new(),
         found: Vec::new(),
+        all: true,
     };
     for (number, report) in reports.iter().enumerate() {
         if let LoadOutcome::Refused { why, .. } = &report.outcome {
@@ -61,6 +62,27 @@ pub fn check(sources: &[DirectorySource], around: &Surroundings<'_>) -> Checked 
     Checked { problems: Problems(check.found.into_iter().map(|(_, problem)| problem).collect()), recipients }
 }
 
+/// Only what no single line shows and costs mail: circles, and groups of nobody. Of sources that are loaded. Blocking.
+pub fn dead_ends(directory: &Directory, sources: &[DirectorySource], around: &Surroundings<'_>) -> Vec<Problem> {
+    let mut check = Check {
+        sources,
+        around,
+        directory: Directory { sources: directory.sources.clone() },
+        hasher: RandomState::new(),
+        first: HashMap::new(),
+        nodes: Vec::new(),
+        found: Vec::new(),
+        all: false,
+    };
+    for number in 0..sources.len() {
+        check.lines(number as u32);
+    }
+    check.found.clear();
+    check.graph();
+    check.found.sort_by_key(|(source, problem)| (*source, problem.place));
+    check.found.into_iter().map(|(_, problem)| problem).collect()
+}
+
 struct Check<'a> {
     sources: &'a [DirectorySource],
     around: &'a Surroundings<'a>,
@@ -72,6 +94,8 @@ struct Check<'a> {
     /// Forwards, groups and aliases.
     nodes: Vec<Node>,
     found: Vec<(u32, Problem)>,
+    /// Targets that lead nowhere and chains that are too long are told too.
+    all: bool,
 }
 
 struct Node {
@@ -249,7 +273,7 @@ impl Check<'_> {
                     Leads::Nowhere(why) => nowhere.push(why),
                 }
             }
-            let Some(first) = nowhere.first() else { continue };
+            let Some(first) = nowhere.first().filter(|_| self.all) else { continue };
             let more = match nowhere.len() {
                 1 => String::new(),
                 2 => ", and 1 more member leads nowhere".to_owned(),
@@ -275,7 +299,7 @@ impl Check<'_> {
         }
         for (number, &depth) in circles.depth.iter().enumerate() {
             // Only where it becomes too much: those before it in the chain would all say the same.
-            if depth == DEPTH_LIMIT {
+            if depth == DEPTH_LIMIT && self.all {
                 let node = &nodes[number];
                 let text = format!(
                     "{}: {DEPTH_LIMIT} or more forwards, groups and aliases one behind the other",

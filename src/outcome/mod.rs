@@ -14,6 +14,7 @@ use crate::message::Envelope;
 
 pub mod report;
 pub mod setback;
+pub mod spans;
 pub mod tracking;
 
 pub use setback::Setback;

@@ -1,6 +1,7 @@
 //! Why one attempt at one hop brought a recipient no further, and what follows.
 
 use crate::message::Domain;
+use crate::smtp::reply::{LOOPS_INSIDE, MOVING_INSIDE};
 use crate::smtp::{Reply, Status};
 use crate::tls::Unmet;
 
@@ -351,6 +352,31 @@ impl Setback {
         }
     }
 
+    /// The same for somebody outside of the organization, where it tells how that routes its mail: connectors, files and
+    /// entries are for the event, the log and its own people. `None`: it may be told as it is.
+    pub fn for_outsiders(&self) -> Option<Self> {
+        let plain = || LOOPS_INSIDE.to_owned();
+        match self {
+            Self::Disagreed { answer, .. } => match &**answer {
+                Self::Answered { host, command, reply } => {
+                    let text = if reply.is_temporary() { MOVING_INSIDE } else { LOOPS_INSIDE };
+                    let reply = Reply { text: text.into(), ..reply.clone() };
+                    Some(Self::Answered { host: host.clone(), command, reply })
+                }
+                other => other.for_outsiders(),
+            },
+            Self::Circles { address, .. } => Some(Self::Circles { address: address.clone(), why: plain(), see: None }),
+            Self::Unroutable { address, status: status @ Status(_, 4, 6), .. } => {
+                Some(Self::Unroutable { address: address.clone(), why: plain(), status: *status })
+            }
+            Self::Expired { lifetime, last } => {
+                let last = Box::new(last.for_outsiders()?);
+                Some(Self::Expired { lifetime: lifetime.clone(), last })
+            }
+            _ => None,
+        }
+    }
+
     /// What came of the attempt, as a report tells it: everything but [`Setback::beside`] and [`Setback::see`].
     pub fn came(&self) -> String {
         match self {
@@ -567,6 +593,40 @@ mod tests {
             (Setback::Spool { why: why.clone() }, Status(4, 3, 0)),
             (Setback::Overload { why }, Status(4, 4, 5)),
         ]
+    }
+
+    /// Outsiders learn that it loops, under the same status, and nothing of who believes what.
+    #[test]
+    fn outsiders_are_told_no_more_than_they_need() {
+        let host = answered_to("RCPT", 550, Some(Status(5, 4, 6)), "SECRET.csv (here, cloud) has it");
+        let wait = answered_to("RCPT", 451, Some(Status(4, 4, 6)), "SECRET.csv (here, cloud) has it");
+        let disagreed = |answer: &Setback| {
+            let (here, see) = ("by send connector SECRET".to_owned(), Some("SECRET".to_owned()));
+            Setback::Disagreed { answer: Box::new(answer.clone()), here, see }
+        };
+        let circles = Setback::Circles { address: "a@b".into(), why: "SECRET".into(), see: Some("SECRET".into()) };
+        let member = |status| Setback::Unroutable { address: "a@b".into(), why: "SECRET".into(), status };
+        let expired = Setback::Expired { lifetime: "2 days".into(), last: Box::new(disagreed(&wait)) };
+        for (setback, changes) in [
+            (disagreed(&host), true),
+            (disagreed(&wait), true),
+            (circles, true),
+            (member(Status(5, 4, 6)), true),
+            (expired, true),
+            (member(Status(5, 1, 1)), false),
+            (host, false),
+        ] {
+            let Some(told) = setback.for_outsiders() else {
+                assert!(!changes, "{setback}");
+                continue;
+            };
+            assert!(changes, "{setback}");
+            assert_eq!(told.status(), setback.status());
+            assert_eq!((told.beside(), told.see()), (None, None));
+            for text in [told.to_string(), told.came(), told.diagnostic()] {
+                assert!(!text.contains("SECRET"), "{text}");
+            }
+        }
     }
 
     #[test]

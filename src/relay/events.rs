@@ -10,14 +10,15 @@ use super::work::Tried;
 use super::{Asked, Peer, Relay};
 use crate::clock;
 use crate::config::{ConnectorName, ReceiveConnector};
-use crate::deliver::Delivered;
+use crate::deliver::{Attempt, Delivered};
 use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::outcome::Setback;
+use crate::outcome::spans::Facts;
 use crate::outcome::tracking::{Event, EventKind};
 use crate::route::trust::Words;
 use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict};
 use crate::smtp::{Reply, Status};
-use crate::spool::Message;
+use crate::spool::{Message, NewMessage};
 
 /// What resolving one recipient found, kept until the message is accepted.
 #[derive(Debug)]
@@ -255,6 +256,18 @@ impl Relay {
         }
     }
 
+    /// One event about recipients of a copy.
+    pub(super) fn track_recipients(&self, tried: &Tried<'_>, kind: EventKind, of: &[u16], why: &dyn fmt::Display) {
+        let copy = tried.copy();
+        let to: Vec<&Address> = of.iter().filter_map(|index| address(copy, *index)).collect();
+        self.0.tracker.write(&Event {
+            to: &to,
+            connector: Some(&copy.via.0),
+            detail: Some(why),
+            ..about(tried.message, kind)
+        });
+    }
+
     /// DSN: a report about this message was written.
     pub(super) fn track_report(&self, about_message: &Message, report: MessageId, what: &str) {
         let Some(sender) = &about_message.envelope.sender else { return };
@@ -267,6 +280,73 @@ impl Relay {
     pub(super) fn track_dropped(&self, message: &Message, to: &[&Address], why: &dyn fmt::Display) {
         self.0.tracker.write(&Event { to, detail: Some(why), ..about(message, EventKind::Drop) });
     }
+}
+
+/// What a trace says of a message's arrival; see `outcome::spans` for what it does not say.
+pub(super) fn receive_span(message: &NewMessage, peer: &Peer, size: u64) -> Facts {
+    let mut attributes = vec![
+        ("causeway.connector", message.connector.to_string()),
+        ("client.address", peer.ip.to_string()),
+        ("causeway.size", size.to_string()),
+    ];
+    attributes.extend(peer.tls.clone().map(|tls| ("causeway.tls", tls)));
+    Facts { attributes, failed: false }
+}
+
+/// Where it is to go.
+pub(super) fn resolve_span(message: &NewMessage) -> Facts {
+    let recipients: usize = message.copies.iter().map(|copy| copy.recipients.len()).sum();
+    let mut via: Vec<&str> = message.copies.iter().map(|copy| &*copy.via.0).collect();
+    via.sort_unstable();
+    via.dedup();
+    let attributes = vec![
+        ("causeway.copies", message.copies.len().to_string()),
+        ("causeway.recipients", recipients.to_string()),
+        ("causeway.connectors", via.join(" ")),
+    ];
+    Facts { attributes, failed: false }
+}
+
+/// What an attempt came to: each host, proof and answer once, the first of them.
+pub(super) fn attempt_span(copy: &HopCopy, before: u16, attempt: &Attempt) -> Facts {
+    const SHOWN: usize = 8;
+    let (mut hosts, mut proofs, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+    let mut failed = false;
+    let note = |list: &mut Vec<String>, text: String| {
+        if list.len() < SHOWN && !list.contains(&text) {
+            list.push(text);
+        }
+    };
+    for (_, result) in &attempt.results {
+        match result {
+            Ok(Delivered { host, reply, proof, .. }) => {
+                note(&mut hosts, host.clone());
+                note(&mut proofs, proof.to_string());
+                note(&mut replies, format!("{} {}", reply.code, reply.status_or_class()));
+            }
+            Err(setback) => {
+                failed = true;
+                setback.remote_mta().into_iter().for_each(|host| note(&mut hosts, host.to_owned()));
+                // What a host says may name a recipient; its code does not.
+                let reply = match setback {
+                    Setback::Answered { command, reply, .. } => {
+                        format!("{command}: {} {}", reply.code, reply.status_or_class())
+                    }
+                    other => other.status().to_string(),
+                };
+                note(&mut replies, reply);
+            }
+        }
+    }
+    let attributes = vec![
+        ("causeway.connector", copy.via.to_string()),
+        ("causeway.attempt", (u32::from(before) + 1).to_string()),
+        ("causeway.recipients", attempt.results.len().to_string()),
+        ("server.address", hosts.join("; ")),
+        ("causeway.tls", proofs.join("; ")),
+        ("causeway.reply", replies.join("; ")),
+    ];
+    Facts { attributes, failed }
 }
 
 fn displays<'a>(words: &'a [Words<'_>]) -> Vec<&'a dyn fmt::Display> {

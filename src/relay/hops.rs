@@ -93,6 +93,16 @@ enum End {
 }
 
 impl Simulation {
+    /// All places together bear so many connections.
+    fn bounded(tempers: &[Temper], bound: usize) -> Self {
+        let mut simulation = Self::new(tempers);
+        simulation.schedule = Schedule::new(simulation.retry.clone()).bounded(bound);
+        for place in &mut simulation.places {
+            place.lane = simulation.schedule.lane(&via(), &place.hop, MAX);
+        }
+        simulation
+    }
+
     fn new(tempers: &[Temper]) -> Self {
         let retry: Vec<_> = [1, 5, 10, 20, 30].map(|minutes| minutes * MINUTE).to_vec();
         let start = Instant::now();
@@ -136,6 +146,10 @@ impl Simulation {
         }
     }
 
+    fn place_of(&self, lane: LaneId) -> usize {
+        self.places.iter().position(|place| place.lane == lane).unwrap()
+    }
+
     fn elapsed(&self) -> Duration {
         self.now - self.start
     }
@@ -160,7 +174,7 @@ impl Simulation {
                 self.end(place, Item { attempts }, what);
             }
             for lane in self.schedule.due(self.now) {
-                let place = self.places.iter().position(|place| place.lane == lane).unwrap();
+                let place = self.place_of(lane);
                 self.take(place);
             }
         }
@@ -177,7 +191,13 @@ impl Simulation {
 
     /// A worker that was counted takes its next.
     fn take(&mut self, at: usize) {
-        let Some(item) = self.schedule.take(self.places[at].lane, self.now) else { return };
+        let Some(item) = self.schedule.take(self.places[at].lane, self.now) else {
+            for lane in self.schedule.fill() {
+                let place = self.place_of(lane);
+                self.take(place);
+            }
+            return;
+        };
         let since = self.now - self.start;
         let place = &mut self.places[at];
         place.begun.push((since, place.busy));
@@ -294,6 +314,46 @@ fn f037_concurrency_settles_near_the_limit_and_rises_again() {
             assert_eq!(simulation.depth(0).active, MAX, "{row}: the limit was lifted");
         }
     }
+}
+
+/// After a restart everything is due at once. However many domains that is, no more connections are open than there may
+/// be; every domain gets its turn early, a large one does not keep the small ones waiting, and one that hangs holds
+/// no more than its places.
+#[test]
+fn a_restart_with_thousands_of_domains_opens_no_more_connections_than_may_be() {
+    const BOUND: usize = 100;
+    const SMALL: usize = 2000;
+    let mut tempers = vec![Temper::Takes(millis(20)); SMALL + 1];
+    tempers.extend([Temper::Hangs; 20]);
+    tempers.extend([Temper::Refuses; 200]);
+    let mut simulation = Simulation::bounded(&tempers, BOUND);
+    let mut most = 0;
+    // The large domain is the first, and has enough for all.
+    simulation.put(0, 50_000);
+    for place in 1..tempers.len() {
+        simulation.put(place, if place % 2 == 0 { 3 } else { 12 });
+    }
+    for tick in 1..=3000 {
+        simulation.run_until(millis(20 * tick));
+        most = most.max(simulation.under_way.len());
+    }
+    assert_eq!(most, BOUND, "all places are used, and no more");
+    let small = &simulation.places[1..=SMALL];
+    // 100 at 20 ms are 5000 a second, less what hangs: 15,000 messages, of which a slice each goes first.
+    let first = small.iter().map(|place| place.taken[0]).max().unwrap();
+    assert!(first < seconds(6), "the last of the small ones began after {first:?}");
+    for (number, place) in small.iter().enumerate() {
+        let all = if (number + 1) % 2 == 0 { 3 } else { 12 };
+        assert_eq!(place.taken.len(), all, "place {}", number + 1);
+    }
+    let large = &simulation.places[0];
+    assert!(large.taken.iter().any(|at| *at < seconds(1)), "the large one moves meanwhile");
+    assert!(large.taken.len() > 20_000, "and then takes all that is left: {}", large.taken.len());
+    assert!(large.most_open == MAX);
+    simulation.run_until(90 * MINUTE);
+    assert_eq!(simulation.places[0].taken.len(), 50_000);
+    let (active, line) = simulation.schedule.load();
+    assert!(active <= BOUND && line <= tempers.len(), "{active} {line}");
 }
 
 /// A hop that answers 421 to everything, because it ends or is full, is not asked for each message that waits.

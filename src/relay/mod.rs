@@ -25,6 +25,7 @@ use crate::directory::Directory;
 use crate::directory::users::UserFiles;
 use crate::message::received::Received;
 use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header, visit};
+use crate::outcome::spans::{self, Begun, Facts, Trace};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{Disagreements, Refusal, RefusalKind, Routed, Verdict, plan};
@@ -33,6 +34,7 @@ use crate::spool::disk::crash_point;
 use crate::spool::{Draft, Message, NewMessage, Receipt, Recovered, Recovery, Spool, Waiting};
 
 mod acknowledge;
+mod backscatter;
 mod early;
 mod events;
 mod hands;
@@ -40,6 +42,7 @@ pub mod history;
 #[cfg(test)]
 mod hops;
 pub mod meter;
+mod moves;
 mod origin;
 pub mod pressure;
 pub mod queue;
@@ -52,10 +55,12 @@ mod tests;
 mod visits;
 mod work;
 
+use backscatter::Backscatter;
 use early::Early;
 use hands::Queue;
 use history::History;
 use meter::Meter;
+use moves::Disputed;
 use pressure::{Level, Pressure};
 use recent::Recent;
 use schedule::{LaneId, Schedule};
@@ -114,6 +119,12 @@ struct Inner {
     history: Mutex<History>,
     /// Mailboxes that each premises holds to be at the other.
     disagreements: Mutex<Disagreements>,
+    /// Reports to those outside.
+    backscatter: Mutex<Backscatter>,
+    /// Copies that wait because of one.
+    disputed: Mutex<Disputed>,
+    /// Something that decides where mail goes was replaced.
+    replaced: Notify,
     /// [`PUT_LIMIT`], less in tests.
     put_limit: Duration,
     pressure: Pressure,
@@ -174,8 +185,9 @@ impl Relay {
 
     /// As [`Relay::new`], with another patience for the disk.
     pub(crate) fn with(snapshot: Snapshot, spool: Spool, tracker: Tracker, put_limit: Duration) -> Self {
-        let queue = Mutex::new(Queue::new(Schedule::new(snapshot.config.spool.retry.clone())));
         let pressure = Pressure::find();
+        let schedule = Schedule::new(snapshot.config.spool.retry.clone()).bounded(pressure.room_for_deliveries());
+        let queue = Mutex::new(Queue::new(schedule));
         if let Some(bound) = pressure.bound() {
             info!(bound, "memory is bounded: new mail is refused before it is used up");
         }
@@ -194,6 +206,9 @@ impl Relay {
             recent: Recent::default(),
             history: Mutex::default(),
             disagreements: Mutex::default(),
+            backscatter: Mutex::default(),
+            disputed: Mutex::default(),
+            replaced: Notify::new(),
             put_limit,
             pressure,
         }))
@@ -223,6 +238,7 @@ impl Relay {
             self.work(lane);
         }
         self.0.wake.notify_one();
+        self.0.replaced.notify_one();
         last
     }
 
@@ -323,7 +339,14 @@ impl Relay {
         let Resolution { mut routed, failed } = rules.expand(&asking, &recipient).map_err(|refusal| {
             let refusal = self.allow_for_a_move(&snapshot.config, refusal);
             self.track_refusal(asked, &recipient, &refusal);
-            refusal.to_reply()
+            let sender = asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref());
+            if visits::is_inside(&snapshot.config, asked.verdict.origin, sender, snapshot.directory.as_ref()) {
+                return refusal.to_reply();
+            }
+            if matches!(refusal.kind, RefusalKind::Disagreement(_) | RefusalKind::Moving(_)) {
+                info!(peer = %asked.peer, to = %recipient.address, "refused, and told in few words: {refusal}");
+            }
+            refusal.to_reply_outside()
         })?;
         routed.extend(failed.into_iter().map(|member| work::nowhere(&recipient, member)));
         // One recipient alone is below the limit: `route` sees to that.
@@ -359,6 +382,7 @@ impl Relay {
     /// Takes a whole message and says what the end of its data is answered with.
     pub async fn take(&self, snapshot: &Arc<Snapshot>, submission: Submission) -> Reply {
         let Submission { mut envelope, mut routed, draft, connector, peer, verdict } = submission;
+        let (arriving, resolving) = (draft.begun(), Begun::now());
         let head = draft.head();
         let facts = header::facts(&head);
         let size = draft.len();
@@ -396,7 +420,12 @@ impl Relay {
                 Circling::Refuse(reply) => {
                     let status = reply.status_or_class();
                     self.track_refused_message(&envelope, &connector, &peer, &verdict, status, &reply);
-                    return reply;
+                    let (sender, directory) = (envelope.sender.as_ref(), snapshot.directory.as_ref());
+                    if visits::is_inside(config, verdict.origin, sender, directory) {
+                        return reply;
+                    }
+                    info!(peer = %peer.ip, connector = %connector.name, "refused, and told in few words: {reply}");
+                    return Reply::loops_inside(reply.is_temporary());
                 }
             }
         }
@@ -437,6 +466,9 @@ impl Relay {
             copies: plan::plan(routed),
             settles: Vec::new(),
         };
+        let trace = Trace::of(message.message_id.as_deref(), id);
+        spans::tell(arriving, trace, id, "receive", || events::receive_span(&message, &peer, size));
+        spans::tell(resolving, trace, id, "resolve", || events::resolve_span(&message));
         if let Acknowledge::DeliveredOrDurable { window } = config.spool.acknowledge {
             return self
                 .take_early(snapshot, message, window, |relay, message| {
@@ -460,9 +492,11 @@ impl Relay {
     async fn put(&self, message: NewMessage) -> Result<Receipt, Reply> {
         let id = message.id;
         let begun = clock::now();
+        let (committing, trace) = (Begun::now(), Trace::of(message.message_id.as_deref(), id));
         match tokio::time::timeout(self.0.put_limit, self.0.spool.put(message)).await {
             Ok(Ok(receipt)) => {
                 self.0.meter.commit.add(clock::now().saturating_duration_since(begun));
+                spans::tell(committing, trace, id, "commit", Facts::default);
                 Ok(receipt)
             }
             Ok(Err(error)) => {

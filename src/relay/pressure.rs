@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 
+use nix::sys::resource::{Resource, getrlimit};
 use tracing::{info, warn};
 
 /// How long an answer of the system is good for, in milliseconds.
@@ -21,6 +22,14 @@ const FRESH: u64 = 1000;
 /// Per cent of the bound at which each step begins, and below which it ends.
 const NO_MAIL: (u64, u64) = (80, 74);
 const NO_CONNECTION: (u64, u64) = (90, 84);
+
+/// Memory that one connection to a next hop takes at most: buffers, and what TLS keeps; in bytes.
+const DELIVERY: u64 = 256 * 1024;
+
+/// Connections to next hops that there may be whatever is short, and that there need not be more of: each costs its hop
+/// something too.
+const LEAST_DELIVERIES: u64 = 16;
+const MOST_DELIVERIES: u64 = 2000;
 
 /// What is turned away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +106,13 @@ impl Pressure {
         self.bound().or_else(machine).map_or(u64::MAX, |bytes| (bytes / 4).max(8 << 20))
     }
 
+    /// How many connections deliveries may have open at one time. A quarter of the descriptors: the rest is for clients, idle
+    /// connections and files. And a quarter of the memory, where that is bounded.
+    pub fn room_for_deliveries(&self) -> usize {
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+        room_for_deliveries(descriptors, self.bound())
+    }
+
     /// What is turned away now.
     pub fn level(&self) -> Level {
         if !self.bounds.is_empty() {
@@ -132,6 +148,12 @@ impl Pressure {
             _ => warn!(percent, limit, "memory runs out: new connections are refused, 421 4.3.2"),
         }
     }
+}
+
+fn room_for_deliveries(descriptors: u64, memory: Option<u64>) -> usize {
+    let by_memory = memory.map_or(u64::MAX, |bytes| bytes / 4 / DELIVERY);
+    let room = (descriptors / 4).min(by_memory).clamp(LEAST_DELIVERIES, MOST_DELIVERIES);
+    usize::try_from(room).unwrap_or(usize::MAX)
 }
 
 /// Steps as numbers, so that they fit into an atomic: 0, 1 or 2.
@@ -227,6 +249,21 @@ mod tests {
             (2, 120, 2),
         ] {
             assert_eq!(next_level(before, percent), after, "{before} at {percent} %");
+        }
+    }
+
+    /// Descriptors, bound on memory in MiB, connections.
+    #[test]
+    fn deliveries_take_a_quarter_of_what_there_is() {
+        for (descriptors, memory, expected) in [
+            (1024, None, 256),
+            (524_288, None, 2000),
+            (524_288, Some(512), 512),
+            (1024, Some(64), 64),
+            (20, Some(1), 16),
+        ] {
+            let memory = memory.map(|megabytes: u64| megabytes << 20);
+            assert_eq!(room_for_deliveries(descriptors, memory), expected, "{descriptors} {memory:?}");
         }
     }
 

@@ -812,7 +812,7 @@ impl Relay {
     }
 
     /// Gives a copy that was grasped a place in the schedule again, a while from now.
-    fn put_back(&self, message: &Standing, copy: &CopyStanding, known: Known) -> (LaneId, Item) {
+    pub(super) fn put_back(&self, message: &Standing, copy: &CopyStanding, known: Known) -> (LaneId, Item) {
         let config = &self.snapshot().config;
         let mut queue = self.queue();
         let turn = queue.turn((message.id, copy.number));

@@ -529,6 +529,18 @@ impl Relay {
         found
     }
 
+    /// Recipients of a copy go on as `on`, another way: they count there, and no more where they went before.
+    pub(super) fn flow_moved(&self, tried: &Tried<'_>, moved: &[u16], on: &Message, noted: &[Noted]) {
+        if !self.0.recent.is_on() {
+            return;
+        }
+        // Longer ago than anybody can ask about.
+        self.flow_settled((tried.item.id, tried.item.copy), moved.iter().copied(), State::Waiting, 0);
+        let config = &self.snapshot().config;
+        let by = config.receive_connectors.iter().find(|one| *one.name.0 == *on.connector);
+        self.flow_in(on, by.map(|by| (by.origin, &by.name)), on.content.len(), noted);
+    }
+
     /// An operator took recipients away.
     pub(super) fn flow_removed(&self, id: MessageId, copy: u16, indexes: &[u16]) {
         if self.0.recent.is_on() {

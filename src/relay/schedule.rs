@@ -7,6 +7,11 @@
 //! them while it answers. Lanes share nothing, so one that rests holds up nobody else. What is due later waits in one
 //! heap ordered by time.
 //!
+//! All lanes together have a bound too: more connections than there are descriptors and memory for help nobody. Where it is
+//! reached, lanes wait for places in one line. While one without any worker waits, a lane gives up all of its own but one
+//! as they come back for more, and that one after a few items; then it stands in line again. So a lane with a million
+//! items and one with a single one both move, and none is passed over for ever.
+//!
 //! A worker is a task that takes an item, tries it, gives feedback and takes the next, until [`Schedule::take`] says
 //! `None`. Every method that returns workers to start has counted them already.
 //!
@@ -37,6 +42,9 @@ const DUE_AT_ONCE: usize = 1000;
 
 /// Room that a queue keeps although nothing is in it.
 const KEPT_ROOM: usize = 256;
+
+/// So many items a lane's only worker takes before another lane gets its place: one for each would cost a connection each.
+const SLICE: usize = 10;
 
 /// After so long a hop is asked whether as many connections as were too many still are: often enough that a limit that
 /// was lifted is noticed, seldom enough that nobody minds one connection refused.
@@ -113,6 +121,13 @@ pub struct Schedule<T> {
     wakes: BTreeSet<(Instant, LaneId)>,
     retry: Vec<Duration>,
     ready: usize,
+    /// Workers of all lanes, and how many there may be.
+    active: usize,
+    bound: usize,
+    /// Lanes that have work and no worker, since there was no place.
+    line: VecDeque<LaneId>,
+    /// Those that have some, and would have more.
+    more: VecDeque<LaneId>,
 }
 
 #[derive(Debug)]
@@ -122,6 +137,15 @@ struct Lane<T> {
     ready: VecDeque<T>,
     later: usize,
     active: usize,
+    /// Workers that have not come for their first item: that one is theirs.
+    fresh: usize,
+    /// Items taken while others stood in line.
+    streak: usize,
+    /// The last that was heard of its hop was a success.
+    answers: bool,
+    /// It stands in line for its first worker, and for another.
+    in_line: bool,
+    wants_more: bool,
     /// Handed out by `lane`, and nothing put in yet.
     claims: usize,
     /// Taken out by `sweep`, and not let go yet.
@@ -164,7 +188,108 @@ impl<T> Schedule<T> {
             wakes: BTreeSet::new(),
             retry,
             ready: 0,
+            active: 0,
+            bound: usize::MAX,
+            line: VecDeque::new(),
+            more: VecDeque::new(),
         }
+    }
+
+    /// The most workers that all lanes may have together. Whoever sets it calls [`Schedule::fill`] after each
+    /// [`Schedule::take`] that said `None` and each [`Schedule::abandoned`], under the same lock.
+    #[must_use]
+    pub fn bounded(self, bound: usize) -> Self {
+        Self { bound: bound.max(1), ..self }
+    }
+
+    /// How many workers all lanes have, and how many lanes that have none stand in line for one.
+    pub fn load(&self) -> (usize, usize) {
+        (self.active, self.line.len())
+    }
+
+    /// Up to here a lane may have more than one worker: the last places are for those that have none. Hops that hang could
+    /// otherwise hold them all.
+    fn open(&self) -> usize {
+        self.bound - self.bound / 4
+    }
+
+    /// From here on a lane has one worker until its hop has answered: one that hangs gives nothing back for minutes.
+    fn is_scarce(&self) -> bool {
+        self.active >= self.open() / 2
+    }
+
+    /// Gives places that became free to those in line: a lane once for each worker to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn fill(&mut self) -> Vec<LaneId> {
+        let mut start = Vec::new();
+        while self.active < self.bound {
+            let id = match self.line.pop_front() {
+                Some(id) => {
+                    self.lane_mut(id).in_line = false;
+                    id
+                }
+                None if self.active >= self.open() => break,
+                None => {
+                    let Some(id) = self.more.pop_front() else { break };
+                    self.lane_mut(id).wants_more = false;
+                    id
+                }
+            };
+            let scarce = self.is_scarce();
+            let lane = self.lane_mut(id);
+            let wanted = lane.wants(lane.ready.len()).min(lane.may_have(scarce));
+            if wanted > 0 {
+                lane.active += 1;
+                lane.fresh += 1;
+                self.active += 1;
+                start.push(id);
+            }
+            if wanted > 1 {
+                self.queue_up(id);
+            }
+        }
+        start
+    }
+
+    fn queue_up(&mut self, id: LaneId) {
+        let lane = self.lane_mut(id);
+        if lane.active == 0 {
+            if !std::mem::replace(&mut lane.in_line, true) {
+                self.line.push_back(id);
+            }
+        } else if !std::mem::replace(&mut lane.wants_more, true) {
+            self.more.push_back(id);
+        }
+    }
+
+    /// Counts as many new workers as there is work, window and place for; for the others the lane stands in line.
+    fn recruit(&mut self, id: LaneId, work: usize) -> usize {
+        let lane = &self.lanes[id.0 as usize];
+        let wanted = lane.wants(work).min(lane.may_have(self.is_scarce()));
+        if wanted == 0 {
+            return 0;
+        }
+        let mut workers = 0;
+        if self.line.is_empty() {
+            workers = usize::from(lane.active == 0 && self.active < self.bound);
+            if self.more.is_empty() && lane.active + workers > 0 {
+                workers += (wanted - workers).min(self.open().saturating_sub(self.active + workers));
+            }
+        }
+        let lane = self.lane_mut(id);
+        lane.active += workers;
+        lane.fresh += workers;
+        self.active += workers;
+        if workers < wanted {
+            self.queue_up(id);
+        }
+        workers
+    }
+
+    /// A worker of this lane is no more.
+    fn leave(&mut self, id: LaneId) {
+        self.lane_mut(id).leave();
+        self.active = self.active.saturating_sub(1);
     }
 
     /// After a reload: the ladder from now on. Lanes that rest already keep their time.
@@ -212,12 +337,12 @@ impl<T> Schedule<T> {
 
     /// Puts an item at the end of its lane. True: start a worker for the lane.
     #[must_use = "a worker that was counted has to be started"]
-    pub fn ready(&mut self, lane: LaneId, item: T) -> bool {
+    pub fn ready(&mut self, id: LaneId, item: T) -> bool {
         self.ready += 1;
-        let lane = self.lane_mut(lane);
+        let lane = self.lane_mut(id);
         lane.claims = lane.claims.saturating_sub(1);
         lane.ready.push_back(item);
-        lane.recruit(1) == 1
+        self.recruit(id, 1) == 1
     }
 
     /// Keeps an item until its time.
@@ -236,8 +361,8 @@ impl<T> Schedule<T> {
         let mut start = Vec::new();
         while let Some(&(_, id)) = self.wakes.first().filter(|(at, _)| *at <= now) {
             self.wake(id);
-            let lane = self.lane_mut(id);
-            let workers = lane.recruit(lane.ready.len());
+            let work = self.lane_mut(id).ready.len();
+            let workers = self.recruit(id, work);
             start.extend(std::iter::repeat_n(id, workers));
         }
         for _ in 0..DUE_AT_ONCE {
@@ -249,7 +374,7 @@ impl<T> Schedule<T> {
             let lane = self.lane_mut(id);
             lane.later -= 1;
             lane.ready.push_back(item);
-            if lane.recruit(1) == 1 {
+            if self.recruit(id, 1) == 1 {
                 start.push(id);
             }
         }
@@ -285,8 +410,8 @@ impl<T> Schedule<T> {
         }
         self.later = later.into();
         for (index, _) in (0u32..).zip(&lanes).filter(|(_, changed)| **changed) {
-            let lane = self.lane_mut(LaneId(index));
-            let workers = lane.recruit(lane.ready.len());
+            let work = self.lane_mut(LaneId(index)).ready.len();
+            let workers = self.recruit(LaneId(index), work);
             start.extend(std::iter::repeat_n(LaneId(index), workers));
         }
         start.extend(self.due(now));
@@ -297,8 +422,8 @@ impl<T> Schedule<T> {
     #[must_use = "workers that were counted have to be started"]
     pub fn rouse(&mut self, lane: LaneId) -> usize {
         self.wake(lane);
-        let entry = self.lane_mut(lane);
-        entry.recruit(entry.ready.len())
+        let work = self.lane_mut(lane).ready.len();
+        self.recruit(lane, work)
     }
 
     /// Why the lane rests or is slow: what its last attempt said of the hop.
@@ -323,15 +448,33 @@ impl<T> Schedule<T> {
         if self.lane_mut(lane).resting.is_some_and(|until| until <= now) {
             self.wake(lane);
         }
+        let (line, more) = (!self.line.is_empty(), !self.more.is_empty());
         let entry = self.lane_mut(lane);
-        let item =
-            if entry.resting.is_some() || entry.active > entry.workers() { None } else { entry.ready.pop_front() };
+        // The first item after a place was given is taken whoever waits, so every place is of use.
+        let stays = entry.fresh > 0
+            || match (entry.active, entry.streak < SLICE) {
+                (..=1, true) => true,
+                (..=1, false) => !line,
+                (_, true) => !line,
+                (_, false) => !line && !more,
+            };
+        entry.fresh = entry.fresh.saturating_sub(1);
+        entry.streak = if line || more { entry.streak.saturating_add(1) } else { 0 };
+        let may = stays && entry.resting.is_none() && entry.active <= entry.workers();
+        let item = if may { entry.ready.pop_front() } else { None };
         if entry.ready.is_empty() && entry.ready.capacity() > KEPT_ROOM {
             entry.ready = VecDeque::new();
         }
         match item {
             Some(_) => self.ready -= 1,
-            None => entry.leave(),
+            None => {
+                self.leave(lane);
+                let entry = self.lane_mut(lane);
+                entry.streak = 0;
+                if entry.wants(entry.ready.len()) > 0 && !stays {
+                    self.queue_up(lane);
+                }
+            }
         }
         item
     }
@@ -340,6 +483,7 @@ impl<T> Schedule<T> {
     /// hops that went down together are not probed together. Returns how many more workers to start for this lane.
     #[must_use = "workers that were counted have to be started"]
     pub fn feedback(&mut self, lane: LaneId, now: Instant, feedback: Feedback, fraction: f64) -> usize {
+        self.lane_mut(lane).answers = feedback == Feedback::Ok;
         match feedback {
             Feedback::Ok => {
                 if let Some(until) = self.lane_mut(lane).resting {
@@ -353,7 +497,8 @@ impl<T> Schedule<T> {
                 entry.last = None;
                 entry.widen(now);
                 // This worker takes one of them itself.
-                entry.recruit(entry.ready.len().saturating_sub(1))
+                let work = entry.ready.len().saturating_sub(1);
+                self.recruit(lane, work)
             }
             Feedback::Throttled | Feedback::Crowded => {
                 let entry = self.lane_mut(lane);
@@ -412,9 +557,9 @@ impl<T> Schedule<T> {
     /// A worker ended without asking for its next item: it panicked. Returns how many workers to start in its place.
     #[must_use = "workers that were counted have to be started"]
     pub fn abandoned(&mut self, lane: LaneId) -> usize {
-        let entry = self.lane_mut(lane);
-        entry.leave();
-        entry.recruit(entry.ready.len())
+        self.leave(lane);
+        let work = self.lane_mut(lane).ready.len();
+        self.recruit(lane, work)
     }
 
     /// Takes out every ready item of which `keep` says no. For once a minute or so, since it looks at all of them: an
@@ -544,6 +689,11 @@ impl<T> Lane<T> {
             ready: VecDeque::new(),
             later: 0,
             active: 0,
+            fresh: 0,
+            streak: 0,
+            answers: false,
+            in_line: false,
+            wants_more: false,
             claims: 1,
             held: 0,
             max,
@@ -578,20 +728,27 @@ impl<T> Lane<T> {
         self.window = (self.window + step).min(self.window.max(most as f64));
     }
 
-    /// Counts as many new workers as there is work and window for.
-    fn recruit(&mut self, work: usize) -> usize {
+    /// How many more workers there is work and window for.
+    fn wants(&self, work: usize) -> usize {
         if self.resting.is_some() {
             return 0;
         }
-        let workers = work.min(self.workers().saturating_sub(self.active));
-        self.active += workers;
-        workers
+        work.min(self.workers().saturating_sub(self.active))
+    }
+
+    /// How many more workers it may have where places are scarce. Those it may not it asks for when its hop has answered.
+    fn may_have(&self, scarce: bool) -> usize {
+        match self.answers || !scarce {
+            true => usize::MAX,
+            false => 1usize.saturating_sub(self.active),
+        }
     }
 
     fn leave(&mut self) {
         debug_assert!(self.active > 0, "a worker left that was never counted");
         self.active = self.active.saturating_sub(1);
         self.stale = self.stale.min(self.active);
+        self.fresh = self.fresh.min(self.active);
     }
 
     fn depth(&self) -> Depth {
@@ -1081,9 +1238,12 @@ mod tests {
         /// Nothing is lost or doubled, no lane has more workers than its limit, workers counted are workers started,
         /// and in the end, when time passes and hops answer, everything gets its turn.
         #[test]
-        fn every_item_gets_its_turn_once(acts in prop::collection::vec(act(), 1..300)) {
+        fn every_item_gets_its_turn_once(
+            acts in prop::collection::vec(act(), 1..300),
+            bound in prop::sample::select(vec![1, 2, 5, usize::MAX]),
+        ) {
             const MAX: usize = 3;
-            let (mut schedule, mut now) = (schedule(), Instant::now());
+            let (mut schedule, mut now) = (schedule().bounded(bound), Instant::now());
             let mut put = 0u32;
             let mut done = Vec::new();
             // Each worker: its lane, and what it is at.
@@ -1133,6 +1293,7 @@ mod tests {
                         workers[index].1 = schedule.take(id, now);
                         if workers[index].1.is_none() {
                             workers.swap_remove(index);
+                            workers.extend(schedule.fill().into_iter().map(|id| (id, None)));
                         }
                     }
                     Act::Work(_) | Act::Again(..) | Act::Tell(..) | Act::Back(_) => {}
@@ -1144,9 +1305,11 @@ mod tests {
                         let mine = workers.iter().filter(|(lane, _)| *lane == id).count();
                         prop_assert_eq!(depth.active, mine);
                         prop_assert!(depth.active <= MAX && (1..=MAX).contains(&depth.window));
-                        prop_assert!(depth.ready == 0 || depth.active > 0 || depth.resting.is_some(), "{:?} is stuck", depth);
+                        let waits = depth.resting.is_some() || schedule.load().0 == bound;
+                        prop_assert!(depth.ready == 0 || depth.active > 0 || waits, "{:?} is stuck", depth);
                     }
                 }
+                prop_assert!(workers.len() <= bound && workers.len() == schedule.load().0);
                 let held = workers.iter().filter(|(_, item)| item.is_some()).count();
                 prop_assert_eq!(put as usize, done.len() + held + schedule.len());
             }
@@ -1164,8 +1327,9 @@ mod tests {
                     let more = schedule.feedback(id, now, Feedback::Ok, 0.5);
                     workers.extend(std::iter::repeat_n((id, None), more));
                 }
-                if let Some(item) = schedule.take(id, now) {
-                    workers.push((id, Some(item)));
+                match schedule.take(id, now) {
+                    Some(item) => workers.push((id, Some(item))),
+                    None => workers.extend(schedule.fill().into_iter().map(|id| (id, None))),
                 }
             }
             done.sort_unstable();

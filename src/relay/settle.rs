@@ -3,13 +3,14 @@
 //! Recipients are settled one by one. A failure and the report about it are one record; if that cannot be written,
 //! the recipient stays open and is tried again, so that nobody's failure goes unreported.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
+use super::backscatter::Turn;
 use super::events::Noted;
 use super::work::{Item, Tried, age, max_connections};
 use super::{Relay, Snapshot, visits};
@@ -24,7 +25,7 @@ use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
 use crate::spool::disk::crash_point;
-use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement};
+use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement, Waiting};
 
 /// The name under which reports travel where a receive connector is asked for.
 const OWN_CONNECTOR: &str = "reports";
@@ -49,6 +50,7 @@ impl Relay {
         let age = age(tried.message.accepted, now);
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;
+        self.follow_move(&tried, [&mut sorted.again, &mut sorted.failed]).await;
         if !sorted.failed.is_empty() && !self.settle_failed(snapshot, &tried, &sorted.failed, now).await {
             // Nothing was settled: they are open still, and their failure is found again.
             sorted.wait = if sorted.again.is_empty() { REPORT_RETRY } else { sorted.wait.min(REPORT_RETRY) };
@@ -250,6 +252,18 @@ impl Relay {
                 return true;
             }
         };
+        let wait = match self.turn_of_report(snapshot, message, &to.address) {
+            Turn::Now => None,
+            // Of a delay or a success nobody wants to hear when it is over.
+            Turn::Later(wait) if kind == Kind::Failure => Some(wait),
+            Turn::Later(_) | Turn::Never => {
+                warn!(id = %message.id, to = %to.address, "a report is not written: there were too many of late");
+                let why = "the report to the sender: too many of late for that address, its domain or in all";
+                self.track_dropped(message, &[&to.address], &why);
+                settle_alone(self);
+                return true;
+            }
+        };
         let noted: Vec<Noted> = Self::note_routes(&mut routed);
         let size = content.len() as u64;
         let facts = header::facts(&content);
@@ -276,7 +290,10 @@ impl Relay {
                 self.track_report(message, id, what);
                 self.flow_in(&receipt.message, None, size, &noted);
                 self.track_plan(&receipt.message, &noted);
-                self.schedule(snapshot, receipt.message);
+                match wait {
+                    None => self.schedule(snapshot, receipt.message),
+                    Some(wait) => self.put_off(&receipt.message, wait, now),
+                }
                 true
             }
             Err(error @ PutError::TooLong(_)) => {
@@ -294,6 +311,36 @@ impl Relay {
     }
 }
 
+impl Relay {
+    /// When a report about this message may go out: S-111.
+    fn turn_of_report(&self, snapshot: &Snapshot, message: &Message, to: &Address) -> Turn {
+        if visits::came_from_inside(snapshot, message) {
+            return Turn::Now;
+        }
+        // Nothing in it can be half done.
+        self.0.backscatter.lock().unwrap_or_else(PoisonError::into_inner).turn(to, clock::now())
+    }
+
+    /// A report that is safe waits for its turn, also over a restart.
+    fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) {
+        let until = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
+        info!(id = %message.id, until = %format_args!("{until:.0}"), "a report waits for its turn: there were many of late");
+        self.schedule_at(message, until, false);
+    }
+
+    /// Every copy of a message that is safe waits until then, also over a restart.
+    pub(super) fn schedule_at(&self, message: &Message, until: Timestamp, warned: bool) {
+        let (id, accepted, attempts, held) = (message.id, message.accepted, 0, false);
+        let waiting = (0u16..).zip(&message.copies).map(|(copy, plan)| {
+            self.defer(Deferral { id, copy, until, attempts, warned, held });
+            let (via, hop) = (plan.via.clone(), plan.hop.clone());
+            Waiting { id, copy, accepted, via, hop, until: Some(until), attempts, warned, held }
+        });
+        let waiting: Vec<Waiting> = waiting.collect();
+        self.take_up(&waiting);
+    }
+}
+
 /// The report itself; `None`: nobody is to be told.
 async fn compose(
     snapshot: &Snapshot,
@@ -305,14 +352,25 @@ async fn compose(
 ) -> Option<(Envelope, Vec<u8>)> {
     let message = tried.message;
     message.envelope.sender.as_ref()?;
+    // What strangers are told of how we route; the event and the log have all of it.
+    let inside = visits::came_from_inside(snapshot, message);
+    let plain: Vec<Option<Setback>> = ends
+        .iter()
+        .map(|(_, end)| match end {
+            ReportEnd::Setback(setback) if !inside => setback.for_outsiders(),
+            _ => None,
+        })
+        .collect();
     let size = message.content.len() + message.prefix.len() as u64;
     let wants_whole = Report::wants_whole(kind, &message.envelope, size);
     let returned = original(message, wants_whole).await;
     let recipients = ends
         .iter()
-        .filter_map(|(index, end)| {
+        .zip(&plain)
+        .filter_map(|((index, end), plain)| {
+            let end = plain.as_ref().map_or(*end, ReportEnd::Setback);
             let recipient = tried.copy().recipients.get(usize::from(*index))?;
-            Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end: *end, last_attempt: now })
+            Some(Told { asked: &recipient.asked, recipient: &recipient.recipient, end, last_attempt: now })
         })
         .collect();
     let report = Report {

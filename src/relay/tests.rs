@@ -56,14 +56,18 @@ smart_hosts = ["127.0.0.1:1"]
 tls = "off"
 "#;
 
-struct Fixture {
-    relay: Relay,
-    disk: Arc<Model>,
-    events: Arc<Mutex<Vec<String>>>,
+pub(super) struct Fixture {
+    pub(super) relay: Relay,
+    pub(super) disk: Arc<Model>,
+    pub(super) events: Arc<Mutex<Vec<String>>>,
 }
 
 fn snapshot(change: &dyn Fn(String) -> String) -> Snapshot {
-    let config = Arc::new(config::parse(&change(CONFIGURATION.to_owned()), Path::new("/causeway.toml")).unwrap());
+    snapshot_of(&change(CONFIGURATION.to_owned()), Path::new("/causeway.toml"))
+}
+
+pub(super) fn snapshot_of(text: &str, path: &Path) -> Snapshot {
+    let config = Arc::new(config::parse(text, path).unwrap());
     let (directory, _) = Directory::load(&config.directories);
     let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
@@ -79,16 +83,20 @@ impl Fixture {
     }
 
     fn new(put_limit: Duration) -> Self {
-        let disk = Model::new(1);
+        Self::over(Model::new(1), snapshot(&|text| text), put_limit)
+    }
+
+    /// With what waits on this disk.
+    pub(super) fn over(disk: Arc<Model>, snapshot: Snapshot, put_limit: Duration) -> Self {
         let settings = Settings { path: "/spool".into(), min_free_space: 0 };
         let (spool, recovery) =
             Spool::open_on(Arc::new(ModelDisk(Arc::clone(&disk))), settings, Options::default()).unwrap();
-        let _ = recovery.run();
         let events: Arc<Mutex<Vec<String>>> = Arc::default();
         let tracked = Arc::clone(&events);
         let tracker = Tracker::none().watched(move |event| tracked.lock().unwrap().push(event.to_json()));
-        let relay = Relay::with(snapshot(&|text| text), spool, tracker, put_limit);
+        let relay = Relay::with(snapshot, spool, tracker, put_limit);
         relay.begin_stop();
+        relay.resume(recovery);
         Self { relay, disk, events }
     }
 
@@ -103,7 +111,7 @@ impl Fixture {
     }
 
     /// By another connector; `meanwhile` happens between the recipients and the end of data.
-    async fn send_by(
+    pub(super) async fn send_by(
         &self,
         connector: &str,
         from: &str,
@@ -158,7 +166,7 @@ impl Fixture {
         self.relay.0.spool.flush().await;
     }
 
-    fn open(&self, id: crate::message::MessageId) -> Vec<Vec<u16>> {
+    pub(super) fn open(&self, id: crate::message::MessageId) -> Vec<Vec<u16>> {
         match self.relay.0.spool.load(id) {
             Ok(loaded) => loaded.open,
             Err(LoadError::Gone) => Vec::new(),
@@ -167,7 +175,7 @@ impl Fixture {
     }
 
     /// How many events of this kind name this.
-    fn count(&self, kind: &str, what: &str) -> usize {
+    pub(super) fn count(&self, kind: &str, what: &str) -> usize {
         let kind = format!("\"{kind}\"");
         let events = self.events.lock().unwrap();
         events.iter().filter(|event| event.contains(&kind) && event.contains(what)).count()
@@ -348,6 +356,54 @@ async fn a_failure_that_cannot_be_reported_stays_open() {
     assert_eq!(fixture.open(id), [[0, 1, 2]]);
     assert_eq!((fixture.count("FAIL", ""), fixture.count("DSN", ""), fixture.count("DEFER", "")), (0, 0, 1));
     assert_eq!(fixture.depth().later, 1, "it is tried again");
+}
+
+/// S-111: who never wrote gets ten reports in an hour; the others wait for their turn, also over a restart, and every
+/// failure is settled.
+#[tokio::test]
+async fn s111_reports_to_one_stranger_are_spread() {
+    let fixture = Fixture::still();
+    for _ in 0..13 {
+        assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    }
+    let other = fixture.send("erin@tailspintoys.com", &["one@contoso.com"], "\r\n").await;
+    assert_eq!(other.code, 250);
+    let item = fixture.item();
+    fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    assert_eq!((fixture.count("FAIL", "one@contoso.com"), fixture.count("DSN", "victim@fabrikam.com")), (14, 13));
+    assert_eq!(fixture.relay.waiting(), 14, "the reports, and nothing else");
+    let name = config::ConnectorName("to-internet".into());
+    let depth = |fixture: &Fixture| {
+        let queue = fixture.relay.queue();
+        let lane = queue.find(&name, &crate::route::Hop::SmartHosts).unwrap();
+        (queue.depth(lane).ready, queue.depth(lane).later)
+    };
+    assert_eq!(depth(&fixture).1, 3);
+    let again = Fixture::over(fixture.disk.crash(), snapshot(&|text| text), PUT_LIMIT);
+    let soon = Instant::now() + Duration::from_secs(60);
+    let _ = again.relay.queue().due(soon);
+    assert_eq!(depth(&again), (11, 3), "they still wait for their turn");
+    let _ = again.relay.queue().due(soon + HOUR + HOUR / 3);
+    assert_eq!(depth(&again), (14, 0));
+}
+
+/// A warning that comes too late to warn is not written.
+#[tokio::test]
+async fn s111_a_delay_is_not_reported_late() {
+    let fixture = Fixture::still();
+    let victim = Address::parse("victim@fabrikam.com").unwrap();
+    for _ in 0..10 {
+        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now());
+    }
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    for hours in [5, 6] {
+        let wall = Timestamp::now() + jiff::SignedDuration::try_from(hours * HOUR).unwrap();
+        fixture.relay.look_through(wall).await;
+    }
+    assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "victim@fabrikam.com")), (0, 1), "and said once");
+    assert_eq!((fixture.depth().ready, fixture.relay.waiting()), (1, 1));
 }
 
 /// C192: nobody is told of the failure of what came from `<>`, but the events say that it is dropped.

@@ -14,7 +14,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::Snapshot;
-use crate::config::{Config, ConnectorName, Hybrid, Side};
+use crate::config::{Config, ConnectorName, Hybrid, Origin, Side};
+use crate::directory::Lookup;
 use crate::message::visit::{Key, Mark, Visit};
 use crate::message::{Address, Recipient};
 use crate::outcome::Setback;
@@ -123,6 +124,21 @@ pub(super) fn with_this_side(
     Setback::Disagreed { answer: Box::new(setback), here: words.join("; "), see }
 }
 
+/// Is who wrote this one of our own, who may read how the organization routes its mail? Both must hold: it came from a
+/// place of ours, and by its sender's name. The other premises may write to the sender what it hears from us.
+pub(super) fn is_inside(config: &Config, origin: Origin, sender: Option<&Address>, directory: &dyn Lookup) -> bool {
+    let rules = Rules { config, directory };
+    !matches!(origin, Origin::Internet | Origin::Partner)
+        && sender.is_none_or(|sender| rules.ours(sender.domain()).is_some())
+}
+
+/// The same of a message that was taken.
+pub(super) fn came_from_inside(snapshot: &Snapshot, message: &Message) -> bool {
+    let config = &snapshot.config;
+    let by = config.receive_connectors.iter().find(|connector| *connector.name.0 == *message.connector);
+    by.is_some_and(|by| is_inside(config, by.origin, message.envelope.sender.as_ref(), snapshot.directory.as_ref()))
+}
+
 /// How this recipient would be routed now.
 fn route_again(snapshot: &Snapshot, message: &Message, recipient: &CopyRecipient) -> Option<Routed> {
     let config = &snapshot.config;
@@ -193,7 +209,7 @@ fn other_premises(hybrid: &Hybrid) -> &ConnectorName {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use super::*;
@@ -201,7 +217,7 @@ mod tests {
     use crate::message::{MessageId, Notify, header};
     use crate::route::Route;
 
-    const HYBRID: &str = r#"
+    pub(in super::super) const HYBRID: &str = r#"
 hostname = "mail.contoso.com"
 [spool]
 path = "/spool"
@@ -291,6 +307,26 @@ tls = "off"
                 Circling::Some(indexes) => format!("cut {}", indexes.iter().map(usize::to_string).collect::<String>()),
             };
             assert_eq!(found, expected, "{what}");
+        }
+    }
+
+    /// From where, by whom, and whether they may read who believes what.
+    #[test]
+    fn who_is_inside() {
+        let config = config("1h");
+        let directory = crate::directory::Directory::load(&[]).0;
+        for (origin, sender, expected) in [
+            (Origin::OnPremises, Some("julie@contoso.com"), true),
+            (Origin::Client, Some("julie@contoso.com"), true),
+            (Origin::Cloud, None, true),
+            (Origin::Cloud, Some("julie@contoso.mail.onmicrosoft.com"), false),
+            (Origin::Cloud, Some("erin@fabrikam.com"), false),
+            (Origin::Internet, Some("julie@contoso.com"), false),
+            (Origin::Partner, Some("julie@contoso.com"), false),
+            (Origin::Internet, None, false),
+        ] {
+            let address = sender.map(|sender| Address::parse(sender).unwrap());
+            assert_eq!(is_inside(&config, origin, address.as_ref(), &directory), expected, "{origin:?} {sender:?}");
         }
     }
 

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
+use super::events::attempt_span;
 use super::hands::Key;
 use super::schedule::{Feedback, LaneId};
 use super::settle::settlement;
@@ -18,6 +19,7 @@ use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
+use crate::outcome::spans::{self, Begun, Trace};
 use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Route, Routed};
@@ -230,6 +232,7 @@ impl Relay {
             biased;
             () = self.move_due() => {}
             () = self.mind_ages() => {}
+            () = self.mind_moves() => {}
         }
     }
 
@@ -302,7 +305,14 @@ impl Relay {
         if let Some(last) = last {
             queue.let_down(last);
         }
-        queue.next(lane, clock::now())
+        let next = queue.next(lane, clock::now());
+        if next.is_none() {
+            // Its place is another's.
+            let start = queue.fill();
+            drop(queue);
+            start.into_iter().for_each(|lane| self.work(lane));
+        }
+        next
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
@@ -316,6 +326,7 @@ impl Relay {
         }
         let was_resident = item.resident.is_some();
         let (message, open) = self.fetch(lane, &mut item).await?;
+        let begun = Begun::now();
         let mut attempt = {
             // An attempt in several transactions, or at several hosts, may take many minutes. What was heard by then is not to
             // be forgotten with the process.
@@ -328,6 +339,9 @@ impl Relay {
             };
             self.deliver(&snapshot, &message, item.copy, &open, &taken).await
         };
+        let trace = Trace::of(message.message_id.as_deref(), item.id);
+        let copy = &message.copies[usize::from(item.copy)];
+        spans::tell(begun, trace, item.id, "attempt", || attempt_span(copy, item.attempts, &attempt));
         let feedback = feedback(&attempt);
         if let Some((_, Some(why))) = &feedback {
             // For those who wait behind it, and may never be tried themselves.
@@ -568,7 +582,9 @@ impl Drop for Worker<'_> {
                 queue.let_down(trying);
             }
             let more = queue.abandoned(self.lane);
+            let others = queue.fill();
             drop(queue);
+            others.into_iter().for_each(|lane| self.relay.work(lane));
             for _ in 0..more {
                 self.relay.work(self.lane);
             }

@@ -282,6 +282,15 @@ impl Refusal {
         }
     }
 
+    /// The same for somebody outside of the organization: who believes what in it stays in it.
+    pub fn to_reply_outside(&self) -> Reply {
+        match self.kind {
+            RefusalKind::Disagreement(_) => Reply::loops_inside(false),
+            RefusalKind::Moving(_) => Reply::loops_inside(true),
+            _ => self.to_reply(),
+        }
+    }
+
     /// Code and enhanced status of that reply.
     pub fn status(&self) -> (u16, Status) {
         match &self.kind {

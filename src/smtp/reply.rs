@@ -407,6 +407,11 @@ impl Reply {
     }
 }
 
+/// What those outside are told of an organization whose premises disagree.
+pub const LOOPS_INSIDE: &str = "routing loop in the recipient's organization; its postmaster has the details";
+/// The same while it may be a mailbox that moves.
+pub const MOVING_INSIDE: &str = "the recipient's mailbox may be moving; try again later";
+
 /// What the stages behind have against a sender, a recipient or a message.
 impl Reply {
     /// This connector takes mail for our own domains only.
@@ -455,6 +460,14 @@ impl Reply {
                  mailbox;\nit may be moving, try again; if it is not, mend one of the two directories"
             ),
         )
+    }
+
+    /// Either of these, and the second visit, for those outside: which directory says what is no business of theirs.
+    pub fn loops_inside(may_be_moving: bool) -> Self {
+        match may_be_moving {
+            true => Self::new(451, Status(4, 4, 6), MOVING_INSIDE),
+            false => Self::new(550, Status(5, 4, 6), LOOPS_INSIDE),
+        }
     }
 
     /// No send connector serves the domain.

@@ -14,6 +14,7 @@ use super::Shared;
 use super::disk::{DiskFile, blocking, crash_point, write_all_at};
 use super::format::Checksum;
 use crate::message::Body;
+use crate::outcome::spans::Begun;
 
 /// Pieces shorter than this are copied together: a vector entry costs more than so few bytes.
 const SMALL: usize = 512;
@@ -93,6 +94,7 @@ pub struct Draft {
     len: u64,
     seven_bit: bool,
     own: Option<Box<OwnFile>>,
+    begun: Begun,
 }
 
 impl fmt::Debug for Draft {
@@ -168,7 +170,8 @@ impl Draft {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let held = Some(Held { shared: Arc::clone(&shared), bytes: 0 });
         let tail = BytesMut::new();
-        Self { shared: Some(shared), held, pieces: Vec::new(), tail, len: 0, seven_bit: true, own: None }
+        let begun = Begun::now();
+        Self { shared: Some(shared), held, pieces: Vec::new(), tail, len: 0, seven_bit: true, own: None, begun }
     }
 
     /// A draft that is complete: a report the relay wrote.
@@ -176,7 +179,13 @@ impl Draft {
         let bytes = bytes.into();
         let (len, seven_bit) = (bytes.len() as u64, bytes.is_ascii());
         let pieces = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
-        Self { shared: None, held: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None }
+        let begun = Begun::now();
+        Self { shared: None, held: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None, begun }
+    }
+
+    /// When it began to arrive, for traces.
+    pub fn begun(&self) -> Begun {
+        self.begun
     }
 
     /// The whole content, if it is in memory and will stay there; the draft is as complete as before.
