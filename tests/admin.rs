@@ -441,6 +441,10 @@ fn what_waits_is_listed_shown_filtered_and_paged() {
     assert_eq!(shown["received_by"], "in");
     assert_eq!(shown["copies"][0]["recipients"][1]["to"], "david@contoso.com");
     assert_eq!(shown["copies"][0]["entry"]["attempts"], 1);
+    // The host is well and would take other mail: what it has against this one is said all the same.
+    for why in [&shown["copies"][0]["entry"]["last"], &world.get("/api/v1/status").json()["hops"][0]["last"]] {
+        assert!(why.as_str().is_some_and(|why| why.contains("451 4.3.0 not now")), "{why}");
+    }
     assert_eq!(shown["attempts_in"], format!("causeway trace --id {}", ids[0]));
     for (path, status) in [
         ("/api/v1/queue/0FFFFFFFFFFF", 404),
@@ -566,6 +570,8 @@ fn the_command_line_shows_asks_and_does() {
     let (status, text, _) = world.cli(&["queue", "list", "--sender", "erin@fabrikam.com", "--json"]);
     let list: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status, &list["entries"][0]["id"]), (Some(0), &json!(id)));
+    let (_, table, _) = world.cli(&["queue", "list"]);
+    assert!(table.contains("WHY") && table.contains("451 4.3.0 not now"), "{table}");
     let (status, text, _) = world.cli(&["queue", "show", &id]);
     assert_eq!(status, Some(0));
     for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", "trace --id"] {

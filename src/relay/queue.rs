@@ -126,7 +126,7 @@ pub struct Entry {
     pub next: Option<Timestamp>,
     /// Bytes.
     pub size: u64,
-    /// What its hop was last seen to do, where that was nothing good.
+    /// Why it waits: what its last attempt met, or what others met at its hop.
     pub last: Option<String>,
 }
 
@@ -564,7 +564,11 @@ impl Relay {
                 State::Waiting
             };
             let CopyStanding { plan, .. } = copy;
-            let last = queue.find(&plan.via, &plan.hop).and_then(|lane| queue.last_setback(lane));
+            let hop =
+                || queue.find(&plan.via, &plan.hop).and_then(|lane| queue.last_setback(lane)).map(ToString::to_string);
+            let own = || copy.remark.as_deref().map(str::to_owned);
+            // Once its time has come, it is the hop that it waits for.
+            let last = if status == State::Deferred { own().or_else(hop) } else { hop().or_else(own) };
             Entry {
                 id: message.id.to_string(),
                 copy: copy.number,
@@ -579,7 +583,7 @@ impl Relay {
                 attempts: copy.attempts,
                 next: copy.until.filter(|_| status == State::Deferred),
                 size: message.size,
-                last: last.map(ToString::to_string),
+                last,
             }
         };
         let entries = copies.into_iter().map(entry);

@@ -165,6 +165,8 @@ struct Lane<T> {
     resting: Option<Instant>,
     /// Why it rests, or is slow.
     last: Option<Setback>,
+    /// Why the item waits that was last put off.
+    deferral: Option<Box<Setback>>,
 }
 
 #[derive(Debug)]
@@ -399,6 +401,7 @@ impl<T> Schedule<T> {
             self.wake(LaneId(index));
             let lane = self.lane_mut(LaneId(index));
             (lane.failures, lane.throttled, lane.last, lane.too_many) = (0, 0, None, None);
+            lane.deferral = None;
         }
         let mut start = Vec::new();
         let mut later = std::mem::take(&mut self.later).into_vec();
@@ -434,6 +437,17 @@ impl<T> Schedule<T> {
     /// What [`Schedule::remember`] was told, unless the hop has answered since.
     pub fn last_setback(&self, lane: LaneId) -> Option<&Setback> {
         self.lanes[lane.0 as usize].last.as_ref()
+    }
+
+    /// Why the item waits that is about to be put off: its hop may be well, and have refused it alone.
+    pub fn note_deferral(&mut self, lane: LaneId, why: Setback) {
+        self.lane_mut(lane).deferral = Some(Box::new(why));
+    }
+
+    /// What [`Schedule::note_deferral`] was told last, as long as anything waits for its time.
+    pub fn last_deferral(&self, lane: LaneId) -> Option<&Setback> {
+        let lane = &self.lanes[lane.0 as usize];
+        lane.deferral.as_deref().filter(|_| lane.later > 0)
     }
 
     /// When [`Schedule::due`] will next have something to do. It may be earlier than before after any call.
@@ -705,6 +719,7 @@ impl<T> Lane<T> {
             failures: 0,
             resting: None,
             last: None,
+            deferral: None,
         }
     }
 

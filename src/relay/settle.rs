@@ -65,17 +65,24 @@ impl Relay {
         warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
         let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
         self.track_setbacks(&tried, EventKind::Defer, &sorted.again, Some(next));
-        if let Some((_, setback)) = sorted.again.first() {
+        let why = sorted.again.first().map(|(_, setback)| setback);
+        if let Some(setback) = why {
             info!(id = %tried.item.id, connector = %tried.copy().via, recipients = sorted.again.len(), next = %format_args!("{next:.0}"), "deferred: {setback}");
         }
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
+        if let Some(setback) = why {
+            self.0.spool.remark(id, copy, &setback.to_string(), &setback.in_short());
+        }
         let copy = tried.copy();
         let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
         let mut queue = self.queue();
         let lane = queue.lane(&copy.via, &copy.hop, max_connections(&snapshot.config, &copy.via));
+        if let Some(setback) = why {
+            queue.note_deferral(lane, setback.clone());
+        }
         queue.later(clock::now() + sorted.wait, lane, item);
         drop(queue);
         self.0.wake.notify_one();

@@ -905,6 +905,44 @@ async fn attempts_may_be_more_than_their_counter_counts() {
     assert_eq!((fixture.depth().later, fixture.count("DEFER", "attempt 65536")), (1, 1), "{:?}", fixture.events);
 }
 
+/// A host that is well may put off one recipient, and another for another reason: each says its own, and the hop the last.
+#[tokio::test]
+async fn what_waits_says_why_also_where_its_hop_is_well() {
+    let fixture = Fixture::still();
+    let listed = || -> Vec<Option<String>> {
+        let listing =
+            queue::Listing { filter: queue::Filter::default(), sort: None, descending: false, limit: 9, cursor: None };
+        let page = fixture.relay.list(&listing, Instant::now() + HOUR).unwrap();
+        page.entries.into_iter().map(|entry| entry.last).collect()
+    };
+    let refused = |text: &str| {
+        let reply = Reply { code: 451, status: None, text: text.into() };
+        Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
+    };
+    let mut items = Vec::new();
+    for to in ["one@contoso.com", "two@contoso.com"] {
+        assert_eq!(fixture.send("erin@fabrikam.com", &[to], "\r\n").await.code, 250);
+        items.push(fixture.item());
+    }
+    assert_eq!(listed(), [None, None]);
+    for (item, text) in items.iter().zip(["greylisted", "mailbox full"]) {
+        let reply = [(0, refused(text))];
+        assert_eq!(schedule::Feedback::of(reply[0].1.as_ref().map(|_: &Delivered| ())), schedule::Feedback::Ok);
+        fixture.settle(item.clone(), reply.into()).await;
+    }
+    let why = |text: &str| Some(format!("mx answered RCPT with 451 {text}"));
+    assert_eq!(listed(), [why("greylisted"), why("mailbox full")]);
+    assert_eq!(fixture.relay.lanes(9)[0].last, why("mailbox full"));
+
+    // The next attempt says something else; and who is through says nothing any more.
+    fixture.settle(Item { attempts: 1, ..items[0].clone() }, vec![(0, refused("not now"))]).await;
+    assert_eq!(listed(), [why("not now"), why("mailbox full")]);
+    let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
+    let done = Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false });
+    fixture.settle(Item { attempts: 1, ..items[0].clone() }, vec![(0, done)]).await;
+    assert_eq!(listed(), [why("mailbox full")]);
+}
+
 /// Tried while its client waits, a message of which one recipient goes in circles is kept for the other and answered 250;
 /// each is settled once, and what is cut is reported.
 #[tokio::test]
