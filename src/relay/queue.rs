@@ -778,6 +778,15 @@ impl Relay {
         }
         let unwritten = self.0.spool.flush().await;
         self.pass_over_done(unwritten, &mut ours, done);
+        ours.retain(|(message, copy, _)| {
+            let key = (message.id, copy.number);
+            let waits = self.0.spool.copy(key.0, key.1).is_some();
+            if !waits {
+                self.queue().let_slip(key);
+                done.passed += 1;
+            }
+            waits
+        });
         if self.0.spool.is_broken() {
             // What would be said of them could not be written: they go back to where they were.
             for (message, copy, _hand) in ours.drain(..) {
@@ -809,6 +818,9 @@ impl Relay {
                 let mut queue = self.queue();
                 queue.note_done(key, recipients);
                 queue.leave_out_done(key, &mut open);
+                if open.is_empty() {
+                    queue.let_slip(key);
+                }
             }
             done.passed += usize::from(open.is_empty());
             !open.is_empty()
@@ -823,6 +835,7 @@ impl Relay {
         let item = Item { turn, ..Item::standing(message, copy.number, known) };
         let lane = queue.lane(&copy.plan.via, &copy.plan.hop, max_connections(config, &copy.plan.via));
         queue.later(clock::now() + LATER, lane, item.clone());
+        queue.leave_place(item.key());
         drop(queue);
         self.0.wake.notify_one();
         (lane, item)

@@ -298,6 +298,7 @@ async fn p3_asked_for_on_a_disk_that_fails_nothing_is_resent() {
     let mut all = vec![0, 1, 2];
     fixture.relay.queue().leave_out_done((message.id, 0), &mut all);
     assert_eq!(all, [0, 1, 2], "the spool knows it by now");
+    assert_eq!(fixture.relay.queue().orders(), 1, "nothing is kept of the one that was gone");
 }
 
 /// The picture of mail flow says of each recipient what became of it, once somebody can ask.
