@@ -41,6 +41,8 @@ struct Order {
     stale: u16,
     /// One of these was only taken to be there: whoever is tried has no place, and is gone without one.
     unsure: bool,
+    /// One of these is still to be said to the schedule.
+    unsaid: bool,
     /// The one that counts stays there though its copy may go.
     left: bool,
     /// It came to its turn while it was held.
@@ -105,6 +107,29 @@ impl Queue {
             if let Some(item) = self.admit(item) {
                 return Some(item);
             }
+        }
+    }
+
+    /// What is due goes to its lane, but for old places. A lane once for each worker to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub(super) fn due(&mut self, now: Instant) -> Vec<LaneId> {
+        let Self { schedule, orders, .. } = self;
+        if orders.is_empty() {
+            return schedule.due(now);
+        }
+        schedule.due_but(now, |item| match orders.get_mut(&item.key()) {
+            Some(order) if order.turn != item.turn => {
+                order.stale = order.stale.saturating_sub(1);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// What was grasped waited for its time in this lane.
+    pub(super) fn pass_over(&mut self, key: Key, lane: LaneId) {
+        if self.orders.get_mut(&key).is_some_and(|order| std::mem::take(&mut order.unsaid)) {
+            self.schedule.pass_over(lane);
         }
     }
 
@@ -197,9 +222,9 @@ impl Queue {
         self.take_up(key);
         let order = self.orders.entry(key).or_default();
         let left = std::mem::take(&mut order.left);
-        order.unsure = false;
+        (order.unsure, order.unsaid) = (false, false);
         if order.aside.take().is_none() {
-            order.unsure = !left;
+            (order.unsure, order.unsaid) = (!left, true);
             order.turn = order.turn.wrapping_add(1);
             order.stale = order.stale.saturating_add(1);
         }
@@ -359,6 +384,38 @@ mod tests {
         let _ = queue.ready(same, item(turn));
         assert_eq!(queue.next(lane, Instant::now()).map(|item| item.turn), Some(turn), "the old place is passed over");
         assert_eq!(queue.grasp(KEY), Grasp::Busy, "a worker has it");
+    }
+
+    /// What is tried now does not count as waiting for its time, too; nor when that has come, and others with it.
+    #[test]
+    fn an_old_place_does_not_count() {
+        let (mut queue, lane) = queue();
+        let (now, other) = (Instant::now(), (MessageId(2), 0));
+        let due = now + Duration::from_secs(60);
+        queue.later(due, lane, item(0));
+        queue.later(due, lane, Item { id: other.0, ..item(0) });
+        let depth = |queue: &Queue| (queue.depth(lane).ready, queue.depth(lane).later);
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.pass_over(KEY, lane);
+        queue.pass_over(KEY, lane);
+        assert_eq!(depth(&queue), (0, 1), "said once");
+        let again = item(queue.turn(KEY));
+        queue.let_down(KEY);
+        let _ = queue.ready(lane, again);
+        assert_eq!(depth(&queue), (1, 1));
+        let _ = queue.due(now);
+        assert_eq!(depth(&queue), (1, 1), "nothing is due");
+        let _ = queue.due(due);
+        assert_eq!((depth(&queue), queue.ordered()), ((2, 0), vec![KEY]), "the old place went, and is not waited for");
+        // One that is laid aside has no place.
+        queue.hold(other);
+        assert_eq!(queue.next(lane, now).map(|item| item.key()), Some(KEY));
+        assert!(queue.next(lane, now).is_none());
+        let lane = queue.lane(&ConnectorName("out".into()), &Hop::SmartHosts, 5);
+        queue.later(due, lane, Item { id: MessageId(3), ..item(0) });
+        assert_eq!(queue.grasp(other), Grasp::Ours);
+        queue.pass_over(other, lane);
+        assert_eq!(queue.depth(lane).later, 1);
     }
 
     /// Delivered a moment before an operator reaches for it, it has no place that could ever come and be counted off.

@@ -779,12 +779,8 @@ impl Relay {
         let unwritten = self.0.spool.flush().await;
         self.pass_over_done(unwritten, &mut ours, done);
         ours.retain(|(message, copy, _)| {
-            let key = (message.id, copy.number);
-            let waits = self.0.spool.copy(key.0, key.1).is_some();
-            if !waits {
-                self.queue().let_slip(key);
-                done.passed += 1;
-            }
+            let waits = self.still_waits(message, copy).is_some();
+            done.passed += usize::from(!waits);
             waits
         });
         if self.0.spool.is_broken() {
@@ -796,6 +792,24 @@ impl Relay {
             }
         }
         ours
+    }
+
+    /// What is known of a copy that was grasped once all that was done to it is on disk; `None`: it was gone before.
+    pub(super) fn still_waits(&self, message: &Standing, copy: &CopyStanding) -> Option<Known> {
+        let key = (message.id, copy.number);
+        let known = self.0.spool.copy(key.0, key.1);
+        let mut queue = self.queue();
+        match &known {
+            None => queue.let_slip(key),
+            Some(known) if known.until.is_some_and(|until| until > clock::wall()) => {
+                if let Some(lane) = queue.find(&copy.plan.via, &copy.plan.hop) {
+                    queue.pass_over(key, lane);
+                }
+            }
+            // Its time has come: the old place is the next of its lane, or as good as.
+            Some(_) => {}
+        }
+        known
     }
 
     /// What the disk has not taken yet is true all the same: who was delivered a moment ago is not taken up again.

@@ -136,6 +136,8 @@ struct Lane<T> {
     name: Option<(ConnectorName, Hop)>,
     ready: VecDeque<T>,
     later: usize,
+    /// So many of these are not to be tried, and stay only since they cannot be found: see [`Schedule::pass_over`].
+    passed: usize,
     active: usize,
     /// Workers that have not come for their first item: that one is theirs.
     fresh: usize,
@@ -360,6 +362,19 @@ impl<T> Schedule<T> {
     /// start. As long as [`Schedule::next_due`] is not in the future there is more.
     #[must_use = "workers that were counted have to be started"]
     pub fn due(&mut self, now: Instant) -> Vec<LaneId> {
+        self.due_but(now, |_| false)
+    }
+
+    /// One of the items that wait for their time in this lane is not to be tried. It stays until then, since finding it
+    /// among a million would hold up everybody, but it does not count from now on; [`Schedule::due_but`] drops it.
+    pub fn pass_over(&mut self, lane: LaneId) {
+        let lane = self.lane_mut(lane);
+        lane.passed = (lane.passed + 1).min(lane.later);
+    }
+
+    /// As [`Schedule::due`]; what is due and was passed over, as `passed` tells, is dropped.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn due_but(&mut self, now: Instant, mut passed: impl FnMut(&T) -> bool) -> Vec<LaneId> {
         let mut start = Vec::new();
         while let Some(&(_, id)) = self.wakes.first().filter(|(at, _)| *at <= now) {
             self.wake(id);
@@ -372,10 +387,15 @@ impl<T> Schedule<T> {
                 break;
             }
             let Some(Reverse(Later { lane: id, item, .. })) = self.later.pop() else { break };
-            self.ready += 1;
+            let is_passed = passed(&item);
             let lane = self.lane_mut(id);
             lane.later -= 1;
+            lane.passed = lane.passed.saturating_sub(usize::from(is_passed)).min(lane.later);
+            if is_passed {
+                continue;
+            }
             lane.ready.push_back(item);
+            self.ready += 1;
             if self.recruit(id, 1) == 1 {
                 start.push(id);
             }
@@ -702,6 +722,7 @@ impl<T> Lane<T> {
             name: Some(name),
             ready: VecDeque::new(),
             later: 0,
+            passed: 0,
             active: 0,
             fresh: 0,
             streak: 0,
@@ -770,7 +791,7 @@ impl<T> Lane<T> {
         Depth {
             ready: self.ready.len(),
             active: self.active,
-            later: self.later,
+            later: self.later.saturating_sub(self.passed),
             window: self.workers(),
             resting: self.resting,
         }

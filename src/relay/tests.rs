@@ -906,14 +906,16 @@ async fn attempts_may_be_more_than_their_counter_counts() {
     assert_eq!((fixture.depth().later, fixture.count("DEFER", "attempt 65536")), (1, 1), "{:?}", fixture.events);
 }
 
+fn everything() -> queue::Listing {
+    queue::Listing { filter: queue::Filter::default(), sort: None, descending: false, limit: 9, cursor: None }
+}
+
 /// A host that is well may put off one recipient, and another for another reason: each says its own, and the hop the last.
 #[tokio::test]
 async fn what_waits_says_why_also_where_its_hop_is_well() {
     let fixture = Fixture::still();
     let listed = || -> Vec<Option<String>> {
-        let listing =
-            queue::Listing { filter: queue::Filter::default(), sort: None, descending: false, limit: 9, cursor: None };
-        let page = fixture.relay.list(&listing, Instant::now() + HOUR).unwrap();
+        let page = fixture.relay.list(&everything(), Instant::now() + HOUR).unwrap();
         page.entries.into_iter().map(|entry| entry.last).collect()
     };
     let refused = |text: &str| {
@@ -942,6 +944,31 @@ async fn what_waits_says_why_also_where_its_hop_is_well() {
     let done = Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false });
     fixture.settle(Item { attempts: 1, ..items[0].clone() }, vec![(0, done)]).await;
     assert_eq!(listed(), [why("mailbox full")]);
+}
+
+/// Asked for now, what waited for its time is counted once; and taken away, not at all.
+#[tokio::test]
+async fn what_is_changed_counts_once() {
+    for (change, expected) in [(queue::Change::Retry, (2, 1)), (queue::Change::Remove, (0, 1))] {
+        let fixture = Fixture::still();
+        for to in ["one@contoso.com", "two@contoso.com", "other@contoso.com"] {
+            assert_eq!(fixture.send("erin@fabrikam.com", &[to], "\r\n").await.code, 250);
+            fixture.settle(fixture.item(), vec![(0, Err(answered(451)))]).await;
+        }
+        let depth = || (fixture.depth().ready, fixture.depth().later);
+        assert_eq!(depth(), (0, 3));
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        let by = queue::By { who: "root".to_owned(), reason: None };
+        let ids: Vec<String> = fixture.relay.list(&everything(), Instant::now() + HOUR).unwrap().entries[..2]
+            .iter()
+            .map(|entry| entry.id.clone())
+            .collect();
+        let filter = queue::Filter { id: Some(ids.join(",")), ..queue::Filter::default() };
+        // No worker begins before this test waits for something.
+        let changed = fixture.relay.change(change, &filter, &by, None, Instant::now() + HOUR).await.unwrap();
+        assert_eq!((changed.changed, depth()), (2, expected), "{change:?}");
+        fixture.relay.begin_stop();
+    }
 }
 
 /// Tried while its client waits, a message of which one recipient goes in circles is kept for the other and answered 250;
