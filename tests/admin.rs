@@ -1028,7 +1028,10 @@ fn what_waits_is_shown_with_its_attempts_and_its_age() {
     for attempt in attempts {
         assert!(attempt["host"].as_str().unwrap().contains("127.0.0.1"), "{attempt}");
     }
-    assert!(attempts[0]["reply"].as_str().unwrap().contains("451 4.3.0 not now"), "{shown}");
+    assert!(attempts[0]["reply"].as_str().unwrap().ends_with("451 4.3.0 not now"), "{shown}");
+    let next = shown["copies"][0]["entry"]["next"].as_str().unwrap().split('.').next().unwrap();
+    assert_eq!((&attempts[0]["attempt"], &attempts[1]["attempt"]), (&json!(2), &Value::Null), "{shown}");
+    assert!(attempts[0]["next"].as_str().is_some_and(|at| at.starts_with(next)), "{shown}");
     assert_eq!((&attempts[0]["status"], &attempts[1]["tls"]), (&json!("4.3.0"), &json!("in the clear")), "{shown}");
     let page = world.documented("get", "/api/v1/queue?sort=age", &Value::Null);
     assert_eq!(page["entries"].as_array().unwrap().len(), 2);
@@ -1036,7 +1039,9 @@ fn what_waits_is_shown_with_its_attempts_and_its_age() {
     assert_eq!(world.documented("post", "/api/v1/queue/release", &wanted)["changed"], 0);
     let (status, text, errors) = world.cli(&["queue", "show", &id]);
     assert_eq!(status, Some(0), "{errors}");
-    for words in ["DEFER  to later@contoso.com", "SEND   to julie@contoso.com", "(in the clear)", "451 4.3.0 not now"] {
+    for words in
+        ["DEFER  attempt 2  to later@contoso.com", "SEND   to julie@contoso.com", "(in the clear)", "451 4.3.0 not now"]
+    {
         assert!(text.contains(words), "{words}: {text}");
     }
 

@@ -380,9 +380,13 @@ fn shown(message: &Shown, now: Timestamp) -> String {
 
 /// `2026-11-20T14:30:15Z  DEFER  mx.example.net [192.0.2.1]:25: …`; for whom, where it was not for all of the copy.
 fn tried(attempt: &Attempted, all: usize) -> String {
-    let Attempted { time, event, to, host, tls, status, reply } = attempt;
+    // When the next is due stands above them, if it is still to come.
+    let Attempted { time, event, to, host, tls, status, reply, attempt, next: _ } = attempt;
     let second = time.split_once('.').map_or_else(|| time.clone(), |(second, _)| format!("{second}Z"));
     let mut text = format!("{second}  {event:5}");
+    if let Some(number) = attempt {
+        text.push_str(&format!("  attempt {number}"));
+    }
     if to.len() < all {
         text.push_str(&format!("  to {}", to.join(" ")));
     }

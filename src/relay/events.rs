@@ -14,7 +14,7 @@ use crate::deliver::{Attempt, Delivered};
 use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::outcome::Setback;
 use crate::outcome::spans::Facts;
-use crate::outcome::tracking::{Event, EventKind};
+use crate::outcome::tracking::{Event, EventKind, Try};
 use crate::route::trust::Words;
 use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict};
 use crate::smtp::{Reply, Status};
@@ -228,18 +228,14 @@ impl Relay {
         next: Option<Timestamp>,
     ) {
         let copy = tried.copy();
-        // In 32 bits: a ladder of seconds makes more attempts in a life than its counter counts.
-        let attempt = u32::from(tried.item.attempts) + 1;
+        let which = Try { number: u32::from(tried.item.attempts) + 1, next };
         let state = if kind == EventKind::Fail { State::Failed } else { State::Deferred };
         self.flow_out(tried, setbacks.iter().map(|(index, _)| *index), state);
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
             let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
             let Some((_, setback)) = alike.first() else { continue };
             self.0.meter.set_back(&copy.via, alike.len(), kind == EventKind::Fail, setback);
-            let detail = match next {
-                Some(next) => format!("{setback}; attempt {attempt}, again at {next:.0}"),
-                None => format!("{setback}; attempt {attempt}"),
-            };
+            let detail = format!("{setback}{which}");
             let peer = setback.remote_mta();
             let host: Option<&dyn fmt::Display> = match &peer {
                 Some(host) => Some(host),

@@ -200,6 +200,12 @@ pub struct Attempted {
     pub status: Option<String>,
     /// Its words, or what went wrong.
     pub reply: Option<String>,
+    /// Which attempt this was, where it was in vain.
+    #[serde(default)]
+    pub attempt: Option<u32>,
+    /// When the next was due then.
+    #[serde(default)]
+    pub next: Option<Timestamp>,
 }
 
 /// One recipient of it.
