@@ -797,7 +797,7 @@ fn the_flow_tells_every_recipients_way() {
         // She is a member of the group, too, and has the message once.
         way("internet", "group", "out", &to_outside, [1, 0, 0, 0]),
         way("internet", "on-premises mailbox", "to-inside", &to_inside, [1, 1, 0, 0]),
-        way("internet", "refused", "", "", [0, 0, 1, 0]),
+        way("internet", "not in the directory", "", "", [0, 0, 1, 0]),
         way("internet", "relayed by address space", "out", &to_outside, [0, 0, 1, 0]),
         way("this relay", "report", "out", &to_outside, [1, 0, 0, 0]),
     ];
@@ -806,7 +806,8 @@ fn the_flow_tells_every_recipients_way() {
         ("verdict=group", &["eve@fabrikam.com"][..]),
         ("verdict=on-premises%20mailbox&state=deferred", &["later@contoso.com"]),
         ("connector=to-inside&state=delivered", &["julie@contoso.com"]),
-        ("verdict=refused", &["nobody@contoso.com"]),
+        ("verdict=not%20in%20the%20directory", &["nobody@contoso.com"]),
+        ("verdict=refused", &[]),
         ("state=failed&connector=out", &["never@fabrikam.com"]),
         ("origin=this%20relay", &["erin@fabrikam.com"]),
         ("origin=cloud", &[]),

@@ -425,7 +425,7 @@ async fn the_demo_opens_on_a_living_picture() {
         &["to-cloud", "delivered"],
         &["to-internet", "delivered"],
         &["to-partner", "deferred"],
-        &["refused", "failed"],
+        &["not in the directory", "failed"],
     ] {
         browser.with_words("flow-band", words).await;
     }

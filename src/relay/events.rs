@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use super::recent::State;
+use super::recent::{Said, State, said_of};
 use super::work::Tried;
 use super::{Asked, Peer, Relay};
 use crate::clock;
@@ -135,7 +135,8 @@ impl Relay {
     pub(super) fn track_refusal(&self, asked: &Asked<'_>, recipient: &Recipient, refusal: &Refusal) {
         self.0.meter.refuse(refusal.status().1);
         let from = asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref());
-        self.flow_refused(asked.verdict.origin, &asked.connector.name, from, std::iter::once(&recipient.address));
+        let whence = (asked.verdict.origin, said_of(refusal));
+        self.flow_refused(whence, &asked.connector.name, from, std::iter::once(&recipient.address));
         let stranger = Words::Originator(&asked.verdict.originator_org);
         let mut because: Vec<&dyn fmt::Display> =
             refusal.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
@@ -169,7 +170,8 @@ impl Relay {
         let words = verdict.words();
         let because = displays(&words);
         let to: Vec<&Address> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
-        self.flow_refused(verdict.origin, &connector.name, envelope.sender.as_ref(), to.iter().copied());
+        let whence = (verdict.origin, Said::Refused);
+        self.flow_refused(whence, &connector.name, envelope.sender.as_ref(), to.iter().copied());
         self.0.tracker.write(&Event {
             id: None,
             from: envelope.sender.as_ref(),
