@@ -272,7 +272,9 @@ impl Daemon {
         mut listeners: HashMap<SocketAddr, StdListener>,
         tracker: Tracker,
     ) -> Result<Self, Error> {
-        let admin_listener = config.admin.as_ref().and_then(|admin| listeners.remove(&admin.listen));
+        // With port 0 a connector may have the same address; then the listener is the connector's.
+        let admin_listener = config.admin.as_ref().filter(|admin| !listen_addresses(&config).contains(&admin.listen));
+        let admin_listener = admin_listener.and_then(|admin| listeners.remove(&admin.listen));
         let read_at = SystemTime::now();
         let config = Arc::new(config);
         let bound: Vec<SocketAddr> = listeners.values().filter_map(|listener| listener.local_addr().ok()).collect();

@@ -66,7 +66,10 @@ impl Daemon {
     /// Where the door with this IP address listens, as the log says.
     pub fn door(&self, ip: &str) -> SocketAddr {
         let ip: IpAddr = ip.parse().unwrap();
-        self.doors().into_iter().rfind(|address| address.ip() == ip).unwrap_or_else(|| panic!("no door at {ip}"))
+        self.doors()
+            .into_iter()
+            .rfind(|address| address.ip() == ip)
+            .unwrap_or_else(|| panic!("no door at {ip}:\n{}", self.log_text()))
     }
 
     /// The door at 127.0.0.1.
