@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
-use super::backscatter::Turn;
+use super::backscatter::{Backscatter, Turn};
 use super::events::Noted;
 use super::work::{Item, Tried, age, max_connections};
 use super::{Relay, Snapshot, visits};
@@ -259,10 +259,16 @@ impl Relay {
                 return true;
             }
         };
-        let wait = match self.turn_of_report(snapshot, message, &to.address) {
+        let is_counted = !visits::came_from_inside(snapshot, message);
+        // Of a delay or a success nobody wants to hear when it is over.
+        let may_wait = kind == Kind::Failure;
+        let turn = match is_counted {
+            true => self.backscatter(|known| known.turn(&to.address, clock::now(), may_wait)),
+            false => Turn::Now,
+        };
+        let wait = match turn {
             Turn::Now => None,
-            // Of a delay or a success nobody wants to hear when it is over.
-            Turn::Later(wait) if kind == Kind::Failure => Some(wait),
+            Turn::Later(wait) if may_wait => Some(wait),
             Turn::Later(_) | Turn::Never => {
                 warn!(id = %message.id, to = %to.address, "a report is not written: there were too many of late");
                 let why = "the report to the sender: too many of late for that address, its domain or in all";
@@ -286,7 +292,12 @@ impl Relay {
             copies: plan::plan(routed),
             settles: settles.clone(),
         };
-        match self.0.spool.put(new).await {
+        let put = self.0.spool.put(new).await;
+        if put.is_err() && is_counted {
+            // On a disk that is full for hours one failure would use up all turns of its sender.
+            self.backscatter(|known| known.give_back(&to.address));
+        }
+        match put {
             Ok(receipt) => {
                 let what = match kind {
                     Kind::Failure => "failure",
@@ -319,13 +330,10 @@ impl Relay {
 }
 
 impl Relay {
-    /// When a report about this message may go out: S-111.
-    fn turn_of_report(&self, snapshot: &Snapshot, message: &Message, to: &Address) -> Turn {
-        if visits::came_from_inside(snapshot, message) {
-            return Turn::Now;
-        }
+    /// The limit of reports to those outside: S-111.
+    fn backscatter<R>(&self, ask: impl FnOnce(&mut Backscatter) -> R) -> R {
         // Nothing in it can be half done.
-        self.0.backscatter.lock().unwrap_or_else(PoisonError::into_inner).turn(to, clock::now())
+        ask(&mut self.0.backscatter.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A report that is safe waits for its turn, also over a restart.

@@ -390,13 +390,58 @@ async fn s111_reports_to_one_stranger_are_spread() {
     assert_eq!(depth(&again), (14, 0));
 }
 
+/// S-111: a report that the disk does not take has used no turn; when there is room again it goes out at once.
+#[tokio::test]
+async fn s111_a_full_disk_uses_up_no_turns() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    let tried = Tried { message: &message, item, lane: fixture.lane() };
+    let (snapshot, failed) = (fixture.relay.snapshot(), [(0, answered(550))]);
+    fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::ENOSPC, lasts: true });
+    for _ in 0..150 {
+        assert!(!fixture.relay.settle_failed(&snapshot, &tried, &failed, Timestamp::now()).await);
+    }
+    fixture.disk.heal();
+    let end = Instant::now() + Duration::from_secs(10);
+    while !fixture.relay.settle_failed(&snapshot, &tried, &failed, Timestamp::now()).await {
+        assert!(Instant::now() < end, "the disk is well and nothing is written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((fixture.count("DSN", "victim@fabrikam.com"), fixture.count("DROP", "")), (1, 0));
+    let name = config::ConnectorName("to-internet".into());
+    let queue = fixture.relay.queue();
+    let lane = queue.find(&name, &crate::route::Hop::SmartHosts).unwrap();
+    assert_eq!((queue.depth(lane).ready, queue.depth(lane).later), (1, 0), "its turn is now");
+}
+
+/// S-111: who asks to hear of successes, under a forged name, does not take the reports of failures from who bears it.
+#[tokio::test]
+async fn s111_successes_take_no_turns_from_failures() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let mut message = Arc::into_inner(fixture.relay.0.spool.load(item.id).unwrap().message).unwrap();
+    let notify = Notify::On { success: true, failure: true, delay: false };
+    message.copies[0].recipients[0].recipient.notify = notify;
+    let tried = Tried { message: &message, item, lane: fixture.lane() };
+    let snapshot = fixture.relay.snapshot();
+    for _ in 0..150 {
+        fixture.relay.tell_done(&snapshot, &tried, &[(0, delivered())], Timestamp::now()).await;
+    }
+    assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "")), (10, 140));
+    assert!(fixture.relay.settle_failed(&snapshot, &tried, &[(0, answered(550))], Timestamp::now()).await);
+    assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "")), (11, 140), "it waits for its turn");
+}
+
 /// A warning that comes too late to warn is not written.
 #[tokio::test]
 async fn s111_a_delay_is_not_reported_late() {
     let fixture = Fixture::still();
     let victim = Address::parse("victim@fabrikam.com").unwrap();
     for _ in 0..10 {
-        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now());
+        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now(), true);
     }
     assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
     for hours in [5, 6] {
