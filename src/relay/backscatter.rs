@@ -3,9 +3,10 @@
 //! Who writes with a forged sender makes us write reports to somebody who never wrote. A message is refused while its client
 //! waits wherever that can be known, so few are left; but a server behind us that refuses everything for an hour could make
 //! thousands of them. So one address gets ten in an hour, one domain and all together get more, and what is beyond goes
-//! out later, at the same rate. What could not go out within hours is not written: the event says so.
+//! out later, at the same rate. What could not go out within hours waits as the failure that it is: its message is tried
+//! again, and only at the end of its life the failure goes unreported, and the event says so.
 //!
-//! Reports to our own people are not counted: they did write (`visits::came_from_inside`).
+//! Reports to our own people and applications are not counted: they did write (`visits::is_unlimited`).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

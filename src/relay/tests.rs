@@ -435,6 +435,81 @@ async fn s111_successes_take_no_turns_from_failures() {
     assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "")), (11, 140), "it waits for its turn");
 }
 
+/// S-111: a failure whose report would come too late stays in the queue, and is tried again until the message is too old.
+#[tokio::test]
+async fn s111_a_failure_that_cannot_be_reported_for_hours_is_kept() {
+    let fixture = Fixture::still();
+    let victim = Address::parse("victim@fabrikam.com").unwrap();
+    for _ in 0..200 {
+        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now(), true);
+    }
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("DROP", ""), fixture.count("DEFER", "")), (0, 0, 1));
+    assert_eq!(fixture.open(id), [[0]]);
+    let lane = fixture.lane();
+    let soon = Instant::now() + HOUR - Duration::from_secs(60);
+    let _ = fixture.relay.queue().due(soon);
+    assert_eq!((fixture.depth().ready, fixture.depth().later), (0, 1), "the hop is not asked every minute");
+    let _ = fixture.relay.queue().due(soon + Duration::from_secs(120));
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(id).unwrap().message;
+    let tried = Tried { message: &message, item, lane };
+    let attempt = Attempt { results: vec![(0, Err(answered(550)))] };
+    let end = Timestamp::now() + jiff::SignedDuration::from_hours(49);
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, attempt, end).await;
+    fixture.relay.0.spool.flush().await;
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("DROP", "victim@fabrikam.com")), (1, 1));
+    assert_eq!((fixture.open(id).len(), fixture.count("DSN", "")), (0, 0));
+}
+
+/// S-111: what our applications send is reported however much of it fails, whatever name they write under.
+#[tokio::test]
+async fn s111_our_own_applications_hear_of_every_failure() {
+    let fixture = Fixture::still();
+    let client = "origin = \"client\"\nremote_ips = [\"10.0.0.0/8\"]";
+    fixture.relay.replace(snapshot(&|text| text.replace("origin = \"internet\"", client)));
+    for _ in 0..20 {
+        assert_eq!(fixture.send("shop@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    }
+    assert_eq!((fixture.count("DSN", "shop@fabrikam.com"), fixture.count("DROP", "")), (20, 0));
+    let name = config::ConnectorName("to-internet".into());
+    let queue = fixture.relay.queue();
+    let lane = queue.find(&name, &crate::route::Hop::SmartHosts).unwrap();
+    assert_eq!(queue.depth(lane).later, 0, "none of them waits for a turn");
+}
+
+/// By which connector, from whom, with what that was believed: who is not held to the limit.
+#[tokio::test]
+async fn s111_who_is_told_without_limit() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let mut message = Arc::into_inner(fixture.relay.0.spool.load(fixture.item().id).unwrap().message).unwrap();
+    let apps =
+        "[[receive_connector]]\nname = \"apps\"\nlisten = [\"127.0.0.5:0\"]\norigin = \"client\"\ntls = \"off\"\n";
+    let snapshot = snapshot(&|text| with_cloud(text) + apps);
+    let (ours, theirs) = ("anna@contoso.com", "eve@elsewhere.example");
+    for (connector, from, organization, expected) in [
+        ("apps", ours, OrganizationHeaders::None, true),
+        ("apps", theirs, OrganizationHeaders::None, true),
+        ("from-cloud", ours, OrganizationHeaders::Cut, true),
+        ("from-cloud", theirs, OrganizationHeaders::Believed, false),
+        ("internet", ours, OrganizationHeaders::Cut, false),
+        ("renamed", ours, OrganizationHeaders::Believed, true),
+        ("renamed", theirs, OrganizationHeaders::Believed, false),
+        ("renamed", ours, OrganizationHeaders::Cut, false),
+    ] {
+        message.connector = connector.into();
+        message.envelope.sender = Address::parse(from).ok();
+        message.organization = organization;
+        assert_eq!(visits::is_unlimited(&snapshot, &message), expected, "{connector} {from} {organization:?}");
+    }
+}
+
 /// A warning that comes too late to warn is not written.
 #[tokio::test]
 async fn s111_a_delay_is_not_reported_late() {
