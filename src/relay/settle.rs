@@ -69,7 +69,7 @@ impl Relay {
         self.queue().note_done(tried.item.key(), settled);
         let mut warned = tried.item.warned;
         warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
-        let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
+        let next = later(now, sorted.wait);
         self.track_setbacks(&tried, EventKind::Defer, &sorted.again, Some(next));
         let why = sorted.again.first().map(|(_, setback)| setback);
         if let Some(setback) = why {
@@ -304,12 +304,14 @@ impl Relay {
                 return Ok(());
             }
         };
+        // Its life begins with its turn: the wait is not to be taken from it.
+        let from = later(now, wait.unwrap_or_default());
         let noted: Vec<Noted> = Self::note_routes(&mut routed);
         let size = content.len() as u64;
         let facts = header::facts(&content);
         let new = NewMessage {
             id,
-            accepted: now,
+            accepted: from,
             envelope: Envelope { recipients: Vec::new(), ..envelope },
             connector: Box::default(),
             message_id: facts.message_id.map(String::into_boxed_str),
@@ -337,7 +339,7 @@ impl Relay {
                 self.track_plan(&receipt.message, &noted);
                 match wait {
                     None => self.schedule(snapshot, receipt.message),
-                    Some(wait) => self.put_off(&receipt.message, wait, now),
+                    Some(_) => self.put_off(&receipt.message, from),
                 }
                 Ok(())
             }
@@ -364,8 +366,7 @@ impl Relay {
     }
 
     /// A report that is safe waits for its turn, also over a restart.
-    fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) {
-        let until = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
+    fn put_off(&self, message: &Message, until: Timestamp) {
         info!(id = %message.id, until = %format_args!("{until:.0}"), "a report waits for its turn: there were many of late");
         self.schedule_at(message, until, false);
     }
@@ -430,6 +431,10 @@ async fn compose(
         whole: wants_whole.then_some(returned.as_slice()),
     };
     report.write()
+}
+
+fn later(now: Timestamp, wait: Duration) -> Timestamp {
+    now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO)
 }
 
 pub(super) fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {

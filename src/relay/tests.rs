@@ -435,6 +435,32 @@ async fn s111_successes_take_no_turns_from_failures() {
     assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "")), (11, 140), "it waits for its turn");
 }
 
+/// S-111, C195: a report that waits half a day for its turn has its whole life from there on; also over a restart.
+#[tokio::test]
+async fn s111_the_wait_for_its_turn_is_not_taken_from_a_reports_life() {
+    let victim = Address::parse("victim@fabrikam.com").unwrap();
+    for (restart, hours, waits) in [(false, 34, 1), (true, 34, 1), (false, 37, 0), (true, 37, 0)] {
+        let mut fixture = Fixture::still();
+        for _ in 0..118 {
+            let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now(), true);
+        }
+        assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+        assert_eq!((fixture.count("DSN", "victim@fabrikam.com"), fixture.count("DROP", "")), (1, 0));
+        if restart {
+            fixture = Fixture::over(fixture.disk.crash(), snapshot(&|text| text), PUT_LIMIT);
+        }
+        // After eleven hours and 48 minutes it may go; its hop is down then.
+        let _ = fixture.relay.queue().due(Instant::now() + 13 * HOUR);
+        let wall = Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+        fixture.relay.look_through(wall).await;
+        fixture.relay.0.spool.flush().await;
+        assert_eq!(fixture.relay.waiting(), waits, "after {hours} h, restart: {restart}");
+        assert_eq!(fixture.count("DROP", "victim@fabrikam.com"), 1 - waits, "after {hours} h, restart: {restart}");
+    }
+}
+
 /// S-111: a failure whose report would come too late stays in the queue, and is tried again until the message is too old.
 #[tokio::test]
 async fn s111_a_failure_that_cannot_be_reported_for_hours_is_kept() {
