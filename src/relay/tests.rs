@@ -1143,6 +1143,77 @@ async fn early_a_recipient_that_is_cut_is_kept_and_reported_like_any_other() {
     assert_eq!(fixture.relay.waiting(), 2, "the message for the other, and the report");
 }
 
+/// Takes one message a connection, and offers nothing.
+async fn plain_hop() -> std::net::SocketAddr {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let (mut line, mut in_data) = (String::new(), false);
+        let mut reply = "220 here\r\n";
+        loop {
+            stream.write_all(reply.as_bytes()).await.unwrap();
+            line.clear();
+            if stream.read_line(&mut line).await.unwrap() == 0 {
+                return;
+            }
+            (reply, in_data) = match line.as_str() {
+                ".\r\n" => ("250 taken\r\n", false),
+                _ if in_data => ("", true),
+                "DATA\r\n" => ("354 go on\r\n", true),
+                _ => ("250 so it is\r\n", false),
+            };
+        }
+    });
+    address
+}
+
+/// A report of success is written behind the answer: on a disk that hangs the client would give up, and send again what was
+/// delivered.
+#[tokio::test]
+async fn early_the_client_does_not_wait_for_a_report() {
+    for (to, expected) in [(&[THREE[0]][..], 250), (&[THREE[0], "eve@fabrikam.com"], 452)] {
+        let fixture = Fixture::new(Duration::from_secs(1));
+        let hop = plain_hop().await;
+        fixture.relay.replace(snapshot(&|text| {
+            text.replace("[spool]", "[spool]\nacknowledge = \"delivered-or-durable\"").replacen(
+                "smart_hosts = [\"127.0.0.1:1\"]",
+                &format!("smart_hosts = [\"{hop}\"]"),
+                1,
+            )
+        }));
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        fixture.disk.hold();
+        let (snapshot, connector) = (fixture.relay.snapshot(), fixture.connector("internet"));
+        let verdict = Arc::new(Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked));
+        let ip = [192, 0, 2, 1].into();
+        let asked = Asked { connector: &connector, peer: ip, mail: None, routed: 0, verdict: &verdict };
+        let mut envelope = envelope("erin@fabrikam.com");
+        let notify = Notify::On { success: true, failure: true, delay: false };
+        envelope.recipients = to.iter().map(|to| Recipient { notify, ..recipient(to) }).collect();
+        let mut routed = Vec::new();
+        for recipient in &envelope.recipients {
+            routed.extend(fixture.relay.check_recipient(&snapshot, &asked, recipient.clone()).unwrap());
+        }
+        let mut draft = fixture.relay.draft();
+        draft.push("\r\n".to_owned().into()).await.unwrap();
+        let peer = Peer { ip, hello: "client.example".into(), extended: true, tls: None, user: None };
+        let submission = Submission { envelope, routed, draft, connector: Arc::clone(&connector), peer, verdict };
+        let reply = tokio::time::timeout(Duration::from_secs(10), fixture.relay.take(&snapshot, submission)).await;
+        assert_eq!(reply.expect("it waits for the disk").code, expected);
+        fixture.disk.release();
+        let end = Instant::now() + Duration::from_secs(10);
+        while fixture.count("DSN", "erin@fabrikam.com") < 1 {
+            assert!(Instant::now() < end, "{:?}", fixture.events);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(fixture.count("SEND", THREE[0]), 1, "{:?}", fixture.events);
+        assert!(fixture.relay.stop(tokio::time::Instant::now() + Duration::from_secs(10)).await, "all of it has ended");
+    }
+}
+
 /// F-061, F-062: an attempt that ends inside the relay takes neither its lane nor its message with it; a copy that does it
 /// again and again waits for the next start.
 #[tokio::test]
