@@ -19,10 +19,10 @@ use tracing::{info, warn};
 
 use super::hands::{Grasp, Key};
 use super::settle::settlement;
-use super::work::{Tried, nowhere};
+use super::work::Tried;
 use super::{Relay, Snapshot};
 use crate::config::{ConnectorName, Origin};
-use crate::message::{Body, Envelope, Recipient, body};
+use crate::message::{Address, Body, Envelope, Recipient, body};
 use crate::outcome::Setback;
 use crate::outcome::tracking::EventKind;
 use crate::route::resolve::{Asking, Resolution, Rules};
@@ -68,7 +68,7 @@ impl Relay {
             let plans: Vec<&HopCopy> = message.copies.iter().map(|copy| &copy.plan).collect();
             let moves = |index: &u16| {
                 let one = copy.plan.recipients.get(usize::from(*index));
-                one.is_some_and(|one| ends_now(&snapshot, &message.connector, &plans, &copy.plan, one).is_some())
+                one.is_some_and(|one| end_now(&snapshot, &message.connector, &plans, &copy.plan, one).is_some())
             };
             if copy.open.iter().any(moves) {
                 busy |= !self.take_along(message, copy).await;
@@ -132,9 +132,9 @@ impl Relay {
         let (mut moved, mut routed) = (Vec::new(), Vec::new());
         for &index in indexes {
             let Some(one) = copy.recipients.get(usize::from(index)) else { continue };
-            if let Some(ends) = ends_now(snapshot, &message.connector, &plans, copy, one) {
+            if let Some(end) = end_now(snapshot, &message.connector, &plans, copy, one) {
                 moved.push(index);
-                routed.extend(ends);
+                routed.push(end);
             }
         }
         if moved.is_empty() {
@@ -222,13 +222,7 @@ fn is_disagreement(setback: &Setback) -> bool {
 
 /// Where a recipient of `copy` goes by now; `None`: where it went, or nobody can tell. `plans` are all copies of the
 /// message that are known.
-fn ends_now(
-    snapshot: &Snapshot,
-    by: &str,
-    plans: &[&HopCopy],
-    copy: &HopCopy,
-    one: &CopyRecipient,
-) -> Option<Vec<Routed>> {
+fn end_now(snapshot: &Snapshot, by: &str, plans: &[&HopCopy], copy: &HopCopy, one: &CopyRecipient) -> Option<Routed> {
     let config = &snapshot.config;
     let connector = ConnectorName(by.into());
     let asked = Recipient { address: one.asked.clone(), ..one.recipient.clone() };
@@ -244,50 +238,45 @@ fn ends_now(
         Some(found) => (vec![found.origin], found.relay),
     };
     let rules = Rules { config, directory: snapshot.directory.as_ref() };
-    let mut ends: Option<Vec<Routed>> = None;
+    let mut end: Option<Routed> = None;
     for origin in origins {
         let asking = Asking { origin, connector: &connector, may_relay, size: None };
-        let now = ends_of(rules.expand(&asking, &asked).ok()?, &asked, plans, copy, one)?;
-        match &ends {
-            Some(before) if !before.iter().map(way).eq(now.iter().map(way)) => return None,
+        let now = end_of(rules.expand(&asking, &asked).ok()?, plans, copy, one)?;
+        match &end {
+            Some(before) if way(before) != way(&now) => return None,
             Some(_) => {}
-            None => ends = Some(now),
+            None => end = Some(now),
         }
     }
-    ends
+    end
 }
 
-fn way(one: &Routed) -> (&ConnectorName, &crate::route::Hop, &crate::message::Address) {
+fn way(one: &Routed) -> (&ConnectorName, &crate::route::Hop, &Address) {
     (&one.route.via, &one.route.hop, &one.route.to)
 }
 
-fn ends_of(
-    resolution: Resolution,
-    asked: &Recipient,
-    plans: &[&HopCopy],
-    copy: &HopCopy,
-    one: &CopyRecipient,
-) -> Option<Vec<Routed>> {
-    let Resolution { mut routed, failed } = resolution;
+/// Of two mailboxes of ours: their names have no case.
+fn is_same(one: &Address, other: &Address) -> bool {
+    one.domain() == other.domain() && one.local().eq_ignore_ascii_case(other.local())
+}
+
+fn end_of(resolution: Resolution, plans: &[&HopCopy], copy: &HopCopy, one: &CopyRecipient) -> Option<Routed> {
     let as_before = (&copy.via, &copy.hop, &one.recipient.address);
-    if routed.iter().any(|end| way(end) == as_before) {
+    if resolution.routed.iter().any(|end| way(end) == as_before) {
         return None;
     }
-    let siblings: Vec<&CopyRecipient> =
-        plans.iter().flat_map(|plan| &plan.recipients).filter(|other| other.asked == one.asked).collect();
-    if siblings.len() <= 1 {
-        routed.extend(failed.into_iter().map(|member| nowhere(asked, member)));
-        return Some(routed);
-    }
-    // A member of a group is known again by its local part, and by being nobody else. One that left the group goes where it
-    // went.
-    let local = one.recipient.address.local();
-    let is_it = |end: &Routed| {
-        end.route.to.local().eq_ignore_ascii_case(local)
-            && !siblings.iter().any(|other| other.recipient.address == end.route.to && *other != one)
+    let has_it = |end: &Routed| {
+        let mut others = plans.iter().flat_map(|plan| &plan.recipients).filter(|other| *other != one);
+        others.any(|other| is_same(&other.recipient.address, &end.route.to))
     };
-    let mut found: Vec<Routed> = routed.into_iter().filter(is_it).collect();
-    if found.len() == 1 { Some(std::mem::take(&mut found)) } else { None }
+    // Behind a group stand others, who have the message; how many of them is not known here: who was named twice stands
+    // under one of the names, and who was sent on already is in another message. So a member is only ever itself, known by
+    // its local part. One that left the group goes where it went.
+    let (is_group, local) = (resolution.is_group(), one.recipient.address.local());
+    let is_it = |end: &Routed| !is_group || end.route.to.local().eq_ignore_ascii_case(local);
+    let mut ends = resolution.routed.into_iter().filter(|end| is_it(end) && !has_it(end));
+    let end = ends.next()?;
+    ends.next().is_none().then_some(end)
 }
 
 #[cfg(test)]
@@ -398,7 +387,16 @@ mod tests {
         let both = "team@contoso.com,group,zoe@contoso.com kim@contoso.com\nkim@contoso.com,cloud,\n";
         let (cloud, here) = (format!("{IN_CLOUD}{both}"), format!("{HERE}{both}"));
         let left = here.replace("zoe@contoso.com kim@contoso.com", "max@contoso.com kim@contoso.com");
+        let more = "all@contoso.com,group,zoe@contoso.com kim@contoso.com lea@contoso.com\n";
+        let (lea_there, lea_here) = ("lea@contoso.com,cloud,\n", "lea@contoso.com,on-premises,\n");
+        let (all, moved) = (format!("{cloud}{more}{lea_there}"), format!("{cloud}{more}{lea_here}"));
+        let alone = moved.replace("zoe@contoso.com kim@contoso.com lea@contoso.com", "lea@contoso.com");
+        let shrunk = alone.replace("group,lea@contoso.com", "group,kim@contoso.com");
+        let instead = "zoe@contoso.com,forward,max@contoso.com\n";
         let zoe = "to-cloud: zoe@contoso.mail.onmicrosoft.com";
+        let kim = cloud.replace("kim@contoso.com,cloud", "kim@contoso.com,on-premises");
+        let both_there = "to-cloud: zoe@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com";
+        let all_there = &format!("{both_there} lea@contoso.mail.onmicrosoft.com")[..];
         for (what, to, before, code, then, later, expected) in [
             ("nothing has changed", "zoe", IN_CLOUD, 451, IN_CLOUD, IN_CLOUD, &[zoe][..]),
             ("it changes while it waits", "zoe", IN_CLOUD, 451, IN_CLOUD, HERE, &["to-on-premises: zoe@contoso.com"]),
@@ -423,8 +421,49 @@ mod tests {
                 &left,
                 &["to-cloud: zoe@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com"],
             ),
+            // Of a group whose others stand under another name one alone is left; it is a group all the same.
+            (
+                "the rest of a group",
+                "team all",
+                &all,
+                451,
+                &moved,
+                &moved,
+                &[both_there, "to-on-premises: lea@contoso.com"],
+            ),
+            (
+                "all that is left of the group",
+                "team all",
+                &all,
+                451,
+                &all,
+                &alone,
+                &[both_there, "to-on-premises: lea@contoso.com"],
+            ),
+            ("nothing of it is left in the group", "team all", &all, 451, &all, &shrunk, &[all_there]),
+            (
+                "one who is named, and a group",
+                "zoe team",
+                &cloud,
+                451,
+                &kim,
+                &kim,
+                &[zoe, "to-on-premises: kim@contoso.com"],
+            ),
+            (
+                "it stands for another who has it",
+                "zoe max",
+                IN_CLOUD,
+                451,
+                instead,
+                instead,
+                &[zoe, "to-on-premises: max@contoso.com"],
+            ),
+            ("it stands for another", "zoe", IN_CLOUD, 451, instead, instead, &["to-on-premises: max@contoso.com"]),
         ] {
-            let fixture = posted(before, &[&format!("{to}@contoso.com")]).await;
+            let to: Vec<String> = to.split(' ').map(|to| format!("{to}@contoso.com")).collect();
+            let fixture = posted(before, &to.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            let came = waits(&fixture);
             fixture.relay.replace(snapshot(then));
             answer(&fixture, code).await;
             wake(&fixture);
@@ -436,7 +475,7 @@ mod tests {
             let flows: u64 = paths.iter().map(|path| path.waiting + path.deferred + path.delivered + path.failed).sum();
             let recipients: usize = expected.iter().map(|one| one.split(' ').count() - 1).sum();
             assert_eq!(flows, recipients as u64, "{what}: each counts once: {paths:?}");
-            let moved = usize::from(expected.iter().any(|one| one.starts_with("to-on")));
+            let moved = usize::from(came != expected);
             for (kind, count) in [("RECEIVE", 1), ("DSN", 0), ("FAIL", 0)] {
                 assert_eq!(fixture.count(kind, ""), count, "{what}: {kind} {:?}", fixture.events);
             }
@@ -524,8 +563,8 @@ mod tests {
     #[test]
     fn without_certainty_it_stays() {
         let by = "internet";
-        let asked = crate::message::Address::parse("zoe@contoso.com").unwrap();
-        let to = crate::message::Address::parse("zoe@contoso.mail.onmicrosoft.com").unwrap();
+        let asked = Address::parse("zoe@contoso.com").unwrap();
+        let to = Address::parse("zoe@contoso.mail.onmicrosoft.com").unwrap();
         let recipient = Recipient { address: to, notify: crate::message::Notify::Unsaid, orcpt: None };
         let one = CopyRecipient { asked, recipient };
         let copy = HopCopy {
@@ -534,10 +573,10 @@ mod tests {
             recipients: vec![one.clone()],
         };
         let snapshot = snapshot(HERE);
-        assert!(ends_now(&snapshot, by, &[&copy], &copy, &one).is_some());
-        assert!(ends_now(&snapshot, "", &[&copy], &copy, &one).is_some(), "a report");
+        assert!(end_now(&snapshot, by, &[&copy], &copy, &one).is_some());
+        assert!(end_now(&snapshot, "", &[&copy], &copy, &one).is_some(), "a report");
         assert!(
-            ends_now(&snapshot, "gone", &[&copy], &copy, &one).is_none(),
+            end_now(&snapshot, "gone", &[&copy], &copy, &one).is_none(),
             "the connector is not configured any more"
         );
     }
