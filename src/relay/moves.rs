@@ -26,7 +26,7 @@ use crate::message::{Address, Body, Envelope, Recipient, body};
 use crate::outcome::Setback;
 use crate::outcome::tracking::EventKind;
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::{CopyRecipient, HopCopy, Routed, plan};
+use crate::route::{CopyRecipient, HopCopy, Reason, Routed, plan};
 use crate::spool::{CopyStanding, Draft, End, NewMessage, Settlement, Standing};
 
 /// So many copies are remembered. One that finds no room is looked at when it is tried again.
@@ -241,7 +241,7 @@ fn end_now(snapshot: &Snapshot, by: &str, plans: &[&HopCopy], copy: &HopCopy, on
     let mut end: Option<Routed> = None;
     for origin in origins {
         let asking = Asking { origin, connector: &connector, may_relay, size: None };
-        let now = end_of(rules.expand(&asking, &asked).ok()?, plans, copy, one)?;
+        let now = end_of(&rules, rules.expand(&asking, &asked).ok()?, plans, copy, one)?;
         match &end {
             Some(before) if way(before) != way(&now) => return None,
             Some(_) => {}
@@ -260,7 +260,31 @@ fn is_same(one: &Address, other: &Address) -> bool {
     one.domain() == other.domain() && one.local().eq_ignore_ascii_case(other.local())
 }
 
-fn end_of(resolution: Resolution, plans: &[&HopCopy], copy: &HopCopy, one: &CopyRecipient) -> Option<Routed> {
+/// Is the mailbox at this end the one that was known by the address `before`? Every premises has its own name for it, and
+/// another mailbox may have the same local part.
+fn is_mailbox(rules: &Rules<'_>, before: &Address, end: &Routed) -> bool {
+    let mut own = None;
+    for reason in &end.route.because {
+        match reason.plain() {
+            Reason::FoundBehind { owner, .. } => own = Some(owner),
+            Reason::Rewritten { from, to } if own.is_none() && *to == end.route.to => own = Some(from),
+            _ => {}
+        }
+    }
+    let own = own.unwrap_or(&end.route.to);
+    if before.domain() == own.domain() {
+        return is_same(before, own);
+    }
+    rules.owner(before).is_some_and(|owner| is_same(&owner, own))
+}
+
+fn end_of(
+    rules: &Rules<'_>,
+    resolution: Resolution,
+    plans: &[&HopCopy],
+    copy: &HopCopy,
+    one: &CopyRecipient,
+) -> Option<Routed> {
     let as_before = (&copy.via, &copy.hop, &one.recipient.address);
     if resolution.routed.iter().any(|end| way(end) == as_before) {
         return None;
@@ -270,10 +294,10 @@ fn end_of(resolution: Resolution, plans: &[&HopCopy], copy: &HopCopy, one: &Copy
         others.any(|other| is_same(&other.recipient.address, &end.route.to))
     };
     // Behind a group stand others, who have the message; how many of them is not known here: who was named twice stands
-    // under one of the names, and who was sent on already is in another message. So a member is only ever itself, known by
-    // its local part. One that left the group goes where it went.
-    let (is_group, local) = (resolution.is_group(), one.recipient.address.local());
-    let is_it = |end: &Routed| !is_group || end.route.to.local().eq_ignore_ascii_case(local);
+    // under one of the names, and who was sent on already is in another message. So a member is only ever itself. One that
+    // left the group goes where it went.
+    let is_group = resolution.is_group();
+    let is_it = |end: &Routed| !is_group || is_mailbox(rules, &one.recipient.address, end);
     let mut ends = resolution.routed.into_iter().filter(|end| is_it(end) && !has_it(end));
     let end = ends.next()?;
     ends.next().is_none().then_some(end)
@@ -310,6 +334,7 @@ mod tests {
                 "[[receive_connector]]",
                 "[[directory]]\nkind = \"file\"\npath = \"recipients.csv\"\n[[receive_connector]]",
             )
+            .replace("[[receive_connector]]", "[[accepted_domain]]\nname = \"tailspin.example\"\n[[receive_connector]]")
             .replace("\"from-cloud\"", "\"internet\"")
             .replace("\"cloud\"\nrelay", "\"internet\"\nrelay");
         snapshot_of(&text, &folder.path().join("causeway.toml"))
@@ -392,6 +417,11 @@ mod tests {
         let (all, moved) = (format!("{cloud}{more}{lea_there}"), format!("{cloud}{more}{lea_here}"));
         let alone = moved.replace("zoe@contoso.com kim@contoso.com lea@contoso.com", "lea@contoso.com");
         let shrunk = alone.replace("group,lea@contoso.com", "group,kim@contoso.com");
+        let namesake =
+            here.replace("group,zoe@contoso.com", "group,zoe@tailspin.example") + "zoe@tailspin.example,on-premises,\n";
+        let other = "zoe@tailspin.example,cloud,z@contoso.mail.onmicrosoft.com\n";
+        let [two, two_here] = [&cloud, &here].map(|csv| csv.replace("group,", "group,zoe@tailspin.example ") + other);
+        let two_there = "to-cloud: z@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com";
         let instead = "zoe@contoso.com,forward,max@contoso.com\n";
         let zoe = "to-cloud: zoe@contoso.mail.onmicrosoft.com";
         let kim = cloud.replace("kim@contoso.com,cloud", "kim@contoso.com,on-premises");
@@ -420,6 +450,16 @@ mod tests {
                 &cloud,
                 &left,
                 &["to-cloud: zoe@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com"],
+            ),
+            ("a namesake who came to the group", "team", &cloud, 451, &cloud, &namesake, &[both_there]),
+            (
+                "a namesake who was in the group",
+                "team",
+                &two,
+                451,
+                &two,
+                &two_here,
+                &[two_there, "to-on-premises: zoe@contoso.com"],
             ),
             // Of a group whose others stand under another name one alone is left; it is a group all the same.
             (

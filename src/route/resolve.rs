@@ -204,6 +204,14 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// Whose hybrid routing address this is now: the mailbox's own address.
+    pub fn owner(&self, routing: &Address) -> Option<Address> {
+        match self.look_up(routing) {
+            Looked::Entry(Known { owner: Some(owner), untagged, .. }) => Some(with_tag_of(owner, routing, untagged)),
+            Looked::Entry(_) | Looked::Unknown | Looked::Unavailable(_) => None,
+        }
+    }
+
     /// What the directory knows under this address, its own or a hybrid routing address.
     fn look_up(&self, address: &Address) -> Looked {
         match self.directory.find(address) {
