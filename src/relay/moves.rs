@@ -95,11 +95,14 @@ impl Relay {
         self.0.spool.flush().await;
         let Some(known) = self.0.spool.copy(key.0, key.1) else { return true };
         // Should it come to nothing, the copy is in the schedule. If it does not, nothing is found there then.
-        let (lane, mut item) = self.put_back(standing, copy, known);
+        let (lane, item) = self.put_back(standing, copy, known);
         if self.0.spool.is_broken() {
             return true;
         }
-        if let Some((message, open)) = self.fetch(lane, &mut item).await {
+        // Not by `fetch`: that gives what cannot be read now a place in the schedule, and it has one.
+        let Ok((message, mut open)) = self.load(key.0, key.1).await else { return true };
+        self.queue().leave_out_done(key, &mut open);
+        if !open.is_empty() {
             let tried = Tried { message: &message, item, lane };
             self.send_on(&self.snapshot(), &tried, &open).await;
         }
@@ -309,6 +312,7 @@ mod tests {
     use std::time::Instant;
 
     use jiff::Timestamp;
+    use nix::errno::Errno;
 
     use super::*;
     use crate::deliver::Attempt;
@@ -319,7 +323,7 @@ mod tests {
     use crate::relay::work::Item;
     use crate::smtp::{Reply, Status};
     use crate::spool::Deferral;
-    use crate::spool::model::Model;
+    use crate::spool::model::{Fault, Model, Op};
 
     const IN_CLOUD: &str = "zoe@contoso.com,cloud,\n";
     const HERE: &str = "zoe@contoso.com,on-premises,\n";
@@ -566,6 +570,43 @@ mod tests {
         fixture.relay.queue().let_down(key);
         assert!(!fixture.relay.follow_moves().await);
         assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
+    }
+
+    /// What the spool knows of the one message that waits, and of its one copy.
+    fn standing(fixture: &Fixture) -> (Standing, CopyStanding) {
+        let (mut messages, _) = fixture.relay.0.spool.walk(crate::spool::Step::default());
+        assert_eq!(messages.len(), 1, "{messages:?}");
+        let mut message = messages.remove(0).1;
+        assert_eq!(message.copies.len(), 1, "{message:?}");
+        let copy = message.copies.remove(0);
+        (message, copy)
+    }
+
+    /// What a worker finds in the lane to the cloud, when everything is due.
+    fn next(fixture: &Fixture) -> Option<(crate::relay::LaneId, Item)> {
+        let mut queue = fixture.relay.queue();
+        let lane = queue.find(&ConnectorName("to-cloud".into()), &crate::route::Hop::SmartHosts)?;
+        let later = Instant::now() + Duration::from_secs(48 * 3600);
+        let _ = queue.due(later);
+        let is_worked = queue.depth(lane).active > 0;
+        Some((lane, if is_worked { queue.next(lane, later) } else { None }?))
+    }
+
+    /// Its message cannot be read at the moment: it has one place in the schedule, as before.
+    #[tokio::test]
+    async fn what_cannot_be_read_now_waits_once() {
+        let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+        answer(&fixture, 451).await;
+        wake(&fixture);
+        fixture.relay.replace(snapshot(HERE));
+        let (message, copy) = standing(&fixture);
+        fixture.disk.inject(Fault { op: Op::Read, after: 0, errno: Errno::EIO, lasts: true });
+        assert!(fixture.relay.take_along(&message, &copy).await);
+        assert!(fixture.disk.fired() > 0, "it was to be read");
+        fixture.disk.heal();
+        assert!(next(&fixture).is_some());
+        assert!(next(&fixture).is_none(), "one copy, two places");
+        assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"]);
     }
 
     /// The power fails at every step of it: afterwards the recipient waits once, here or there, and a restart that forgot why
