@@ -91,8 +91,12 @@ impl Relay {
                 Grasp::Busy => return false,
             }
         };
-        // What was done to it before is known for certain once it is on disk.
-        self.0.spool.flush().await;
+        // What was done to it before is known for certain once it is on disk; what the disk has not taken is true all the
+        // same.
+        let unwritten = self.0.spool.flush().await;
+        if self.open_still(key, copy, &unwritten).is_empty() {
+            return true;
+        }
         let Some(known) = self.0.spool.copy(key.0, key.1) else { return true };
         // Should it come to nothing, the copy is in the schedule. If it does not, nothing is found there then.
         let (lane, item) = self.put_back(standing, copy, known);
@@ -607,6 +611,32 @@ mod tests {
         assert!(next(&fixture).is_some());
         assert!(next(&fixture).is_none(), "one copy, two places");
         assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"]);
+    }
+
+    /// All of it was delivered, and the disk has not taken that: it is neither sent on nor tried again.
+    #[tokio::test]
+    async fn what_is_done_but_not_written_goes_nowhere() {
+        let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+        answer(&fixture, 451).await;
+        let (lane, item) = next(&fixture).unwrap();
+        let key = item.key();
+        let message = fixture.relay.0.spool.load(key.0).unwrap().message;
+        fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::EIO, lasts: true });
+        let delivered = crate::deliver::Delivered {
+            host: "cloud".into(),
+            reply: Reply::ok(),
+            proof: Arc::new(crate::tls::Proof::Plain),
+            dsn: false,
+        };
+        let tried = Tried { message: &message, item, lane };
+        let attempt = Attempt { results: vec![(0, Ok(delivered))] };
+        fixture.relay.settle(&fixture.relay.snapshot(), tried, attempt, Timestamp::now()).await;
+        fixture.relay.queue().let_down(key);
+        wake(&fixture);
+        fixture.relay.replace(snapshot(HERE));
+        assert!(!fixture.relay.follow_moves().await);
+        assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"], "as far as is written");
+        assert!(next(&fixture).is_none(), "it would be resent");
     }
 
     /// The power fails at every step of it: afterwards the recipient waits once, here or there, and a restart that forgot why

@@ -773,7 +773,7 @@ impl Relay {
             }
         }
         let unwritten = self.0.spool.flush().await;
-        self.pass_over_done(unwritten, &mut ours, done);
+        self.pass_over_done(&unwritten, &mut ours, done);
         if self.0.spool.is_broken() {
             // What would be said of them could not be written: they go back to where they were.
             for (message, copy, _hand) in ours.drain(..) {
@@ -788,27 +788,32 @@ impl Relay {
     /// What the disk has not taken yet is true all the same: who was delivered a moment ago is not taken up again.
     fn pass_over_done(
         &self,
-        unwritten: Vec<Settlement>,
+        unwritten: &[Settlement],
         ours: &mut Vec<(&Standing, &CopyStanding, InHand)>,
         done: &mut Changed,
     ) {
-        let mut settled: HashMap<Key, Vec<u16>> = HashMap::new();
-        for one in unwritten {
-            settled.entry((one.id, one.copy)).or_default().push(one.recipient);
+        let mut settled: HashMap<Key, Vec<Settlement>> = HashMap::new();
+        for &one in unwritten {
+            settled.entry((one.id, one.copy)).or_default().push(one);
         }
         ours.retain(|(message, copy, _)| {
             let key = (message.id, copy.number);
-            let Some(recipients) = settled.remove(&key) else { return true };
-            let mut open = copy.open.clone();
-            open.retain(|recipient| self.0.spool.is_open(key.0, key.1, *recipient));
-            {
-                let mut queue = self.queue();
-                queue.note_done(key, recipients);
-                queue.leave_out_done(key, &mut open);
-            }
-            done.passed += usize::from(open.is_empty());
-            !open.is_empty()
+            let Some(unwritten) = settled.remove(&key) else { return true };
+            let is_open = !self.open_still(key, copy, &unwritten).is_empty();
+            done.passed += usize::from(!is_open);
+            is_open
         });
+    }
+
+    /// Who of a copy is open, where this was settled and could not be written. That is kept in mind until it is.
+    pub(super) fn open_still(&self, key: Key, copy: &CopyStanding, unwritten: &[Settlement]) -> Vec<u16> {
+        let mut open = copy.open.clone();
+        open.retain(|recipient| self.0.spool.is_open(key.0, key.1, *recipient));
+        let of_it = unwritten.iter().filter(|one| (one.id, one.copy) == key);
+        let mut queue = self.queue();
+        queue.note_done(key, of_it.map(|one| one.recipient));
+        queue.leave_out_done(key, &mut open);
+        open
     }
 
     /// Gives a copy that was grasped a place in the schedule again, a while from now.
