@@ -114,7 +114,8 @@ impl Relay {
         true
     }
 
-    /// Takes those out of `setbacks` whom this side would send elsewhere by now. The others of them are remembered.
+    /// Takes those out of what is tried `again` and what has `failed` whom this side would send elsewhere by now. The others
+    /// of them are remembered.
     pub(super) async fn follow_move(&self, tried: &Tried<'_>, setbacks: [&mut Vec<(u16, Setback)>; 2]) {
         let disputed: Vec<u16> = setbacks
             .iter()
@@ -126,24 +127,24 @@ impl Relay {
         // First remembered, then looked at: what is replaced in between is noticed by the one or by the other.
         let key = tried.item.key();
         self.disputed(|known| (known.len() < LIMIT).then(|| known.insert(key)));
-        let moved = self.send_on(&self.snapshot(), tried, &disputed).await;
-        for list in setbacks {
+        let snapshot = self.snapshot();
+        let [again, failed] = setbacks;
+        if self.queue().is_held(key) {
+            // An operator has the last word: whoever would go elsewhere waits for that, and does not fail.
+            let (elsewhere, _) = elsewhere(&snapshot, tried, &disputed);
+            again.extend(failed.extract_if(.., |(index, _)| elsewhere.contains(index)));
+            return;
+        }
+        let moved = self.send_on(&snapshot, tried, &disputed).await;
+        for list in [again, failed] {
             list.retain(|(index, _)| !moved.contains(index));
         }
     }
 
     /// Sends those of `indexes` on as a message of their own whose way is another by now; returns them.
     async fn send_on(&self, snapshot: &Snapshot, tried: &Tried<'_>, indexes: &[u16]) -> Vec<u16> {
-        let (message, copy) = (tried.message, tried.copy());
-        let plans: Vec<&HopCopy> = message.copies.iter().collect();
-        let (mut moved, mut routed) = (Vec::new(), Vec::new());
-        for &index in indexes {
-            let Some(one) = copy.recipients.get(usize::from(index)) else { continue };
-            if let Some(end) = end_now(snapshot, &message.connector, &plans, copy, one) {
-                moved.push(index);
-                routed.push(end);
-            }
-        }
+        let message = tried.message;
+        let (moved, mut routed) = elsewhere(snapshot, tried, indexes);
         if moved.is_empty() {
             return moved;
         }
@@ -182,6 +183,13 @@ impl Relay {
         self.track_moved(tried, &moved, id);
         self.flow_moved(tried, &moved, &receipt.message, &noted);
         self.track_plan(&receipt.message, &noted);
+        {
+            // An operator who held it while it was written means what goes on.
+            let mut queue = self.queue();
+            if queue.is_held(tried.item.key()) {
+                (0u16..).zip(&receipt.message.copies).for_each(|(copy, _)| queue.hold((id, copy)));
+            }
+        }
         self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
         moved
     }
@@ -225,6 +233,17 @@ fn is_disagreement(setback: &Setback) -> bool {
         Setback::Expired { last, .. } => is_disagreement(last),
         _ => false,
     }
+}
+
+/// Those of `indexes` whose way is another by now, and their ways.
+fn elsewhere(snapshot: &Snapshot, tried: &Tried<'_>, indexes: &[u16]) -> (Vec<u16>, Vec<Routed>) {
+    let (message, copy) = (tried.message, tried.copy());
+    let plans: Vec<&HopCopy> = message.copies.iter().collect();
+    let end = |&index: &u16| {
+        let one = copy.recipients.get(usize::from(index))?;
+        Some((index, end_now(snapshot, &message.connector, &plans, copy, one)?))
+    };
+    indexes.iter().filter_map(end).unzip()
 }
 
 /// Where a recipient of `copy` goes by now; `None`: where it went, or nobody can tell. `plans` are all copies of the
@@ -372,7 +391,11 @@ mod tests {
 
     /// An attempt at the cloud brings this for every recipient of the copy.
     async fn answer(fixture: &Fixture, code: u16) -> MessageId {
-        let (lane, item) = to_cloud(fixture);
+        let tried = to_cloud(fixture);
+        answer_to(fixture, tried, code).await
+    }
+
+    async fn answer_to(fixture: &Fixture, (lane, item): (crate::relay::LaneId, Item), code: u16) -> MessageId {
         let id = item.id;
         let message = fixture.relay.0.spool.load(id).unwrap().message;
         let recipients = message.copies[usize::from(item.copy)].recipients.len() as u16;
@@ -637,6 +660,59 @@ mod tests {
         assert!(!fixture.relay.follow_moves().await);
         assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"], "as far as is written");
         assert!(next(&fixture).is_none(), "it would be resent");
+    }
+
+    /// Begins this on a disk that hangs; it goes on until it has written something, and waits for the disk.
+    async fn hang<T: Send + 'static>(
+        fixture: &Fixture,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        fixture.disk.hold();
+        let (before, deadline) = (fixture.disk.written(), Instant::now() + Duration::from_secs(10));
+        let task = tokio::spawn(work);
+        while fixture.disk.written() == before {
+            assert!(Instant::now() < deadline, "nothing was written");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        task
+    }
+
+    /// An operator holds it while it is tried, and it comes back when the directory knows better: it is held, whatever was
+    /// answered, and goes on when it is released and tried.
+    #[tokio::test]
+    async fn what_is_held_while_it_is_tried_stays() {
+        for code in [451, 550] {
+            let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+            let tried = to_cloud(&fixture);
+            let key = tried.1.key();
+            fixture.relay.queue().hold(key);
+            fixture.relay.replace(snapshot(HERE));
+            answer_to(&fixture, tried, code).await;
+            assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"], "{code}");
+            assert!(standing(&fixture).1.held && next(&fixture).is_none(), "{code}");
+            assert_eq!((fixture.count("FAIL", ""), fixture.count("DSN", "")), (0, 0), "{code}");
+            let item = fixture.relay.queue().release(key).expect("it was laid aside");
+            let lane = fixture.relay.queue().find(&ConnectorName("to-cloud".into()), &crate::route::Hop::SmartHosts);
+            answer_to(&fixture, (lane.unwrap(), item), code).await;
+            assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"], "{code}");
+        }
+    }
+
+    /// The operator holds it while the record of its new way is written.
+    #[tokio::test]
+    async fn what_is_held_while_it_moves_is_held_afterwards() {
+        let fixture = Arc::new(posted(IN_CLOUD, &["zoe@contoso.com"]).await);
+        let tried = to_cloud(&fixture);
+        let key = tried.1.key();
+        fixture.relay.replace(snapshot(HERE));
+        let of = Arc::clone(&fixture);
+        let answering = hang(&fixture, async move { answer_to(&of, tried, 451).await }).await;
+        fixture.relay.queue().hold(key);
+        fixture.disk.release();
+        answering.await.unwrap();
+        assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
+        let (message, copy) = standing(&fixture);
+        assert!(copy.held && fixture.relay.queue().is_held((message.id, 0)));
     }
 
     /// The power fails at every step of it: afterwards the recipient waits once, here or there, and a restart that forgot why
