@@ -80,14 +80,14 @@ impl Relay {
     /// Takes a copy out of its lane and sends on whom it can. False: somebody tries it.
     async fn take_along(&self, standing: &Standing, copy: &CopyStanding) -> bool {
         let key = (standing.id, copy.number);
-        let hand = {
+        let mut hand = {
             let mut queue = self.queue();
             if queue.is_held(key) {
                 // An operator has the last word; it is looked at when it is tried again.
                 return true;
             }
             match queue.grasp(key) {
-                Grasp::Ours => self.in_hand(key),
+                Grasp::Ours => self.grasped(&queue, standing, copy),
                 Grasp::Busy => return false,
             }
         };
@@ -95,22 +95,18 @@ impl Relay {
         // same.
         let unwritten = self.0.spool.flush().await;
         if self.open_still(key, copy, &unwritten).is_empty() {
+            hand.gone();
             return true;
         }
-        let Some(known) = self.0.spool.copy(key.0, key.1) else { return true };
-        // Should it come to nothing, the copy is in the schedule. If it does not, nothing is found there then.
-        let (lane, item) = self.put_back(standing, copy, known);
         if self.0.spool.is_broken() {
             return true;
         }
-        // Not by `fetch`: that gives what cannot be read now a place in the schedule, and it has one.
+        // Not by `fetch`: that gives what cannot be read now a place in the schedule.
         let Ok((message, mut open)) = self.load(key.0, key.1).await else { return true };
         self.queue().leave_out_done(key, &mut open);
-        if !open.is_empty() {
-            let tried = Tried { message: &message, item, lane };
+        if let Some(tried) = hand.tried(&message) {
             self.send_on(&self.snapshot(), &tried, &open).await;
         }
-        drop(hand);
         true
     }
 
@@ -660,6 +656,22 @@ mod tests {
         assert!(!fixture.relay.follow_moves().await);
         assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"], "as far as is written");
         assert!(next(&fixture).is_none(), "it would be resent");
+    }
+
+    /// The record of its new way takes longer than any wait: nobody tries it the old way meanwhile.
+    #[tokio::test]
+    async fn what_moves_is_not_tried() {
+        let fixture = Arc::new(posted(IN_CLOUD, &["zoe@contoso.com"]).await);
+        answer(&fixture, 451).await;
+        wake(&fixture);
+        fixture.relay.replace(snapshot(HERE));
+        let of = Arc::clone(&fixture);
+        let moving = hang(&fixture, async move { of.relay.follow_moves().await }).await;
+        assert!(next(&fixture).is_none(), "it would be delivered here and there");
+        fixture.disk.release();
+        assert!(!moving.await.unwrap());
+        assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
+        assert!(next(&fixture).is_none());
     }
 
     /// Begins this on a disk that hangs; it goes on until it has written something, and waits for the disk.
