@@ -8,12 +8,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Relay;
 use super::schedule::{LaneId, Schedule};
-use super::work::Item;
+use super::work::{Item, Tried, max_connections};
+use crate::clock;
+use crate::config::ConnectorName;
 use crate::message::MessageId;
+use crate::route::Hop;
+use crate::spool::{CopyStanding, Known, Message, Standing};
+
+/// What was taken out of the schedule and is put back has its turn after this.
+const LATER: Duration = Duration::from_secs(60);
 
 /// A copy: its message, and its index there.
 pub(super) type Key = (MessageId, u16);
@@ -54,21 +61,83 @@ struct Order {
 pub(super) struct InHand {
     relay: Relay,
     key: Key,
-    mine: bool,
-}
-
-impl InHand {
-    /// Somebody else lets it go.
-    pub(super) fn pass_on(mut self) {
-        self.mine = false;
-    }
 }
 
 impl Drop for InHand {
     fn drop(&mut self) {
-        if self.mine {
-            self.relay.queue().let_down(self.key);
+        self.relay.queue().let_down(self.key);
+    }
+}
+
+/// A copy that was taken out of the schedule, and is in hand. However what it was taken for ends, in the middle too, it is
+/// let go when this is dropped, and then has a place in the schedule again, a while from there. It has none before: what
+/// is done with it may take longer than any while, and a worker would have it in hand as well.
+#[derive(Debug)]
+pub(super) struct Grasped {
+    relay: Relay,
+    key: Key,
+    /// `None`: it needs no place.
+    place: Option<Place>,
+    mine: bool,
+}
+
+/// Where it waits, and as what.
+#[derive(Debug)]
+struct Place {
+    via: ConnectorName,
+    hop: Hop,
+    item: Item,
+}
+
+impl Place {
+    /// A lane that all its mail was laid aside from may be gone.
+    fn lane(&self, queue: &mut Queue, max: usize) -> LaneId {
+        queue.find(&self.via, &self.hop).unwrap_or_else(|| queue.lane(&self.via, &self.hop, max))
+    }
+}
+
+impl Grasped {
+    /// Nobody of it waits any more, whether or not the spool knows that yet.
+    pub(super) fn gone(&mut self) {
+        self.place = None;
+    }
+
+    /// Somebody else lets it go; it has a place.
+    pub(super) fn pass_on(mut self) {
+        self.mine = false;
+    }
+
+    /// The copy with its message, for those who settle it without an attempt; `None`: nobody of it is open.
+    pub(super) fn tried<'a>(&self, message: &'a Message) -> Option<Tried<'a>> {
+        let place = self.place()?;
+        let max = max_connections(&self.relay.snapshot().config, &place.via);
+        let lane = place.lane(&mut self.relay.queue(), max);
+        Some(Tried { message, item: place.item, lane })
+    }
+
+    /// As the spool knows the copy by now.
+    fn place(&self) -> Option<Place> {
+        let Place { via, hop, item } = self.place.as_ref()?;
+        let Known { attempts, warned, .. } = self.relay.0.spool.copy(self.key.0, self.key.1)?;
+        Some(Place { via: via.clone(), hop: hop.clone(), item: Item { attempts, warned, ..item.clone() } })
+    }
+}
+
+impl Drop for Grasped {
+    fn drop(&mut self) {
+        if !self.mine {
+            return;
         }
+        let place = self.place();
+        let snapshot = self.relay.snapshot();
+        let mut queue = self.relay.queue();
+        queue.let_down(self.key);
+        let Some(place) = place else { return };
+        let lane = place.lane(&mut queue, max_connections(&snapshot.config, &place.via));
+        queue.later(clock::now() + LATER, lane, place.item);
+        queue.leave_place(self.key);
+        drop(queue);
+        self.relay.0.wake.notify_one();
     }
 }
 
@@ -214,7 +283,7 @@ impl Queue {
     }
 
     /// Takes a copy out of the schedule, wherever in it it is, or from where it was laid aside. Its next place, if it is to
-    /// have one, has the turn that [`Queue::turn`] says.
+    /// have one, has the turn that [`Queue::turn`] says; it has none before it is let go.
     pub(super) fn grasp(&mut self, key: Key) -> Grasp {
         if self.is_tried(key) {
             return Grasp::Busy;
@@ -320,19 +389,24 @@ impl Queue {
 impl Relay {
     /// Counts a copy as in hand that somebody has taken already.
     pub(super) fn in_hand(&self, key: Key) -> InHand {
-        InHand { relay: self.clone(), key, mine: true }
+        InHand { relay: self.clone(), key }
+    }
+
+    /// Counts a copy as in hand that [`Queue::grasp`] said is ours.
+    pub(super) fn grasped(&self, queue: &Queue, message: &Standing, copy: &CopyStanding) -> Grasped {
+        let key = (message.id, copy.number);
+        let known = Known { until: copy.until, attempts: copy.attempts, warned: copy.warned };
+        let item = Item { turn: queue.turn(key), ..Item::standing(message, copy.number, known) };
+        let place = Place { via: copy.plan.via.clone(), hop: copy.plan.hop.clone(), item };
+        Grasped { relay: self.clone(), key, place: Some(place), mine: true }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use jiff::Timestamp;
 
     use super::*;
-    use crate::config::ConnectorName;
-    use crate::route::Hop;
 
     const KEY: Key = (MessageId(1), 0);
 

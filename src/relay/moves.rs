@@ -19,14 +19,14 @@ use tracing::{info, warn};
 
 use super::hands::{Grasp, Key};
 use super::settle::settlement;
-use super::work::{Tried, nowhere};
+use super::work::Tried;
 use super::{Relay, Snapshot};
 use crate::config::{ConnectorName, Origin};
-use crate::message::{Body, Envelope, Recipient, body};
+use crate::message::{Address, Body, Envelope, Recipient, body};
 use crate::outcome::Setback;
 use crate::outcome::tracking::EventKind;
 use crate::route::resolve::{Asking, Resolution, Rules};
-use crate::route::{CopyRecipient, HopCopy, Routed, plan};
+use crate::route::{CopyRecipient, HopCopy, Reason, Routed, plan};
 use crate::spool::{CopyStanding, Draft, End, NewMessage, Settlement, Standing};
 
 /// So many copies are remembered. One that finds no room is looked at when it is tried again.
@@ -68,7 +68,7 @@ impl Relay {
             let plans: Vec<&HopCopy> = message.copies.iter().map(|copy| &copy.plan).collect();
             let moves = |index: &u16| {
                 let one = copy.plan.recipients.get(usize::from(*index));
-                one.is_some_and(|one| ends_now(&snapshot, &message.connector, &plans, &copy.plan, one).is_some())
+                one.is_some_and(|one| end_now(&snapshot, &message.connector, &plans, &copy.plan, one).is_some())
             };
             if copy.open.iter().any(moves) {
                 busy |= !self.take_along(message, copy).await;
@@ -80,34 +80,37 @@ impl Relay {
     /// Takes a copy out of its lane and sends on whom it can. False: somebody tries it.
     async fn take_along(&self, standing: &Standing, copy: &CopyStanding) -> bool {
         let key = (standing.id, copy.number);
-        let hand = {
+        let mut hand = {
             let mut queue = self.queue();
             if queue.is_held(key) {
                 // An operator has the last word; it is looked at when it is tried again.
                 return true;
             }
             match queue.grasp(key) {
-                Grasp::Ours => self.in_hand(key),
+                Grasp::Ours => self.grasped(&queue, standing, copy),
                 Grasp::Busy => return false,
             }
         };
-        // What was done to it before is known for certain once it is on disk.
-        self.0.spool.flush().await;
-        let Some(known) = self.still_waits(standing, copy) else { return true };
-        // Should it come to nothing, the copy is in the schedule. If it does not, nothing is found there then.
-        let (lane, mut item) = self.put_back(standing, copy, known);
+        // What was done to it before is known for certain once it is on disk; what the disk has not taken is true all the
+        // same.
+        let unwritten = self.0.spool.flush().await;
+        if !self.still_waits(standing, copy, &unwritten, &mut hand) {
+            return true;
+        }
         if self.0.spool.is_broken() {
             return true;
         }
-        if let Some((message, open)) = self.fetch(lane, &mut item).await {
-            let tried = Tried { message: &message, item, lane };
+        // Not by `fetch`: that gives what cannot be read now a place in the schedule.
+        let Ok((message, mut open)) = self.load(key.0, key.1).await else { return true };
+        self.queue().leave_out_done(key, &mut open);
+        if let Some(tried) = hand.tried(&message) {
             self.send_on(&self.snapshot(), &tried, &open).await;
         }
-        drop(hand);
         true
     }
 
-    /// Takes those out of `setbacks` whom this side would send elsewhere by now. The others of them are remembered.
+    /// Takes those out of what is tried `again` and what has `failed` whom this side would send elsewhere by now. The others
+    /// of them are remembered.
     pub(super) async fn follow_move(&self, tried: &Tried<'_>, setbacks: [&mut Vec<(u16, Setback)>; 2]) {
         let disputed: Vec<u16> = setbacks
             .iter()
@@ -119,24 +122,24 @@ impl Relay {
         // First remembered, then looked at: what is replaced in between is noticed by the one or by the other.
         let key = tried.item.key();
         self.disputed(|known| (known.len() < LIMIT).then(|| known.insert(key)));
-        let moved = self.send_on(&self.snapshot(), tried, &disputed).await;
-        for list in setbacks {
+        let snapshot = self.snapshot();
+        let [again, failed] = setbacks;
+        if self.queue().is_held(key) {
+            // An operator has the last word: whoever would go elsewhere waits for that, and does not fail.
+            let (elsewhere, _) = elsewhere(&snapshot, tried, &disputed);
+            again.extend(failed.extract_if(.., |(index, _)| elsewhere.contains(index)));
+            return;
+        }
+        let moved = self.send_on(&snapshot, tried, &disputed).await;
+        for list in [again, failed] {
             list.retain(|(index, _)| !moved.contains(index));
         }
     }
 
     /// Sends those of `indexes` on as a message of their own whose way is another by now; returns them.
     async fn send_on(&self, snapshot: &Snapshot, tried: &Tried<'_>, indexes: &[u16]) -> Vec<u16> {
-        let (message, copy) = (tried.message, tried.copy());
-        let plans: Vec<&HopCopy> = message.copies.iter().collect();
-        let (mut moved, mut routed) = (Vec::new(), Vec::new());
-        for &index in indexes {
-            let Some(one) = copy.recipients.get(usize::from(index)) else { continue };
-            if let Some(ends) = ends_now(snapshot, &message.connector, &plans, copy, one) {
-                moved.push(index);
-                routed.extend(ends);
-            }
-        }
+        let message = tried.message;
+        let (moved, mut routed) = elsewhere(snapshot, tried, indexes);
         if moved.is_empty() {
             return moved;
         }
@@ -175,6 +178,13 @@ impl Relay {
         self.track_moved(tried, &moved, id);
         self.flow_moved(tried, &moved, &receipt.message, &noted);
         self.track_plan(&receipt.message, &noted);
+        {
+            // An operator who held it while it was written means what goes on.
+            let mut queue = self.queue();
+            if queue.is_held(tried.item.key()) {
+                (0u16..).zip(&receipt.message.copies).for_each(|(copy, _)| queue.hold((id, copy)));
+            }
+        }
         self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
         moved
     }
@@ -220,15 +230,20 @@ fn is_disagreement(setback: &Setback) -> bool {
     }
 }
 
+/// Those of `indexes` whose way is another by now, and their ways.
+fn elsewhere(snapshot: &Snapshot, tried: &Tried<'_>, indexes: &[u16]) -> (Vec<u16>, Vec<Routed>) {
+    let (message, copy) = (tried.message, tried.copy());
+    let plans: Vec<&HopCopy> = message.copies.iter().collect();
+    let end = |&index: &u16| {
+        let one = copy.recipients.get(usize::from(index))?;
+        Some((index, end_now(snapshot, &message.connector, &plans, copy, one)?))
+    };
+    indexes.iter().filter_map(end).unzip()
+}
+
 /// Where a recipient of `copy` goes by now; `None`: where it went, or nobody can tell. `plans` are all copies of the
 /// message that are known.
-fn ends_now(
-    snapshot: &Snapshot,
-    by: &str,
-    plans: &[&HopCopy],
-    copy: &HopCopy,
-    one: &CopyRecipient,
-) -> Option<Vec<Routed>> {
+fn end_now(snapshot: &Snapshot, by: &str, plans: &[&HopCopy], copy: &HopCopy, one: &CopyRecipient) -> Option<Routed> {
     let config = &snapshot.config;
     let connector = ConnectorName(by.into());
     let asked = Recipient { address: one.asked.clone(), ..one.recipient.clone() };
@@ -244,50 +259,69 @@ fn ends_now(
         Some(found) => (vec![found.origin], found.relay),
     };
     let rules = Rules { config, directory: snapshot.directory.as_ref() };
-    let mut ends: Option<Vec<Routed>> = None;
+    let mut end: Option<Routed> = None;
     for origin in origins {
         let asking = Asking { origin, connector: &connector, may_relay, size: None };
-        let now = ends_of(rules.expand(&asking, &asked).ok()?, &asked, plans, copy, one)?;
-        match &ends {
-            Some(before) if !before.iter().map(way).eq(now.iter().map(way)) => return None,
+        let now = end_of(&rules, rules.expand(&asking, &asked).ok()?, plans, copy, one)?;
+        match &end {
+            Some(before) if way(before) != way(&now) => return None,
             Some(_) => {}
-            None => ends = Some(now),
+            None => end = Some(now),
         }
     }
-    ends
+    end
 }
 
-fn way(one: &Routed) -> (&ConnectorName, &crate::route::Hop, &crate::message::Address) {
+fn way(one: &Routed) -> (&ConnectorName, &crate::route::Hop, &Address) {
     (&one.route.via, &one.route.hop, &one.route.to)
 }
 
-fn ends_of(
+/// Of two mailboxes of ours: their names have no case.
+fn is_same(one: &Address, other: &Address) -> bool {
+    one.domain() == other.domain() && one.local().eq_ignore_ascii_case(other.local())
+}
+
+/// Is the mailbox at this end the one that was known by the address `before`? Every premises has its own name for it, and
+/// another mailbox may have the same local part.
+fn is_mailbox(rules: &Rules<'_>, before: &Address, end: &Routed) -> bool {
+    let mut own = None;
+    for reason in &end.route.because {
+        match reason.plain() {
+            Reason::FoundBehind { owner, .. } => own = Some(owner),
+            Reason::Rewritten { from, to } if own.is_none() && *to == end.route.to => own = Some(from),
+            _ => {}
+        }
+    }
+    let own = own.unwrap_or(&end.route.to);
+    if before.domain() == own.domain() {
+        return is_same(before, own);
+    }
+    rules.owner(before).is_some_and(|owner| is_same(&owner, own))
+}
+
+fn end_of(
+    rules: &Rules<'_>,
     resolution: Resolution,
-    asked: &Recipient,
     plans: &[&HopCopy],
     copy: &HopCopy,
     one: &CopyRecipient,
-) -> Option<Vec<Routed>> {
-    let Resolution { mut routed, failed } = resolution;
+) -> Option<Routed> {
     let as_before = (&copy.via, &copy.hop, &one.recipient.address);
-    if routed.iter().any(|end| way(end) == as_before) {
+    if resolution.routed.iter().any(|end| way(end) == as_before) {
         return None;
     }
-    let siblings: Vec<&CopyRecipient> =
-        plans.iter().flat_map(|plan| &plan.recipients).filter(|other| other.asked == one.asked).collect();
-    if siblings.len() <= 1 {
-        routed.extend(failed.into_iter().map(|member| nowhere(asked, member)));
-        return Some(routed);
-    }
-    // A member of a group is known again by its local part, and by being nobody else. One that left the group goes where it
-    // went.
-    let local = one.recipient.address.local();
-    let is_it = |end: &Routed| {
-        end.route.to.local().eq_ignore_ascii_case(local)
-            && !siblings.iter().any(|other| other.recipient.address == end.route.to && *other != one)
+    let has_it = |end: &Routed| {
+        let mut others = plans.iter().flat_map(|plan| &plan.recipients).filter(|other| *other != one);
+        others.any(|other| is_same(&other.recipient.address, &end.route.to))
     };
-    let mut found: Vec<Routed> = routed.into_iter().filter(is_it).collect();
-    if found.len() == 1 { Some(std::mem::take(&mut found)) } else { None }
+    // Behind a group stand others, who have the message; how many of them is not known here: who was named twice stands
+    // under one of the names, and who was sent on already is in another message. So a member is only ever itself. One that
+    // left the group goes where it went.
+    let is_group = resolution.is_group();
+    let is_it = |end: &Routed| !is_group || is_mailbox(rules, &one.recipient.address, end);
+    let mut ends = resolution.routed.into_iter().filter(|end| is_it(end) && !has_it(end));
+    let end = ends.next()?;
+    ends.next().is_none().then_some(end)
 }
 
 #[cfg(test)]
@@ -296,6 +330,7 @@ mod tests {
     use std::time::Instant;
 
     use jiff::Timestamp;
+    use nix::errno::Errno;
 
     use super::*;
     use crate::deliver::Attempt;
@@ -306,7 +341,7 @@ mod tests {
     use crate::relay::work::Item;
     use crate::smtp::{Reply, Status};
     use crate::spool::Deferral;
-    use crate::spool::model::Model;
+    use crate::spool::model::{Fault, Model, Op};
 
     const IN_CLOUD: &str = "zoe@contoso.com,cloud,\n";
     const HERE: &str = "zoe@contoso.com,on-premises,\n";
@@ -321,6 +356,7 @@ mod tests {
                 "[[receive_connector]]",
                 "[[directory]]\nkind = \"file\"\npath = \"recipients.csv\"\n[[receive_connector]]",
             )
+            .replace("[[receive_connector]]", "[[accepted_domain]]\nname = \"tailspin.example\"\n[[receive_connector]]")
             .replace("\"from-cloud\"", "\"internet\"")
             .replace("\"cloud\"\nrelay", "\"internet\"\nrelay");
         snapshot_of(&text, &folder.path().join("causeway.toml"))
@@ -350,7 +386,11 @@ mod tests {
 
     /// An attempt at the cloud brings this for every recipient of the copy.
     async fn answer(fixture: &Fixture, code: u16) -> MessageId {
-        let (lane, item) = to_cloud(fixture);
+        let tried = to_cloud(fixture);
+        answer_to(fixture, tried, code).await
+    }
+
+    async fn answer_to(fixture: &Fixture, (lane, item): (crate::relay::LaneId, Item), code: u16) -> MessageId {
         let id = item.id;
         let message = fixture.relay.0.spool.load(id).unwrap().message;
         let recipients = message.copies[usize::from(item.copy)].recipients.len() as u16;
@@ -398,7 +438,21 @@ mod tests {
         let both = "team@contoso.com,group,zoe@contoso.com kim@contoso.com\nkim@contoso.com,cloud,\n";
         let (cloud, here) = (format!("{IN_CLOUD}{both}"), format!("{HERE}{both}"));
         let left = here.replace("zoe@contoso.com kim@contoso.com", "max@contoso.com kim@contoso.com");
+        let more = "all@contoso.com,group,zoe@contoso.com kim@contoso.com lea@contoso.com\n";
+        let (lea_there, lea_here) = ("lea@contoso.com,cloud,\n", "lea@contoso.com,on-premises,\n");
+        let (all, moved) = (format!("{cloud}{more}{lea_there}"), format!("{cloud}{more}{lea_here}"));
+        let alone = moved.replace("zoe@contoso.com kim@contoso.com lea@contoso.com", "lea@contoso.com");
+        let shrunk = alone.replace("group,lea@contoso.com", "group,kim@contoso.com");
+        let namesake =
+            here.replace("group,zoe@contoso.com", "group,zoe@tailspin.example") + "zoe@tailspin.example,on-premises,\n";
+        let other = "zoe@tailspin.example,cloud,z@contoso.mail.onmicrosoft.com\n";
+        let [two, two_here] = [&cloud, &here].map(|csv| csv.replace("group,", "group,zoe@tailspin.example ") + other);
+        let two_there = "to-cloud: z@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com";
+        let instead = "zoe@contoso.com,forward,max@contoso.com\n";
         let zoe = "to-cloud: zoe@contoso.mail.onmicrosoft.com";
+        let kim = cloud.replace("kim@contoso.com,cloud", "kim@contoso.com,on-premises");
+        let both_there = "to-cloud: zoe@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com";
+        let all_there = &format!("{both_there} lea@contoso.mail.onmicrosoft.com")[..];
         for (what, to, before, code, then, later, expected) in [
             ("nothing has changed", "zoe", IN_CLOUD, 451, IN_CLOUD, IN_CLOUD, &[zoe][..]),
             ("it changes while it waits", "zoe", IN_CLOUD, 451, IN_CLOUD, HERE, &["to-on-premises: zoe@contoso.com"]),
@@ -423,8 +477,59 @@ mod tests {
                 &left,
                 &["to-cloud: zoe@contoso.mail.onmicrosoft.com kim@contoso.mail.onmicrosoft.com"],
             ),
+            ("a namesake who came to the group", "team", &cloud, 451, &cloud, &namesake, &[both_there]),
+            (
+                "a namesake who was in the group",
+                "team",
+                &two,
+                451,
+                &two,
+                &two_here,
+                &[two_there, "to-on-premises: zoe@contoso.com"],
+            ),
+            // Of a group whose others stand under another name one alone is left; it is a group all the same.
+            (
+                "the rest of a group",
+                "team all",
+                &all,
+                451,
+                &moved,
+                &moved,
+                &[both_there, "to-on-premises: lea@contoso.com"],
+            ),
+            (
+                "all that is left of the group",
+                "team all",
+                &all,
+                451,
+                &all,
+                &alone,
+                &[both_there, "to-on-premises: lea@contoso.com"],
+            ),
+            ("nothing of it is left in the group", "team all", &all, 451, &all, &shrunk, &[all_there]),
+            (
+                "one who is named, and a group",
+                "zoe team",
+                &cloud,
+                451,
+                &kim,
+                &kim,
+                &[zoe, "to-on-premises: kim@contoso.com"],
+            ),
+            (
+                "it stands for another who has it",
+                "zoe max",
+                IN_CLOUD,
+                451,
+                instead,
+                instead,
+                &[zoe, "to-on-premises: max@contoso.com"],
+            ),
+            ("it stands for another", "zoe", IN_CLOUD, 451, instead, instead, &["to-on-premises: max@contoso.com"]),
         ] {
-            let fixture = posted(before, &[&format!("{to}@contoso.com")]).await;
+            let to: Vec<String> = to.split(' ').map(|to| format!("{to}@contoso.com")).collect();
+            let fixture = posted(before, &to.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            let came = waits(&fixture);
             fixture.relay.replace(snapshot(then));
             answer(&fixture, code).await;
             wake(&fixture);
@@ -436,7 +541,7 @@ mod tests {
             let flows: u64 = paths.iter().map(|path| path.waiting + path.deferred + path.delivered + path.failed).sum();
             let recipients: usize = expected.iter().map(|one| one.split(' ').count() - 1).sum();
             assert_eq!(flows, recipients as u64, "{what}: each counts once: {paths:?}");
-            let moved = usize::from(expected.iter().any(|one| one.starts_with("to-on")));
+            let moved = usize::from(came != expected);
             for (kind, count) in [("RECEIVE", 1), ("DSN", 0), ("FAIL", 0)] {
                 assert_eq!(fixture.count(kind, ""), count, "{what}: {kind} {:?}", fixture.events);
             }
@@ -489,6 +594,138 @@ mod tests {
         assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
     }
 
+    /// What the spool knows of the one message that waits, and of its one copy.
+    fn standing(fixture: &Fixture) -> (Standing, CopyStanding) {
+        let (mut messages, _) = fixture.relay.0.spool.walk(crate::spool::Step::default());
+        assert_eq!(messages.len(), 1, "{messages:?}");
+        let mut message = messages.remove(0).1;
+        assert_eq!(message.copies.len(), 1, "{message:?}");
+        let copy = message.copies.remove(0);
+        (message, copy)
+    }
+
+    /// What a worker finds in the lane to the cloud, when everything is due.
+    fn next(fixture: &Fixture) -> Option<(crate::relay::LaneId, Item)> {
+        let mut queue = fixture.relay.queue();
+        let lane = queue.find(&ConnectorName("to-cloud".into()), &crate::route::Hop::SmartHosts)?;
+        let later = Instant::now() + Duration::from_secs(48 * 3600);
+        let _ = queue.due(later);
+        let is_worked = queue.depth(lane).active > 0;
+        Some((lane, if is_worked { queue.next(lane, later) } else { None }?))
+    }
+
+    /// Its message cannot be read at the moment: it has one place in the schedule, as before.
+    #[tokio::test]
+    async fn what_cannot_be_read_now_waits_once() {
+        let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+        answer(&fixture, 451).await;
+        wake(&fixture);
+        fixture.relay.replace(snapshot(HERE));
+        let (message, copy) = standing(&fixture);
+        fixture.disk.inject(Fault { op: Op::Read, after: 0, errno: Errno::EIO, lasts: true });
+        assert!(fixture.relay.take_along(&message, &copy).await);
+        assert!(fixture.disk.fired() > 0, "it was to be read");
+        fixture.disk.heal();
+        assert!(next(&fixture).is_some());
+        assert!(next(&fixture).is_none(), "one copy, two places");
+        assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"]);
+    }
+
+    /// All of it was delivered, and the disk has not taken that: it is neither sent on nor tried again.
+    #[tokio::test]
+    async fn what_is_done_but_not_written_goes_nowhere() {
+        let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+        answer(&fixture, 451).await;
+        let (lane, item) = next(&fixture).unwrap();
+        let key = item.key();
+        let message = fixture.relay.0.spool.load(key.0).unwrap().message;
+        fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::EIO, lasts: true });
+        let delivered = crate::deliver::Delivered {
+            host: "cloud".into(),
+            reply: Reply::ok(),
+            proof: Arc::new(crate::tls::Proof::Plain),
+            dsn: false,
+        };
+        let tried = Tried { message: &message, item, lane };
+        let attempt = Attempt { results: vec![(0, Ok(delivered))] };
+        fixture.relay.settle(&fixture.relay.snapshot(), tried, attempt, Timestamp::now()).await;
+        fixture.relay.queue().let_down(key);
+        wake(&fixture);
+        fixture.relay.replace(snapshot(HERE));
+        assert!(!fixture.relay.follow_moves().await);
+        assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"], "as far as is written");
+        assert!(next(&fixture).is_none(), "it would be resent");
+    }
+
+    /// The record of its new way takes longer than any wait: nobody tries it the old way meanwhile.
+    #[tokio::test]
+    async fn what_moves_is_not_tried() {
+        let fixture = Arc::new(posted(IN_CLOUD, &["zoe@contoso.com"]).await);
+        answer(&fixture, 451).await;
+        wake(&fixture);
+        fixture.relay.replace(snapshot(HERE));
+        let of = Arc::clone(&fixture);
+        let moving = hang(&fixture, async move { of.relay.follow_moves().await }).await;
+        assert!(next(&fixture).is_none(), "it would be delivered here and there");
+        fixture.disk.release();
+        assert!(!moving.await.unwrap());
+        assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
+        assert!(next(&fixture).is_none());
+    }
+
+    /// Begins this on a disk that hangs; it goes on until it has written something, and waits for the disk.
+    async fn hang<T: Send + 'static>(
+        fixture: &Fixture,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        fixture.disk.hold();
+        let (before, deadline) = (fixture.disk.written(), Instant::now() + Duration::from_secs(10));
+        let task = tokio::spawn(work);
+        while fixture.disk.written() == before {
+            assert!(Instant::now() < deadline, "nothing was written");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        task
+    }
+
+    /// An operator holds it while it is tried, and it comes back when the directory knows better: it is held, whatever was
+    /// answered, and goes on when it is released and tried.
+    #[tokio::test]
+    async fn what_is_held_while_it_is_tried_stays() {
+        for code in [451, 550] {
+            let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+            let tried = to_cloud(&fixture);
+            let key = tried.1.key();
+            fixture.relay.queue().hold(key);
+            fixture.relay.replace(snapshot(HERE));
+            answer_to(&fixture, tried, code).await;
+            assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"], "{code}");
+            assert!(standing(&fixture).1.held && next(&fixture).is_none(), "{code}");
+            assert_eq!((fixture.count("FAIL", ""), fixture.count("DSN", "")), (0, 0), "{code}");
+            let item = fixture.relay.queue().release(key).expect("it was laid aside");
+            let lane = fixture.relay.queue().find(&ConnectorName("to-cloud".into()), &crate::route::Hop::SmartHosts);
+            answer_to(&fixture, (lane.unwrap(), item), code).await;
+            assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"], "{code}");
+        }
+    }
+
+    /// The operator holds it while the record of its new way is written.
+    #[tokio::test]
+    async fn what_is_held_while_it_moves_is_held_afterwards() {
+        let fixture = Arc::new(posted(IN_CLOUD, &["zoe@contoso.com"]).await);
+        let tried = to_cloud(&fixture);
+        let key = tried.1.key();
+        fixture.relay.replace(snapshot(HERE));
+        let of = Arc::clone(&fixture);
+        let answering = hang(&fixture, async move { answer_to(&of, tried, 451).await }).await;
+        fixture.relay.queue().hold(key);
+        fixture.disk.release();
+        answering.await.unwrap();
+        assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
+        let (message, copy) = standing(&fixture);
+        assert!(copy.held && fixture.relay.queue().is_held((message.id, 0)));
+    }
+
     /// The power fails at every step of it: afterwards the recipient waits once, here or there, and a restart that forgot why
     /// it waits finds out at the next attempt.
     #[tokio::test]
@@ -524,8 +761,8 @@ mod tests {
     #[test]
     fn without_certainty_it_stays() {
         let by = "internet";
-        let asked = crate::message::Address::parse("zoe@contoso.com").unwrap();
-        let to = crate::message::Address::parse("zoe@contoso.mail.onmicrosoft.com").unwrap();
+        let asked = Address::parse("zoe@contoso.com").unwrap();
+        let to = Address::parse("zoe@contoso.mail.onmicrosoft.com").unwrap();
         let recipient = Recipient { address: to, notify: crate::message::Notify::Unsaid, orcpt: None };
         let one = CopyRecipient { asked, recipient };
         let copy = HopCopy {
@@ -534,10 +771,10 @@ mod tests {
             recipients: vec![one.clone()],
         };
         let snapshot = snapshot(HERE);
-        assert!(ends_now(&snapshot, by, &[&copy], &copy, &one).is_some());
-        assert!(ends_now(&snapshot, "", &[&copy], &copy, &one).is_some(), "a report");
+        assert!(end_now(&snapshot, by, &[&copy], &copy, &one).is_some());
+        assert!(end_now(&snapshot, "", &[&copy], &copy, &one).is_some(), "a report");
         assert!(
-            ends_now(&snapshot, "gone", &[&copy], &copy, &one).is_none(),
+            end_now(&snapshot, "gone", &[&copy], &copy, &one).is_none(),
             "the connector is not configured any more"
         );
     }

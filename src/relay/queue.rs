@@ -7,28 +7,24 @@
 //! Not here: who may ask (`admin`).
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Relay;
-use super::hands::{Grasp, InHand, Key};
-use super::schedule::LaneId;
-use super::work::{Item, Tried, age, max_connections};
+use super::hands::{Grasp, Grasped, Key};
+use super::work::{Item, age, max_connections};
 use crate::clock;
 use crate::message::{Address, BodyType, MessageId, Ret};
 use crate::outcome::Setback;
 use crate::outcome::tracking::{Event, EventKind};
 use crate::route::Hop;
 use crate::spool::disk::blocking;
-use crate::spool::{CopyStanding, Deferral, End, Known, LoadError, Settlement, Standing, Step};
+use crate::spool::{CopyStanding, Deferral, End, LoadError, Settlement, Standing, Step};
 
 /// Recipients of one copy that a line of a list names; the rest is counted.
 const NAMED: usize = 20;
-
-/// A bounce that cannot be written is given up for so long; the copy then goes its usual way.
-const LATER: Duration = Duration::from_secs(60);
 
 /// How a copy stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -742,21 +738,22 @@ impl Relay {
     }
 
     async fn take_away(&self, change: Change, messages: &[Standing], by: &By, done: &mut Changed) {
-        for (message, copy, hand) in self.grasp(messages, true, done).await {
+        for (message, copy, mut hand) in self.grasp(messages, true, done).await {
             let key = (message.id, copy.number);
             let result = match change {
-                Change::Bounce => self.bounce(message, copy, by).await,
+                Change::Bounce => self.bounce(message, copy, by, &hand).await,
                 _ => Ok(self.remove(message.id, copy.number, by)),
             };
             match result {
                 Ok(true) => {
                     done.changed += 1;
                     self.queue().forget_hold(key);
+                    hand.gone();
                 }
                 Ok(false) => done.passed += 1,
+                // It goes its usual way.
                 Err(why) => done.fail(message.id, &why),
             }
-            drop(hand);
         }
         self.0.spool.flush().await;
     }
@@ -768,7 +765,7 @@ impl Relay {
         messages: &'a [Standing],
         held: bool,
         done: &mut Changed,
-    ) -> Vec<(&'a Standing, &'a CopyStanding, InHand)> {
+    ) -> Vec<(&'a Standing, &'a CopyStanding, Grasped)> {
         let mut ours = Vec::new();
         for (message, copy) in copies(messages) {
             let key = (message.id, copy.number);
@@ -778,87 +775,69 @@ impl Relay {
                 continue;
             }
             match queue.grasp(key) {
-                Grasp::Ours => ours.push((message, copy, self.in_hand(key))),
+                Grasp::Ours => {
+                    let hand = self.grasped(&queue, message, copy);
+                    ours.push((message, copy, hand));
+                }
                 Grasp::Busy => done.busy += 1,
             }
         }
         let unwritten = self.0.spool.flush().await;
-        self.pass_over_done(unwritten, &mut ours, done);
-        ours.retain(|(message, copy, _)| {
-            let waits = self.still_waits(message, copy).is_some();
+        let mut settled: HashMap<Key, Vec<Settlement>> = HashMap::new();
+        for one in unwritten {
+            settled.entry((one.id, one.copy)).or_default().push(one);
+        }
+        ours.retain_mut(|(message, copy, hand)| {
+            let unwritten = settled.remove(&(message.id, copy.number)).unwrap_or_default();
+            let waits = self.still_waits(message, copy, &unwritten, hand);
             done.passed += usize::from(!waits);
             waits
         });
         if self.0.spool.is_broken() {
             // What would be said of them could not be written: they go back to where they were.
-            for (message, copy, _hand) in ours.drain(..) {
-                let known = Known { until: copy.until, attempts: copy.attempts, warned: copy.warned };
-                self.put_back(message, copy, known);
+            for (message, _, _hand) in ours.drain(..) {
                 done.fail(message.id, "the spool cannot be written now");
             }
         }
         ours
     }
 
-    /// What is known of a copy that was grasped once all that was done to it is on disk; `None`: it was gone before.
-    pub(super) fn still_waits(&self, message: &Standing, copy: &CopyStanding) -> Option<Known> {
+    /// Does anybody of a copy that was grasped still wait, now that all that was done to it is on disk, or known from what
+    /// could not be written? What the disk has not taken is true all the same: who was delivered a moment ago is not taken up
+    /// again. If not, the copy was gone before, and needs no place.
+    pub(super) fn still_waits(
+        &self,
+        message: &Standing,
+        copy: &CopyStanding,
+        unwritten: &[Settlement],
+        hand: &mut Grasped,
+    ) -> bool {
         let key = (message.id, copy.number);
+        let mut open = copy.open.clone();
+        open.retain(|recipient| self.0.spool.is_open(key.0, key.1, *recipient));
         let known = self.0.spool.copy(key.0, key.1);
+        let of_it = unwritten.iter().filter(|one| (one.id, one.copy) == key);
         let mut queue = self.queue();
-        match &known {
-            None => queue.let_slip(key),
-            Some(known) if known.until.is_some_and(|until| until > clock::wall()) => {
-                if let Some(lane) = queue.find(&copy.plan.via, &copy.plan.hop) {
+        // Kept in mind until it is written.
+        queue.note_done(key, of_it.map(|one| one.recipient));
+        queue.leave_out_done(key, &mut open);
+        match known {
+            Some(known) if !open.is_empty() => {
+                // Where its time has come, the old place is the next of its lane, or as good as.
+                if known.until.is_some_and(|until| until > clock::wall())
+                    && let Some(lane) = queue.find(&copy.plan.via, &copy.plan.hop)
+                {
                     queue.pass_over(key, lane);
                 }
+                true
             }
-            // Its time has come: the old place is the next of its lane, or as good as.
-            Some(_) => {}
-        }
-        known
-    }
-
-    /// What the disk has not taken yet is true all the same: who was delivered a moment ago is not taken up again.
-    fn pass_over_done(
-        &self,
-        unwritten: Vec<Settlement>,
-        ours: &mut Vec<(&Standing, &CopyStanding, InHand)>,
-        done: &mut Changed,
-    ) {
-        let mut settled: HashMap<Key, Vec<u16>> = HashMap::new();
-        for one in unwritten {
-            settled.entry((one.id, one.copy)).or_default().push(one.recipient);
-        }
-        ours.retain(|(message, copy, _)| {
-            let key = (message.id, copy.number);
-            let Some(recipients) = settled.remove(&key) else { return true };
-            let mut open = copy.open.clone();
-            open.retain(|recipient| self.0.spool.is_open(key.0, key.1, *recipient));
-            {
-                let mut queue = self.queue();
-                queue.note_done(key, recipients);
-                queue.leave_out_done(key, &mut open);
-                if open.is_empty() {
-                    queue.let_slip(key);
-                }
+            _ => {
+                queue.let_slip(key);
+                drop(queue);
+                hand.gone();
+                false
             }
-            done.passed += usize::from(open.is_empty());
-            !open.is_empty()
-        });
-    }
-
-    /// Gives a copy that was grasped a place in the schedule again, a while from now.
-    pub(super) fn put_back(&self, message: &Standing, copy: &CopyStanding, known: Known) -> (LaneId, Item) {
-        let config = &self.snapshot().config;
-        let mut queue = self.queue();
-        let turn = queue.turn((message.id, copy.number));
-        let item = Item { turn, ..Item::standing(message, copy.number, known) };
-        let lane = queue.lane(&copy.plan.via, &copy.plan.hop, max_connections(config, &copy.plan.via));
-        queue.later(clock::now() + LATER, lane, item.clone());
-        queue.leave_place(item.key());
-        drop(queue);
-        self.0.wake.notify_one();
-        (lane, item)
+        }
     }
 
     /// Settles whoever is still open. False: nobody is.
@@ -875,18 +854,14 @@ impl Relay {
     }
 
     /// Fails whoever is still open, as the sender is then told. False: nobody is.
-    async fn bounce(&self, message: &Standing, copy: &CopyStanding, by: &By) -> Result<bool, String> {
+    async fn bounce(&self, message: &Standing, copy: &CopyStanding, by: &By, hand: &Grasped) -> Result<bool, String> {
         let (spool, id) = (self.0.spool.clone(), message.id);
-        let loaded = blocking(move || spool.load(id)).await.map_err(|error| error.to_string())?;
-        let snapshot = self.snapshot();
-        let Some(known) = self.0.spool.copy(id, copy.number) else { return Ok(false) };
-        // Should the report not come about, the copy is in the schedule. If it does, nothing is found there then.
-        let (lane, item) = self.put_back(message, copy, known);
-        let loaded = match loaded {
+        let loaded = match blocking(move || spool.load(id)).await.map_err(|error| error.to_string())? {
             Ok(loaded) => loaded,
             Err(LoadError::Gone) => return Ok(false),
             Err(error) => return Err(error.to_string()),
         };
+        let Some(tried) = hand.tried(&loaded.message) else { return Ok(false) };
         let mut open = loaded.open.get(usize::from(copy.number)).cloned().unwrap_or_default();
         self.queue().leave_out_done((id, copy.number), &mut open);
         if open.is_empty() {
@@ -895,8 +870,7 @@ impl Relay {
         let reason = by.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
         let setback = Setback::Returned { who: by.who.clone(), reason };
         let failed: Vec<(u16, Setback)> = open.into_iter().map(|index| (index, setback.clone())).collect();
-        let tried = Tried { message: &loaded.message, item, lane };
-        if self.settle_failed(&snapshot, &tried, &failed, clock::wall()).await {
+        if self.settle_failed(&self.snapshot(), &tried, &failed, clock::wall()).await {
             Ok(true)
         } else {
             Err("the report to the sender could not be written; nothing was changed".to_owned())

@@ -301,6 +301,69 @@ async fn p3_asked_for_on_a_disk_that_fails_nothing_is_resent() {
     assert_eq!(fixture.relay.queue().orders(), 1, "nothing is kept of the one that was gone");
 }
 
+/// What an operator returns is not tried meanwhile, however long its report takes; and whatever comes of it, what was not
+/// returned has its place in the schedule afterwards: where the report could not be written, and where it ends before the
+/// second of two has its turn.
+#[tokio::test]
+async fn what_an_operator_has_in_hand_is_not_tried() {
+    for (what, returned, expected) in [("it hangs", 2, 0), ("it hangs, and ends there", 1, 1), ("it fails", 0, 2)] {
+        let fixture = Arc::new(Fixture::still());
+        for _ in 0..2 {
+            assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        }
+        let (of, lane) = (Arc::clone(&fixture), fixture.lane());
+        let out = fixture.relay.queue().sweep(|_| false);
+        let keys: Vec<_> = out.iter().map(|(_, item)| item.key()).collect();
+        for (lane, item) in out {
+            fixture.relay.queue().later(Instant::now() + HOUR / 2, lane, item);
+            fixture.relay.queue().let_go(lane);
+        }
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        let before = fixture.disk.written();
+        match returned {
+            0 => fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::EIO, lasts: true }),
+            _ => fixture.disk.hold(),
+        }
+        let changing = tokio::spawn(async move {
+            let (filter, by) = (queue::Filter::default(), queue::By { who: "root".to_owned(), reason: None });
+            of.relay.change(queue::Change::Bounce, &filter, &by, None, Instant::now() + HOUR).await.unwrap()
+        });
+        let next = || {
+            let later = Instant::now() + HOUR;
+            let mut queue = fixture.relay.queue();
+            let _ = queue.due(later);
+            if queue.depth(lane).active > 0 { queue.next(lane, later) } else { None }
+        };
+        let end = Instant::now() + Duration::from_secs(30);
+        let in_hand = || keys.iter().all(|key| fixture.relay.queue().is_tried(*key));
+        while returned > 0 && !(in_hand() && fixture.disk.written() > before) {
+            assert!(Instant::now() < end, "{what}: nothing is written");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if returned > 0 {
+            assert!(next().is_none(), "{what}: it would be returned and delivered");
+        }
+        if returned == 1 {
+            changing.abort();
+        }
+        fixture.disk.release();
+        match changing.await {
+            Ok(changed) => assert_eq!((changed.changed, changed.failed.len()), (returned, expected), "{what}"),
+            Err(_) => assert_eq!(returned, 1, "{what}"),
+        }
+        fixture.relay.begin_stop();
+        fixture.disk.heal();
+        fixture.relay.0.spool.flush().await;
+        let mut found = 0;
+        while let Some(mut item) = next() {
+            found += usize::from(fixture.relay.fetch(lane, &mut item).await.is_some());
+        }
+        // The one whose report was on its way when it ended: which of the two is there is the disk's to say.
+        assert!(found == expected || returned == 1 && found == 2, "{what}: {found} {:?}", fixture.events);
+        assert_eq!(fixture.relay.waiting(), 2, "{what}: each is returned or waits, and none is both");
+    }
+}
+
 /// The picture of mail flow says of each recipient what became of it, once somebody can ask.
 #[tokio::test]
 async fn the_flow_is_what_became_of_each_recipient() {

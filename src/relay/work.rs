@@ -498,7 +498,8 @@ impl Relay {
         Attempt { results: open.iter().map(|recipient| (*recipient, Err(setback.clone()))).collect() }
     }
 
-    async fn load(&self, id: MessageId, copy: u16) -> Result<(Arc<Message>, Vec<u16>), Unreadable> {
+    /// From the spool, with those that are open there.
+    pub(super) async fn load(&self, id: MessageId, copy: u16) -> Result<(Arc<Message>, Vec<u16>), Unreadable> {
         let spool = self.0.spool.clone();
         let loaded = blocking(move || spool.load(id)).await;
         match loaded {
@@ -524,7 +525,7 @@ impl Relay {
     }
 }
 
-enum Unreadable {
+pub(super) enum Unreadable {
     /// Nothing of it waits any more.
     Gone,
     /// Perhaps later.

@@ -69,6 +69,14 @@ pub struct Resolution {
     pub failed: Vec<Failed>,
 }
 
+impl Resolution {
+    /// Did a group stand between?
+    pub fn is_group(&self) -> bool {
+        let mut reasons = self.routed.iter().flat_map(|one| &one.route.because);
+        reasons.any(|reason| reason.found().is_some_and(|kind| kind.starts_with(GROUP)))
+    }
+}
+
 /// A member that a group's mail cannot go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
@@ -193,6 +201,14 @@ impl<'a> Rules<'a> {
                 Some((routing_domain, DomainKind::Authoritative))
             }
             _ => None,
+        }
+    }
+
+    /// Whose hybrid routing address this is now: the mailbox's own address.
+    pub fn owner(&self, routing: &Address) -> Option<Address> {
+        match self.look_up(routing) {
+            Looked::Entry(Known { owner: Some(owner), untagged, .. }) => Some(with_tag_of(owner, routing, untagged)),
+            Looked::Entry(_) | Looked::Unknown | Looked::Unavailable(_) => None,
         }
     }
 
@@ -665,13 +681,16 @@ fn not_found(domain: &Domain, kind: DomainKind) -> Reason {
     Reason::NotFound { domain: domain.clone(), kind }
 }
 
+/// How the words for a group begin.
+const GROUP: &str = "group of ";
+
 /// An entry in the words of `explain`.
 fn words(entry: &Entry) -> Cow<'static, str> {
     match entry {
         Entry::OnPremises => "on-premises mailbox".into(),
         Entry::Cloud(_) => "cloud mailbox".into(),
         Entry::Forward(to) => format!("forward to {to}").into(),
-        Entry::Group(members) => format!("group of {}", members.len()).into(),
+        Entry::Group(members) => format!("{GROUP}{}", members.len()).into(),
         Entry::Alias(of) => format!("alias of {of}").into(),
     }
 }
