@@ -677,6 +677,45 @@ fn status_and_metrics_tell_what_happened() {
     }
 }
 
+/// A daemon does well while its configuration is being mended; what asks it needs little of the file.
+#[test]
+fn faults_elsewhere_in_the_file_keep_nobody_from_asking() {
+    let sink = Sink::with(down());
+    let world = World::at_known_port(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let sound = std::fs::read_to_string(world.scratch.file("causeway.toml")).unwrap();
+    let gone = "[[directory]]\npath = \"gone.csv\"\n[[accepted_domain]]";
+    let locked = world.scratch.write("locked.csv", "address\n");
+    std::fs::set_permissions(locked, std::fs::Permissions::from_mode(0o000)).unwrap();
+    for (from, to, warns) in [
+        ("[[accepted_domain]]", gone, true),
+        ("relay = true", "relay = true\ncertificate = \"gone.crt\"\nkey = \"gone.key\"", true),
+        ("origin = \"internet\"", "orign = \"internet\"", true),
+        ("tls = \"off\"", "tls = off", true),
+        // What this user may not read, the daemon's may.
+        ("[[accepted_domain]]", "[[directory]]\npath = \"locked.csv\"\n[[accepted_domain]]", false),
+    ] {
+        world.scratch.write("causeway.toml", sound.replacen(from, to, 1));
+        for (arguments, expected) in [
+            (&["status"][..], "takes mail"),
+            (&["queue", "list"], &id),
+            (&["top"], "takes mail"),
+            (&["trace", "--id", &id], &id),
+        ] {
+            let (status, text, errors) = world.cli(arguments);
+            assert_eq!(status, Some(0), "{to}: {arguments:?}: {errors}");
+            assert!(text.contains(expected), "{to}: {arguments:?}: {text}");
+            let check = format!("run causeway -c {} check", world.scratch.file("causeway.toml").display());
+            assert_eq!(errors.contains("the configuration has ") && errors.contains(&check), warns, "{to}: {errors}");
+        }
+    }
+    // Its own section must be right.
+    world.scratch.write("causeway.toml", sound.replacen("[admin]", "[admin]\nlisen = \"\"", 1));
+    let (status, _, errors) = world.cli(&["status"]);
+    assert_eq!(status, Some(2), "{errors}");
+    assert!(errors.contains("did you mean \"listen\"?"), "{errors}");
+}
+
 /// Every value is as the document says: nothing undocumented, no other type, no word that is not in the list.
 fn check_documented(document: &Value, schema: &Value, value: &Value, place: &str) {
     if let Some(name) = schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/components/schemas/")) {

@@ -4,13 +4,13 @@
 //! could not be reached.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::admin::client::{Client, Failure};
-use crate::config;
+use crate::config::{self, Glance, Problems};
 
 pub mod check;
 pub mod demo;
@@ -28,6 +28,9 @@ pub mod trace;
 /// The command line or the configuration is wrong.
 pub const WRONG: u8 = 2;
 
+/// Where the configuration stands unless `-c` says otherwise.
+const CONFIGURATION: &str = "/etc/causeway/causeway.toml";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "causeway",
@@ -41,7 +44,7 @@ struct Cli {
         short = 'c',
         long = "config",
         value_name = "FILE",
-        default_value = "/etc/causeway/causeway.toml",
+        default_value = CONFIGURATION,
         global = true
     )]
     config: PathBuf,
@@ -134,17 +137,16 @@ impl Asking {
     }
 }
 
-/// Speaks with the daemon that runs by the configuration at `path`; else says why not.
-fn admin_client(path: &std::path::Path) -> Result<Client, ExitCode> {
-    let config = config::load(path).map_err(|problems| {
-        eprint!("{problems}");
-        Asking::Wrong("the configuration cannot be used".to_owned()).tell()
-    })?;
-    let Some(admin) = &config.admin else {
+/// Speaks with the daemon that runs by the configuration at `path`; else says why not. Of the configuration only `[admin]`
+/// must be right: a daemon does well with a file that somebody mends just now.
+fn admin_client(path: &Path) -> Result<Client, ExitCode> {
+    let glance = glance(path)?;
+    let admin = glance.admin.map_err(|problems| unusable(&problems))?;
+    let Some(admin) = admin else {
         let text = "[admin] is off in the configuration (listen = \"\"): the daemon cannot be asked";
         return Err(Asking::Wrong(text.to_owned()).tell());
     };
-    Client::new(admin).map_err(|error| {
+    Client::new(&admin).map_err(|error| {
         let text = match error.kind() {
             io::ErrorKind::NotFound => format!("{error}; the daemon makes it when it starts"),
             io::ErrorKind::PermissionDenied => format!("{error}; ask as root or as the daemon's user"),
@@ -154,9 +156,58 @@ fn admin_client(path: &std::path::Path) -> Result<Client, ExitCode> {
     })
 }
 
+/// Looks at the configuration for what leads to the daemon and its files, and says that there are faults.
+fn glance(path: &Path) -> Result<Glance, ExitCode> {
+    let glance = config::glance(path).map_err(|problems| unusable(&problems))?;
+    if glance.faults > 0 {
+        let faults = counted(glance.faults, "fault", "faults");
+        eprintln!("causeway: the configuration has {faults}; run {} check", ourselves(path));
+    }
+    Ok(glance)
+}
+
+/// What is needed cannot be made out.
+fn unusable(problems: &Problems) -> ExitCode {
+    eprint!("{problems}");
+    Asking::Wrong("the configuration cannot be used".to_owned()).tell()
+}
+
+/// How the command line begins that asks about the same daemon.
+fn ourselves(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(&byte) || !byte.is_ascii();
+    match path.as_str() {
+        CONFIGURATION => "causeway".to_owned(),
+        plain if plain.bytes().all(is_plain) => format!("causeway -c {plain}"),
+        odd => format!("causeway -c '{}'", odd.replace('\'', r"'\''")),
+    }
+}
+
+/// `1 copy`, `2 copies`.
+fn counted<N: std::fmt::Display + PartialEq + From<u8>>(count: N, one: &str, many: &str) -> String {
+    let noun = if count == N::from(1) { one } else { many };
+    format!("{count} {noun}")
+}
+
 /// To standard output. Whoever closed the pipe has read enough.
 fn print(text: &str) {
     use std::io::Write as _;
     let mut out = anstream::stdout();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_command_names_the_same_file() {
+        for (path, expected) in [
+            (CONFIGURATION, "causeway"),
+            ("causeway.toml", "causeway -c causeway.toml"),
+            ("/srv/a b/it's.toml", r"causeway -c '/srv/a b/it'\''s.toml'"),
+        ] {
+            assert_eq!(ourselves(Path::new(path)), expected);
+        }
+    }
 }
