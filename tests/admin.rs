@@ -572,7 +572,11 @@ fn the_command_line_shows_asks_and_does() {
         assert!(text.contains(word), "{word}: {text}");
     }
     for (arguments, expected, words) in [
-        (&["queue", "list", "--sender", "nobody@fabrikam.com"][..], 1, "nothing waits that is meant"),
+        (&["queue", "list", "--sender", "nobody@fabrikam.com"][..], 1, "no copy matches"),
+        (&["queue", "list", "--connector", "oud"], 2, "no send connector is named \"oud\"; did you mean \"out\"?"),
+        (&["queue", "remove", "--connector", "oud", "--yes"], 2, "did you mean \"out\"?"),
+        (&["queue", "remove", "--connector", "OUT", "--domain", "fabrikam.com", "--yes"], 1, "no copy matches"),
+        (&["queue", "list", "--limit", "0"], 2, "0 is not in 1.."),
         (&["queue", "show", "0FFFFFFFFFFF"], 1, "does not wait here"),
         (&["queue", "show", "x"], 2, "is no id"),
         (&["queue", "remove"], 2, "say which by ID or filter, or --all"),
@@ -591,6 +595,13 @@ fn the_command_line_shows_asks_and_does() {
     let (status, text, _) = world.cli(&["queue", "remove", "--status", "held", "--yes", "--json"]);
     let changed: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status, &changed["changed"]), (Some(0), &json!(1)));
+    wait_until("nothing waits", PATIENCE, || world.list("").is_empty());
+    let (status, text, errors) = world.cli(&["queue", "list"]);
+    assert_eq!((status, text.as_str(), errors.as_str()), (Some(0), "the queue is empty\n", ""));
+    let (status, text, _) = world.cli(&["queue", "list", "--json"]);
+    assert_eq!((status, serde_json::from_str::<Value>(&text).unwrap()["entries"].clone()), (Some(0), json!([])));
+    let (status, _, errors) = world.cli(&["queue", "retry", "--all", "--yes"]);
+    assert_eq!((status, errors.as_str()), (Some(1), "causeway: the queue is empty\n"));
     assert_eq!(world.daemon.terminate().code(), Some(0));
     let (status, _, errors) = world.cli(&["queue", "list"]);
     assert_eq!(status, Some(3), "{errors}");
@@ -714,6 +725,42 @@ fn faults_elsewhere_in_the_file_keep_nobody_from_asking() {
     let (status, _, errors) = world.cli(&["status"]);
     assert_eq!(status, Some(2), "{errors}");
     assert!(errors.contains("did you mean \"listen\"?"), "{errors}");
+}
+
+/// 3 is for a daemon that does not answer; what the one who asks can mend is 2.
+#[test]
+fn who_has_no_token_is_told_where_it_should_be() {
+    let sink = Sink::start();
+    let world = World::at_known_port(sink.address);
+    let (address, file) = (world.address(), world.scratch.file("secrets/admin"));
+    let sound = std::fs::read(&file).unwrap();
+    let other = "0123456789abcdef0123456789abcdef\n";
+    let refused = format!("causeway: {address} refused the token in {}: is it another relay's?", file.display());
+    for (text, mode, expected) in [
+        (Some(other), 0o600, refused.as_str()),
+        (Some("short\n"), 0o600, "at least 16 characters"),
+        (Some(other), 0o644, "others can read"),
+        (None, 0, "the daemon makes it when it starts"),
+    ] {
+        let _ = std::fs::remove_file(&file);
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let (status, _, errors) = world.cli(&["status"]);
+        assert_eq!(status, Some(2), "{text:?} {mode:o}: {errors}");
+        assert!(errors.contains(expected) && errors.contains("secrets/admin"), "{text:?} {mode:o}: {errors}");
+    }
+    std::fs::write(&file, sound).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(world.cli(&["status"]).0, Some(0));
+
+    // Somebody else on the port: a mail server.
+    let strange = config(sink.address, &format!("[admin]\nlisten = \"{}\"", sink.address));
+    world.scratch.write("causeway.toml", strange);
+    let (status, _, errors) = world.cli(&["status"]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("what listens there does not speak HTTP"), "{errors}");
 }
 
 /// Every value is as the document says: nothing undocumented, no other type, no word that is not in the list.

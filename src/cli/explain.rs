@@ -122,6 +122,8 @@ fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<
     let recipients = recipients(&args.to, &config)?;
     let coming = match Coming::of(&config, args.comer()) {
         Ok(coming) => coming,
+        // An address that no connector takes is turned away; an origin that none has is no question.
+        Err(why) if args.origin.is_some_and(|origin| has_no(origin, &config)) => return Err(Wrong::Question(why)),
         Err(why) => {
             eprintln!("causeway: {why}");
             return Ok(Ok(false));
@@ -133,6 +135,10 @@ fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<
     let explanation = Explanation::of(&config, &directory, coming, from, &recipients, args.size);
     let written = if args.json { writeln!(out, "{:#}", explanation.json()) } else { write(&explanation, out) };
     Ok(written.map(|()| explanation.all_taken()))
+}
+
+fn has_no(origin: Origin, config: &Config) -> bool {
+    config.receive_connectors.iter().all(|connector| connector.origin != origin)
 }
 
 /// The same question to two. True: nothing differs.

@@ -127,9 +127,7 @@ impl Asking {
         let (text, status) = match self {
             Self::Wrong(text) => (text.clone(), WRONG),
             Self::Failed(failure @ Failure::Unreachable(_)) => (failure.to_string(), UNREACHABLE),
-            Self::Failed(failure @ Failure::Refused { status: 400, .. }) => (failure.to_string(), WRONG),
-            // Another daemon's token, or one that was replaced: it is not ours that answers.
-            Self::Failed(failure @ Failure::Refused { status: 401, .. }) => (failure.to_string(), UNREACHABLE),
+            Self::Failed(failure @ Failure::Refused { status: 400 | 401, .. }) => (failure.to_string(), WRONG),
             Self::Failed(failure) => (failure.to_string(), 1),
         };
         eprintln!("causeway: {text}");
@@ -147,12 +145,12 @@ fn admin_client(path: &Path) -> Result<Client, ExitCode> {
         return Err(Asking::Wrong(text.to_owned()).tell());
     };
     Client::new(&admin).map_err(|error| {
-        let text = match error.kind() {
-            io::ErrorKind::NotFound => format!("{error}; the daemon makes it when it starts"),
-            io::ErrorKind::PermissionDenied => format!("{error}; ask as root or as the daemon's user"),
-            _ => error.to_string(),
+        let cure = match error.kind() {
+            io::ErrorKind::NotFound => "; the daemon makes it when it starts",
+            io::ErrorKind::PermissionDenied => "; ask as root or as the daemon's user",
+            _ => "",
         };
-        Asking::Failed(Failure::Unreachable(text)).tell()
+        Asking::Wrong(format!("there is no token for {}: {error}{cure}", admin.listen)).tell()
     })
 }
 

@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Asking, admin_client, print};
-use crate::admin::Wanted;
 use crate::admin::client::{Client, Failure};
-use crate::config::value;
+use crate::admin::{Status, Wanted};
+use crate::config::{nearest, value};
 use crate::relay::queue::{Attempted, Changed, Entry, Filter, Page, Shown, ShownCopy, State};
 
 /// So many of the copies that a change would touch are shown.
@@ -65,7 +65,7 @@ struct Which {
     hop: Option<String>,
     /// That stand so
     #[arg(long, value_name = "S", value_enum)]
-    status: Option<Status>,
+    status: Option<Standing>,
     /// At least so old: "4h", "2d"
     #[arg(long, value_name = "AGE", value_parser = seconds)]
     older_than: Option<u64>,
@@ -75,7 +75,7 @@ struct Which {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Status {
+enum Standing {
     Waiting,
     Active,
     Deferred,
@@ -93,8 +93,8 @@ struct List {
     #[arg(long, requires = "sort")]
     reverse: bool,
     /// So many lines at most
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    limit: usize,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
     /// One JSON object rather than text
     #[arg(long)]
     json: bool,
@@ -137,10 +137,10 @@ fn seconds(text: &str) -> Result<u64, String> {
 impl Which {
     fn filter(&self) -> Filter {
         let status = self.status.map(|status| match status {
-            Status::Waiting => State::Waiting,
-            Status::Active => State::Active,
-            Status::Deferred => State::Deferred,
-            Status::Held => State::Held,
+            Standing::Waiting => State::Waiting,
+            Standing::Active => State::Active,
+            Standing::Deferred => State::Deferred,
+            Standing::Held => State::Held,
         });
         Filter {
             sender: self.sender.clone(),
@@ -207,7 +207,7 @@ fn list(client: &Client, args: &List) -> Result<ExitCode, Asking> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut cursor: Option<String> = None;
     loop {
-        let left = args.limit.saturating_sub(entries.len());
+        let left = (args.limit as usize).saturating_sub(entries.len());
         if left == 0 {
             break;
         }
@@ -230,11 +230,31 @@ fn list(client: &Client, args: &List) -> Result<ExitCode, Asking> {
             eprintln!("causeway: there is more; see --limit");
         }
     }
-    if entries.is_empty() {
-        eprintln!("causeway: nothing waits that is meant");
-        return Ok(ExitCode::FAILURE);
+    if !entries.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !filter.is_empty() {
+        return nothing(client, &filter);
+    }
+    if !args.json {
+        print("the queue is empty\n");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// No copy is meant. Is what is meant something at all?
+fn nothing(client: &Client, filter: &Filter) -> Result<ExitCode, Asking> {
+    if let Some(wanted) = &filter.connector {
+        let status: Status = parse(client.get("/api/v1/status")?)?;
+        let names = || status.connectors.iter().map(|connector| connector.name.as_str());
+        if !names().any(|name| name.eq_ignore_ascii_case(wanted)) {
+            let near = nearest(wanted, names()).map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+            return Err(Asking::Wrong(format!("no send connector is named {wanted:?}{near}")));
+        }
+    }
+    let words = if filter.is_empty() { "the queue is empty" } else { "no copy matches" };
+    eprintln!("causeway: {words}");
+    Ok(ExitCode::FAILURE)
 }
 
 /// A line for each copy, its columns as wide as they need to be.
@@ -401,8 +421,7 @@ fn change(client: &Client, verb: &str, args: &Change) -> Result<ExitCode, Asking
         if args.json {
             print(&format!("{:#}\n", json!(Changed::default())));
         }
-        eprintln!("causeway: nothing waits that is meant");
-        return Ok(ExitCode::FAILURE);
+        return nothing(client, &filter);
     }
     if !args.json || !args.yes {
         let mut text = table(&found.first, Timestamp::now());

@@ -31,6 +31,7 @@ pub mod value;
 pub use glance::{Glance, glance};
 pub use problem::{Problem, Problems, Severity};
 pub use read::Places;
+pub(crate) use read::nearest;
 pub(crate) use value::size;
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 

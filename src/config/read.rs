@@ -538,7 +538,7 @@ pub(super) fn one_of<'w>(words: impl Iterator<Item = &'w str>) -> String {
 }
 
 /// The word that was probably meant: a slip or two away, or the same with something more or less at its end.
-pub(super) fn nearest<'w>(found: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+pub(crate) fn nearest<'w>(found: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     // Nothing that long is a slip of a key; and the comparison is quadratic.
     if found.len() > 64 {
         return None;
