@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::admin::client::{Client, Failure};
 use crate::config::{self, Glance, Problems};
@@ -82,12 +82,23 @@ enum Command {
 
 /// The command line itself, for manual pages and completions.
 pub fn command() -> clap::Command {
-    Cli::command()
+    let mut command = Cli::command();
+    // It can be said everywhere; where it changes nothing the help does not speak of it.
+    let config = command.get_arguments().find(|argument| argument.get_id() == "config").cloned();
+    if let Some(config) = config {
+        for name in ["demo", "health", "init", "hash-password"] {
+            command = command.mut_subcommand(name, |subcommand| subcommand.arg(config.clone().hide(true)));
+        }
+    }
+    command
 }
 
 /// Runs the command that the command line names.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&command().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     match cli.command {
         Command::Run => run::run(&cli.config),
         Command::Check(args) => check::run(&cli.config, &args),
@@ -197,6 +208,22 @@ fn print(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_configuration_is_offered_where_it_is_read() {
+        let mut command = command();
+        command.build();
+        for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+            let name = subcommand.get_name().to_owned();
+            let expected = !["demo", "health", "init", "hash-password"].contains(&name.as_str());
+            assert_eq!(subcommand.render_long_help().to_string().contains("--config"), expected, "{name}");
+        }
+        let cli = |words: &str| Cli::from_arg_matches(&super::command().get_matches_from(words.split(' '))).unwrap();
+        for words in ["causeway -c x.toml status", "causeway status -c x.toml", "causeway health --config x.toml"] {
+            assert_eq!(cli(words).config, Path::new("x.toml"), "{words}");
+        }
+        assert_eq!(cli("causeway health").config, Path::new(CONFIGURATION));
+    }
 
     #[test]
     fn the_next_command_names_the_same_file() {
