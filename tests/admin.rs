@@ -568,7 +568,8 @@ fn the_command_line_shows_asks_and_does() {
     assert_eq!((status, &list["entries"][0]["id"]), (Some(0), &json!(id)));
     let (status, text, _) = world.cli(&["queue", "show", &id]);
     assert_eq!(status, Some(0));
-    for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", "trace --id"] {
+    let trace = format!("causeway -c {} trace --id {id}", world.scratch.file("causeway.toml").display());
+    for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", &trace] {
         assert!(text.contains(word), "{word}: {text}");
     }
     for (arguments, expected, words) in [
@@ -592,6 +593,21 @@ fn the_command_line_shows_asks_and_does() {
     assert_eq!((status, text.as_str()), (Some(0), "1 copy held\n"), "{errors}");
     assert!(errors.contains(&id), "it shows what it touches: {errors}");
     world.wait_tracked("DEFER", "held by alice over the admin interface: a test");
+    let (status, text, errors) = world.cli(&["queue", "retry", "--all", "--yes"]);
+    assert_eq!((status, text.as_str()), (Some(1), "1 copy is held: release it first\n"), "{errors}");
+    let (status, text, errors) = world.cli(&["queue", "hold", "--all", "--yes"]);
+    assert_eq!((status, text.as_str()), (Some(1), "1 copy is held already\n"), "{errors}");
+    // Where nothing says who it is, the list of users does.
+    let file = world.scratch.file("causeway.toml");
+    let mut command = causeway();
+    command.arg("-c").arg(&file).args(["queue", "release", &id, "--yes"]);
+    let output = run(command.env_remove("SUDO_USER").env_remove("USER").env("LOGNAME", ""), PATIENCE);
+    assert!(said(&output).starts_with("1 copy released\n"), "{}", said(&output));
+    let uid = nix::unistd::getuid();
+    let name = nix::unistd::User::from_uid(uid).unwrap().map_or_else(|| format!("user {uid}"), |user| user.name);
+    world.wait_tracked("DEFER", &format!("released by {name} over the admin interface"));
+    assert_eq!(world.cli(&["queue", "release", "--all", "--yes"]).1, "1 copy is not held\n");
+    assert_eq!(world.cli(&["queue", "hold", &id, "--yes"]).0, Some(0));
     let (status, text, _) = world.cli(&["queue", "remove", "--status", "held", "--yes", "--json"]);
     let changed: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status, &changed["changed"]), (Some(0), &json!(1)));
@@ -675,7 +691,7 @@ fn status_and_metrics_tell_what_happened() {
     for command in ["status", "top"] {
         let (code, text, errors) = world.cli(&[command]);
         assert_eq!(code, Some(0), "{command}: {errors}");
-        for word in ["takes mail", "1 messages", "out  up", "2 delivered, 1 put off, 1 failed", "451 4.3.0 not now"] {
+        for word in ["takes mail", "1 message, ", "out  up", "2 delivered, 1 put off, 1 failed", "451 4.3.0 not now"] {
             assert!(text.contains(word), "{command}: {word}: {text}");
         }
     }

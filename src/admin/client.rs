@@ -1,5 +1,6 @@
 //! What the command line asks the running daemon, by the same interface as everybody else.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -107,7 +108,7 @@ impl Client {
                     hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
                 // Ends with the connection, which the runtime's end closes at the latest.
                 tokio::spawn(connection);
-                let response = sender.send_request(request).await.map_err(|error| match error.is_parse() {
+                let response = sender.send_request(request).await.map_err(|error| match speaks_otherwise(&error) {
                     true => unreachable(&"what listens there does not speak HTTP"),
                     false => unreachable(&error),
                 })?;
@@ -133,4 +134,14 @@ impl Client {
         let text = value["error"].as_str().map_or_else(|| format!("HTTP status {status}"), str::to_owned);
         Err(Failure::Refused { status, text })
     }
+}
+
+/// Is it the answer of a program that is no HTTP server?
+fn speaks_otherwise(error: &hyper::Error) -> bool {
+    // A greeting that comes before the question has no predicate: the question is called off, for a reason that is
+    // neither an end of the connection nor a failure of the system.
+    let is_greeting =
+        |cause: &hyper::Error| !cause.is_closed() && !cause.is_incomplete_message() && cause.source().is_none();
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<hyper::Error>());
+    error.is_parse() || (error.is_canceled() && cause.is_some_and(is_greeting))
 }
