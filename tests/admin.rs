@@ -574,11 +574,16 @@ fn the_command_line_shows_asks_and_does() {
     assert!(table.contains("WHY") && table.contains("451 4.3.0 not now"), "{table}");
     let (status, text, _) = world.cli(&["queue", "show", &id]);
     assert_eq!(status, Some(0));
-    for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", "trace --id"] {
+    let trace = format!("causeway -c {} trace --id {id}", world.scratch.file("causeway.toml").display());
+    for word in ["<one@fabrikam.com>", "copy 0 via out", "to julie@contoso.com", "attempts: 1", &trace] {
         assert!(text.contains(word), "{word}: {text}");
     }
     for (arguments, expected, words) in [
-        (&["queue", "list", "--sender", "nobody@fabrikam.com"][..], 1, "nothing waits that is meant"),
+        (&["queue", "list", "--sender", "nobody@fabrikam.com"][..], 1, "no copy matches"),
+        (&["queue", "list", "--connector", "oud"], 2, "no send connector is named \"oud\"; did you mean \"out\"?"),
+        (&["queue", "remove", "--connector", "oud", "--yes"], 2, "did you mean \"out\"?"),
+        (&["queue", "remove", "--connector", "OUT", "--domain", "fabrikam.com", "--yes"], 1, "no copy matches"),
+        (&["queue", "list", "--limit", "0"], 2, "0 is not in 1.."),
         (&["queue", "show", "0FFFFFFFFFFF"], 1, "does not wait here"),
         (&["queue", "show", "x"], 2, "is no id"),
         (&["queue", "remove"], 2, "say which by ID or filter, or --all"),
@@ -594,9 +599,31 @@ fn the_command_line_shows_asks_and_does() {
     assert_eq!((status, text.as_str()), (Some(0), "1 copy held\n"), "{errors}");
     assert!(errors.contains(&id), "it shows what it touches: {errors}");
     world.wait_tracked("DEFER", "held by alice over the admin interface: a test");
+    let (status, text, errors) = world.cli(&["queue", "retry", "--all", "--yes"]);
+    assert_eq!((status, text.as_str()), (Some(1), "1 copy is held: release it first\n"), "{errors}");
+    let (status, text, errors) = world.cli(&["queue", "hold", "--all", "--yes"]);
+    assert_eq!((status, text.as_str()), (Some(1), "1 copy is held already\n"), "{errors}");
+    // Where nothing says who it is, the list of users does.
+    let file = world.scratch.file("causeway.toml");
+    let mut command = causeway();
+    command.arg("-c").arg(&file).args(["queue", "release", &id, "--yes"]);
+    let output = run(command.env_remove("SUDO_USER").env_remove("USER").env("LOGNAME", ""), PATIENCE);
+    assert!(said(&output).starts_with("1 copy released\n"), "{}", said(&output));
+    let uid = nix::unistd::getuid();
+    let name = nix::unistd::User::from_uid(uid).unwrap().map_or_else(|| format!("user {uid}"), |user| user.name);
+    world.wait_tracked("DEFER", &format!("released by {name} over the admin interface"));
+    assert_eq!(world.cli(&["queue", "release", "--all", "--yes"]).1, "1 copy is not held\n");
+    assert_eq!(world.cli(&["queue", "hold", &id, "--yes"]).0, Some(0));
     let (status, text, _) = world.cli(&["queue", "remove", "--status", "held", "--yes", "--json"]);
     let changed: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((status, &changed["changed"]), (Some(0), &json!(1)));
+    wait_until("nothing waits", PATIENCE, || world.list("").is_empty());
+    let (status, text, errors) = world.cli(&["queue", "list"]);
+    assert_eq!((status, text.as_str(), errors.as_str()), (Some(0), "the queue is empty\n", ""));
+    let (status, text, _) = world.cli(&["queue", "list", "--json"]);
+    assert_eq!((status, serde_json::from_str::<Value>(&text).unwrap()["entries"].clone()), (Some(0), json!([])));
+    let (status, _, errors) = world.cli(&["queue", "retry", "--all", "--yes"]);
+    assert_eq!((status, errors.as_str()), (Some(1), "causeway: the queue is empty\n"));
     assert_eq!(world.daemon.terminate().code(), Some(0));
     let (status, _, errors) = world.cli(&["queue", "list"]);
     assert_eq!(status, Some(3), "{errors}");
@@ -670,7 +697,7 @@ fn status_and_metrics_tell_what_happened() {
     for command in ["status", "top"] {
         let (code, text, errors) = world.cli(&[command]);
         assert_eq!(code, Some(0), "{command}: {errors}");
-        for word in ["takes mail", "1 messages", "out  up", "2 delivered, 1 put off, 1 failed", "451 4.3.0 not now"] {
+        for word in ["takes mail", "1 message, ", "out  up", "2 delivered, 1 put off, 1 failed", "451 4.3.0 not now"] {
             assert!(text.contains(word), "{command}: {word}: {text}");
         }
     }
@@ -681,6 +708,81 @@ fn status_and_metrics_tell_what_happened() {
     for command in ["status", "top"] {
         assert_eq!(world.cli(&[command]).0, Some(3), "{command}");
     }
+}
+
+/// A daemon does well while its configuration is being mended; what asks it needs little of the file.
+#[test]
+fn faults_elsewhere_in_the_file_keep_nobody_from_asking() {
+    let sink = Sink::with(down());
+    let world = World::at_known_port(sink.address);
+    let id = world.stuck("erin@fabrikam.com", &["julie@contoso.com"]);
+    let sound = std::fs::read_to_string(world.scratch.file("causeway.toml")).unwrap();
+    let gone = "[[directory]]\npath = \"gone.csv\"\n[[accepted_domain]]";
+    let locked = world.scratch.write("locked.csv", "address\n");
+    std::fs::set_permissions(locked, std::fs::Permissions::from_mode(0o000)).unwrap();
+    for (from, to, warns) in [
+        ("[[accepted_domain]]", gone, true),
+        ("relay = true", "relay = true\ncertificate = \"gone.crt\"\nkey = \"gone.key\"", true),
+        ("origin = \"internet\"", "orign = \"internet\"", true),
+        ("tls = \"off\"", "tls = off", true),
+        // What this user may not read, the daemon's may.
+        ("[[accepted_domain]]", "[[directory]]\npath = \"locked.csv\"\n[[accepted_domain]]", false),
+    ] {
+        world.scratch.write("causeway.toml", sound.replacen(from, to, 1));
+        for (arguments, expected) in [
+            (&["status"][..], "takes mail"),
+            (&["queue", "list"], &id),
+            (&["top"], "takes mail"),
+            (&["trace", "--id", &id], &id),
+        ] {
+            let (status, text, errors) = world.cli(arguments);
+            assert_eq!(status, Some(0), "{to}: {arguments:?}: {errors}");
+            assert!(text.contains(expected), "{to}: {arguments:?}: {text}");
+            let check = format!("run causeway -c {} check", world.scratch.file("causeway.toml").display());
+            assert_eq!(errors.contains("the configuration has ") && errors.contains(&check), warns, "{to}: {errors}");
+        }
+    }
+    // Its own section must be right.
+    world.scratch.write("causeway.toml", sound.replacen("[admin]", "[admin]\nlisen = \"\"", 1));
+    let (status, _, errors) = world.cli(&["status"]);
+    assert_eq!(status, Some(2), "{errors}");
+    assert!(errors.contains("did you mean \"listen\"?"), "{errors}");
+}
+
+/// 3 is for a daemon that does not answer; what the one who asks can mend is 2.
+#[test]
+fn who_has_no_token_is_told_where_it_should_be() {
+    let sink = Sink::start();
+    let world = World::at_known_port(sink.address);
+    let (address, file) = (world.address(), world.scratch.file("secrets/admin"));
+    let sound = std::fs::read(&file).unwrap();
+    let other = "0123456789abcdef0123456789abcdef\n";
+    let refused = format!("causeway: {address} refused the token in {}: is it another relay's?", file.display());
+    for (text, mode, expected) in [
+        (Some(other), 0o600, refused.as_str()),
+        (Some("short\n"), 0o600, "at least 16 characters"),
+        (Some(other), 0o644, "others can read"),
+        (None, 0, "the daemon makes it when it starts"),
+    ] {
+        let _ = std::fs::remove_file(&file);
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let (status, _, errors) = world.cli(&["status"]);
+        assert_eq!(status, Some(2), "{text:?} {mode:o}: {errors}");
+        assert!(errors.contains(expected) && errors.contains("secrets/admin"), "{text:?} {mode:o}: {errors}");
+    }
+    std::fs::write(&file, sound).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(world.cli(&["status"]).0, Some(0));
+
+    // Somebody else on the port: a mail server.
+    let strange = config(sink.address, &format!("[admin]\nlisten = \"{}\"", sink.address));
+    world.scratch.write("causeway.toml", strange);
+    let (status, _, errors) = world.cli(&["status"]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("what listens there does not speak HTTP"), "{errors}");
 }
 
 /// Every value is as the document says: nothing undocumented, no other type, no word that is not in the list.

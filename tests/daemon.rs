@@ -387,6 +387,7 @@ fn exit_statuses_are_those_of_the_interface() {
         (vec!["-c", "faulty.toml", "check"], 1, place.as_str()),
         (vec!["-c", "missing.toml", "run"], 2, "missing.toml"),
         (vec!["health", "--address", "127.0.0.1:1"], 3, "127.0.0.1:1"),
+        (vec!["health", "--address", "mail.contoso.com"], 2, "expected a host and a port"),
     ] {
         let output = run(causeway().current_dir(scratch.path()).args(&arguments), PATIENCE);
         let text = said(&output);
@@ -400,8 +401,9 @@ fn health_asks_for_the_greeting() {
     let (scratch, sink) = (Scratch::new(), Sink::start());
     let daemon = Daemon::spawn(scratch.path(), &config(sink.address, IN_THE_CLEAR));
     let busy = Sink::with(SinkPlan::new().reacting(|_| Reaction::Say("421 4.3.2 busy".into())));
-    for (address, status) in [(daemon.address(), 0), (busy.address, 1)] {
-        let output = run(causeway().args(["health", "--address", &address.to_string()]), PATIENCE);
+    let named = format!("localhost:{}", daemon.address().port());
+    for (address, status) in [(daemon.address().to_string(), 0), (busy.address.to_string(), 1), (named, 0)] {
+        let output = run(causeway().args(["health", "--address", &address]), PATIENCE);
         assert_eq!(output.status.code(), Some(status), "{}", said(&output));
     }
 }

@@ -105,6 +105,13 @@ fn what_it_answers_and_with_which_exit_status() {
         (&["--against", "no-header.csv"], 2, "", "no-header.csv: line 1: expected the header line"),
         (&["--against", "faulty.toml"], 2, "", "faulty.toml:23:7"),
         (&["--from", "a@b.example"], 2, "", "--to"),
+        (
+            &["--to", "user1@contoso.com"],
+            0,
+            "without --from it is explained as a report\nfrom <>\n    comes in by receive connector \"internet\"",
+            "",
+        ),
+        (&[&to[..], &["--origin", "partner"]].concat(), 2, "", "no receive connector has the origin"),
         (&["--help"], 0, "Exit status: 0 every recipient would be taken", ""),
     ] {
         let (code, stdout, stderr) = explain(&scratch, arguments);

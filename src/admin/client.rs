@@ -1,8 +1,10 @@
 //! What the command line asks the running daemon, by the same interface as everybody else.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -29,6 +31,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(60);
 pub struct Client {
     address: SocketAddr,
     token: Token,
+    token_file: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -63,7 +66,7 @@ impl Client {
     pub fn new(admin: &config::Admin) -> io::Result<Self> {
         let token = Token::read(&admin.token_file)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { address: admin.listen, token, runtime })
+        Ok(Self { address: admin.listen, token, token_file: admin.token_file.clone(), runtime })
     }
 
     /// What stands there.
@@ -105,7 +108,10 @@ impl Client {
                     hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| unreachable(&e))?;
                 // Ends with the connection, which the runtime's end closes at the latest.
                 tokio::spawn(connection);
-                let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+                let response = sender.send_request(request).await.map_err(|error| match speaks_otherwise(&error) {
+                    true => unreachable(&"what listens there does not speak HTTP"),
+                    false => unreachable(&error),
+                })?;
                 let status = response.status().as_u16();
                 let body = Limited::new(response.into_body(), LONGEST).collect().await;
                 Ok((status, body.map_err(|error| unreachable(&error))?.to_bytes()))
@@ -120,7 +126,22 @@ impl Client {
         if status == 200 {
             return Ok(value);
         }
+        if status == 401 {
+            let text =
+                format!("{} refused the token in {}: is it another relay's?", self.address, self.token_file.display());
+            return Err(Failure::Refused { status, text });
+        }
         let text = value["error"].as_str().map_or_else(|| format!("HTTP status {status}"), str::to_owned);
         Err(Failure::Refused { status, text })
     }
+}
+
+/// Is it the answer of a program that is no HTTP server?
+fn speaks_otherwise(error: &hyper::Error) -> bool {
+    // A greeting that comes before the question has no predicate: the question is called off, for a reason that is
+    // neither an end of the connection nor a failure of the system.
+    let is_greeting =
+        |cause: &hyper::Error| !cause.is_closed() && !cause.is_incomplete_message() && cause.source().is_none();
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<hyper::Error>());
+    error.is_parse() || (error.is_canceled() && cause.is_some_and(is_greeting))
 }

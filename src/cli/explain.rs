@@ -33,12 +33,13 @@ Exit status: 0 every recipient would be taken, or with --against nothing differs
 differs; 2 the question or a configuration is wrong.
 
   explain --from erin@fabrikam.com --to julie@contoso.com --client 203.0.113.9
+  explain --to julie@contoso.com                      a report, from <>, by the Internet
   explain --to julie@contoso.com --against new.toml   one by another configuration
   explain --recipients list.csv --against new.toml    many
   explain --against tomorrow.csv                      whose mail moves tomorrow")]
 pub struct Args {
-    /// The sender, as in MAIL FROM; "" or "<>" for a report
-    #[arg(long, value_name = "A", value_parser = sender, required_unless_present = "against")]
+    /// The sender, as in MAIL FROM; "" or "<>", which it is unless said otherwise, for a report
+    #[arg(long, value_name = "A", value_parser = sender)]
     from: Option<Sender>,
     /// A recipient, as in RCPT TO; may be repeated. With --against and neither --to nor --recipients: everybody in the
     /// directories
@@ -122,6 +123,8 @@ fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<
     let recipients = recipients(&args.to, &config)?;
     let coming = match Coming::of(&config, args.comer()) {
         Ok(coming) => coming,
+        // An address that no connector takes is turned away; an origin that none has is no question.
+        Err(why) if args.origin.is_some_and(|origin| has_no(origin, &config)) => return Err(Wrong::Question(why)),
         Err(why) => {
             eprintln!("causeway: {why}");
             return Ok(Ok(false));
@@ -131,8 +134,18 @@ fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<
     tell(&reports);
     let from = args.from.as_ref().and_then(|sender| sender.0.as_ref());
     let explanation = Explanation::of(&config, &directory, coming, from, &recipients, args.size);
-    let written = if args.json { writeln!(out, "{:#}", explanation.json()) } else { write(&explanation, out) };
+    let written = if args.json {
+        writeln!(out, "{:#}", explanation.json())
+    } else {
+        let is_said = args.from.is_some();
+        let unsaid = if is_said { Ok(()) } else { writeln!(out, "without --from it is explained as a report") };
+        unsaid.and_then(|()| write(&explanation, out))
+    };
     Ok(written.map(|()| explanation.all_taken()))
+}
+
+fn has_no(origin: Origin, config: &Config) -> bool {
+    config.receive_connectors.iter().all(|connector| connector.origin != origin)
 }
 
 /// The same question to two. True: nothing differs.

@@ -4,13 +4,13 @@
 //! could not be reached.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::admin::client::{Client, Failure};
-use crate::config;
+use crate::config::{self, Glance, Problems};
 
 pub mod check;
 pub mod demo;
@@ -28,6 +28,9 @@ pub mod trace;
 /// The command line or the configuration is wrong.
 pub const WRONG: u8 = 2;
 
+/// Where the configuration stands unless `-c` says otherwise.
+const CONFIGURATION: &str = "/etc/causeway/causeway.toml";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "causeway",
@@ -41,7 +44,7 @@ struct Cli {
         short = 'c',
         long = "config",
         value_name = "FILE",
-        default_value = "/etc/causeway/causeway.toml",
+        default_value = CONFIGURATION,
         global = true
     )]
     config: PathBuf,
@@ -79,12 +82,23 @@ enum Command {
 
 /// The command line itself, for manual pages and completions.
 pub fn command() -> clap::Command {
-    Cli::command()
+    let mut command = Cli::command();
+    // It can be said everywhere; where it changes nothing the help does not speak of it.
+    let config = command.get_arguments().find(|argument| argument.get_id() == "config").cloned();
+    if let Some(config) = config {
+        for name in ["demo", "health", "init", "hash-password"] {
+            command = command.mut_subcommand(name, |subcommand| subcommand.arg(config.clone().hide(true)));
+        }
+    }
+    command
 }
 
 /// Runs the command that the command line names.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&command().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     match cli.command {
         Command::Run => run::run(&cli.config),
         Command::Check(args) => check::run(&cli.config, &args),
@@ -124,9 +138,7 @@ impl Asking {
         let (text, status) = match self {
             Self::Wrong(text) => (text.clone(), WRONG),
             Self::Failed(failure @ Failure::Unreachable(_)) => (failure.to_string(), UNREACHABLE),
-            Self::Failed(failure @ Failure::Refused { status: 400, .. }) => (failure.to_string(), WRONG),
-            // Another daemon's token, or one that was replaced: it is not ours that answers.
-            Self::Failed(failure @ Failure::Refused { status: 401, .. }) => (failure.to_string(), UNREACHABLE),
+            Self::Failed(failure @ Failure::Refused { status: 400 | 401, .. }) => (failure.to_string(), WRONG),
             Self::Failed(failure) => (failure.to_string(), 1),
         };
         eprintln!("causeway: {text}");
@@ -134,24 +146,56 @@ impl Asking {
     }
 }
 
-/// Speaks with the daemon that runs by the configuration at `path`; else says why not.
-fn admin_client(path: &std::path::Path) -> Result<Client, ExitCode> {
-    let config = config::load(path).map_err(|problems| {
-        eprint!("{problems}");
-        Asking::Wrong("the configuration cannot be used".to_owned()).tell()
-    })?;
-    let Some(admin) = &config.admin else {
+/// Speaks with the daemon that runs by the configuration at `path`; else says why not. Of the configuration only `[admin]`
+/// must be right: a daemon does well with a file that somebody mends just now.
+fn admin_client(path: &Path) -> Result<Client, ExitCode> {
+    let glance = glance(path)?;
+    let admin = glance.admin.map_err(|problems| unusable(&problems))?;
+    let Some(admin) = admin else {
         let text = "[admin] is off in the configuration (listen = \"\"): the daemon cannot be asked";
         return Err(Asking::Wrong(text.to_owned()).tell());
     };
-    Client::new(admin).map_err(|error| {
-        let text = match error.kind() {
-            io::ErrorKind::NotFound => format!("{error}; the daemon makes it when it starts"),
-            io::ErrorKind::PermissionDenied => format!("{error}; ask as root or as the daemon's user"),
-            _ => error.to_string(),
+    Client::new(&admin).map_err(|error| {
+        let cure = match error.kind() {
+            io::ErrorKind::NotFound => "; the daemon makes it when it starts",
+            io::ErrorKind::PermissionDenied => "; ask as root or as the daemon's user",
+            _ => "",
         };
-        Asking::Failed(Failure::Unreachable(text)).tell()
+        Asking::Wrong(format!("there is no token for {}: {error}{cure}", admin.listen)).tell()
     })
+}
+
+/// Looks at the configuration for what leads to the daemon and its files, and says that there are faults.
+fn glance(path: &Path) -> Result<Glance, ExitCode> {
+    let glance = config::glance(path).map_err(|problems| unusable(&problems))?;
+    if glance.faults > 0 {
+        let faults = counted(glance.faults, "fault", "faults");
+        eprintln!("causeway: the configuration has {faults}; run {} check", ourselves(path));
+    }
+    Ok(glance)
+}
+
+/// What is needed cannot be made out.
+fn unusable(problems: &Problems) -> ExitCode {
+    eprint!("{problems}");
+    Asking::Wrong("the configuration cannot be used".to_owned()).tell()
+}
+
+/// How the command line begins that asks about the same daemon.
+fn ourselves(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(&byte) || !byte.is_ascii();
+    match path.as_str() {
+        CONFIGURATION => "causeway".to_owned(),
+        plain if plain.bytes().all(is_plain) => format!("causeway -c {plain}"),
+        odd => format!("causeway -c '{}'", odd.replace('\'', r"'\''")),
+    }
+}
+
+/// `1 copy`, `2 copies`.
+fn counted<N: std::fmt::Display + PartialEq + From<u8>>(count: N, one: &str, many: &str) -> String {
+    let noun = if count == N::from(1) { one } else { many };
+    format!("{count} {noun}")
 }
 
 /// To standard output. Whoever closed the pipe has read enough.
@@ -159,4 +203,36 @@ fn print(text: &str) {
     use std::io::Write as _;
     let mut out = anstream::stdout();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_offered_where_it_is_read() {
+        let mut command = command();
+        command.build();
+        for subcommand in command.get_subcommands_mut().filter(|subcommand| subcommand.get_name() != "help") {
+            let name = subcommand.get_name().to_owned();
+            let expected = !["demo", "health", "init", "hash-password"].contains(&name.as_str());
+            assert_eq!(subcommand.render_long_help().to_string().contains("--config"), expected, "{name}");
+        }
+        let cli = |words: &str| Cli::from_arg_matches(&super::command().get_matches_from(words.split(' '))).unwrap();
+        for words in ["causeway -c x.toml status", "causeway status -c x.toml", "causeway health --config x.toml"] {
+            assert_eq!(cli(words).config, Path::new("x.toml"), "{words}");
+        }
+        assert_eq!(cli("causeway health").config, Path::new(CONFIGURATION));
+    }
+
+    #[test]
+    fn the_next_command_names_the_same_file() {
+        for (path, expected) in [
+            (CONFIGURATION, "causeway"),
+            ("causeway.toml", "causeway -c causeway.toml"),
+            ("/srv/a b/it's.toml", r"causeway -c '/srv/a b/it'\''s.toml'"),
+        ] {
+            assert_eq!(ourselves(Path::new(path)), expected);
+        }
+    }
 }

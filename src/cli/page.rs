@@ -1,9 +1,11 @@
-//! How wide the reader's terminal is, and lines that fit it.
+//! How large the reader's terminal is, and lines that fit it.
 //!
 //! A terminal breaks a line wherever it ends, also within an address. So lines are broken at blanks before that, and
 //! what is left of one stands under its words. A pipe gets whole lines: what reads there counts them, or greps.
 
 use std::io::{self, IsTerminal as _, Write};
+
+use terminal_size::{Height, Width};
 
 /// Narrower than this nothing is readable, wider than that nobody reads.
 const SENSIBLE: std::ops::RangeInclusive<usize> = 40..=120;
@@ -16,10 +18,44 @@ pub(super) fn columns() -> Option<usize> {
         return None;
     }
     let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    let seen = || terminal_size::terminal_size_of(&stdout).map(|(terminal_size::Width(width), _)| usize::from(width));
+    let seen = || terminal_size::terminal_size_of(&stdout).map(|(Width(width), _)| usize::from(width));
     // A terminal that does not know its width says 0.
     let columns = said.or_else(seen).filter(|columns| *columns > 0).unwrap_or(80);
     Some(columns.clamp(*SENSIBLE.start(), *SENSIBLE.end()))
+}
+
+/// Rows and columns of the terminal that standard output is, where it can be drawn on; `None`: it cannot.
+pub(super) fn screen() -> Option<(usize, usize)> {
+    let stdout = io::stdout();
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if is_dumb || !stdout.is_terminal() {
+        return None;
+    }
+    match terminal_size::terminal_size_of(&stdout) {
+        Some((Width(columns), Height(rows))) if columns > 0 && rows > 0 => Some((rows.into(), columns.into())),
+        _ => Some((24, 80)),
+    }
+}
+
+/// The line's first characters, so many that it fits; what was cut off leaves a sign, and its colours end.
+pub(super) fn cut(line: &str, columns: usize) -> String {
+    if visible(line) <= columns {
+        return line.to_owned();
+    }
+    let (mut short, mut count, mut within) = (String::new(), 0, false);
+    for sign in line.chars() {
+        within |= sign == '\u{1b}';
+        if !within {
+            count += 1;
+        }
+        if within || count < columns {
+            short.push(sign);
+        } else if count == columns {
+            short.push('…');
+        }
+        within &= sign != 'm';
+    }
+    short
 }
 
 /// Lines of at most so many characters, cut at blanks; a longer word has a line of its own.
@@ -126,6 +162,20 @@ mod tests {
             ("\u{1b}[31mab\u{1b}[0m cd", 5, &["\u{1b}[31mab\u{1b}[0m cd"]),
         ] {
             assert_eq!(fold(text, width), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_cut_says_so_and_keeps_its_colours_in_order() {
+        for (line, columns, expected) in [
+            ("abcd", 4, "abcd"),
+            ("abcde", 4, "abc…"),
+            ("äöüäö", 4, "äöü…"),
+            ("\u{1b}[31mab\u{1b}[0mcde", 4, "\u{1b}[31mab\u{1b}[0mc…"),
+            ("\u{1b}[31mabcde\u{1b}[0m", 4, "\u{1b}[31mabc…\u{1b}[0m"),
+            ("", 4, ""),
+        ] {
+            assert_eq!(cut(line, columns), expected, "{line:?}");
         }
     }
 

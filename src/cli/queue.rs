@@ -11,10 +11,10 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Asking, admin_client, print};
-use crate::admin::Wanted;
+use super::{Asking, admin_client, counted, ourselves, print};
 use crate::admin::client::{Client, Failure};
-use crate::config::value;
+use crate::admin::{Status, Wanted};
+use crate::config::{nearest, value};
 use crate::relay::queue::{Attempted, Changed, Entry, Filter, Page, Shown, ShownCopy, State};
 
 /// So many of the copies that a change would touch are shown.
@@ -65,7 +65,7 @@ struct Which {
     hop: Option<String>,
     /// That stand so
     #[arg(long, value_name = "S", value_enum)]
-    status: Option<Status>,
+    status: Option<Standing>,
     /// At least so old: "4h", "2d"
     #[arg(long, value_name = "AGE", value_parser = seconds)]
     older_than: Option<u64>,
@@ -75,7 +75,7 @@ struct Which {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Status {
+enum Standing {
     Waiting,
     Active,
     Deferred,
@@ -93,8 +93,8 @@ struct List {
     #[arg(long, requires = "sort")]
     reverse: bool,
     /// So many lines at most
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    limit: usize,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
     /// One JSON object rather than text
     #[arg(long)]
     json: bool,
@@ -137,10 +137,10 @@ fn seconds(text: &str) -> Result<u64, String> {
 impl Which {
     fn filter(&self) -> Filter {
         let status = self.status.map(|status| match status {
-            Status::Waiting => State::Waiting,
-            Status::Active => State::Active,
-            Status::Deferred => State::Deferred,
-            Status::Held => State::Held,
+            Standing::Waiting => State::Waiting,
+            Standing::Active => State::Active,
+            Standing::Deferred => State::Deferred,
+            Standing::Held => State::Held,
         });
         Filter {
             sender: self.sender.clone(),
@@ -163,7 +163,7 @@ pub(super) fn run(path: &Path, args: &Args) -> ExitCode {
     };
     let done = match &args.command {
         Command::List(args) => list(&client, args),
-        Command::Show(args) => show(&client, args),
+        Command::Show(args) => show(&client, path, args),
         Command::Hold(args) => change(&client, "hold", args),
         Command::Release(args) => change(&client, "release", args),
         Command::Retry(args) => change(&client, "retry", args),
@@ -207,7 +207,7 @@ fn list(client: &Client, args: &List) -> Result<ExitCode, Asking> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut cursor: Option<String> = None;
     loop {
-        let left = args.limit.saturating_sub(entries.len());
+        let left = (args.limit as usize).saturating_sub(entries.len());
         if left == 0 {
             break;
         }
@@ -230,11 +230,31 @@ fn list(client: &Client, args: &List) -> Result<ExitCode, Asking> {
             eprintln!("causeway: there is more; see --limit");
         }
     }
-    if entries.is_empty() {
-        eprintln!("causeway: nothing waits that is meant");
-        return Ok(ExitCode::FAILURE);
+    if !entries.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !filter.is_empty() {
+        return nothing(client, &filter);
+    }
+    if !args.json {
+        print("the queue is empty\n");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// No copy is meant. Is what is meant something at all?
+fn nothing(client: &Client, filter: &Filter) -> Result<ExitCode, Asking> {
+    if let Some(wanted) = &filter.connector {
+        let status: Status = parse(client.get("/api/v1/status")?)?;
+        let names = || status.connectors.iter().map(|connector| connector.name.as_str());
+        if !names().any(|name| name.eq_ignore_ascii_case(wanted)) {
+            let near = nearest(wanted, names()).map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+            return Err(Asking::Wrong(format!("no send connector is named {wanted:?}{near}")));
+        }
+    }
+    let words = if filter.is_empty() { "the queue is empty" } else { "no copy matches" };
+    eprintln!("causeway: {words}");
+    Ok(ExitCode::FAILURE)
 }
 
 /// A line for each copy, its columns as wide as they need to be.
@@ -311,7 +331,7 @@ pub(super) fn in_words(seconds: u64) -> String {
     }
 }
 
-fn show(client: &Client, args: &Show) -> Result<ExitCode, Asking> {
+fn show(client: &Client, path: &Path, args: &Show) -> Result<ExitCode, Asking> {
     let value = match client.get(&format!("/api/v1/queue/{}", escaped(&args.id))) {
         Err(Failure::Refused { status: 404, text }) => {
             eprintln!("causeway: {text}");
@@ -322,12 +342,12 @@ fn show(client: &Client, args: &Show) -> Result<ExitCode, Asking> {
     if args.json {
         print(&format!("{value:#}\n"));
     } else {
-        print(&shown(&parse(value)?, Timestamp::now()));
+        print(&shown(&parse(value)?, path, Timestamp::now()));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn shown(message: &Shown, now: Timestamp) -> String {
+fn shown(message: &Shown, path: &Path, now: Timestamp) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     let from = if message.from.is_empty() { "<>" } else { &message.from };
@@ -374,7 +394,8 @@ fn shown(message: &Shown, now: Timestamp) -> String {
     for remark in &message.remarks {
         let _ = writeln!(text, "    {remark}");
     }
-    let _ = writeln!(text, "    what else happened to it, and why: {}", message.attempts_in);
+    let more = message.attempts_in.replacen("causeway", &ourselves(path), 1);
+    let _ = writeln!(text, "    what else happened to it, and why: {more}");
     text
 }
 
@@ -416,8 +437,7 @@ fn change(client: &Client, verb: &str, args: &Change) -> Result<ExitCode, Asking
         if args.json {
             print(&format!("{:#}\n", json!(Changed::default())));
         }
-        eprintln!("causeway: nothing waits that is meant");
-        return Ok(ExitCode::FAILURE);
+        return nothing(client, &filter);
     }
     if !args.json || !args.yes {
         let mut text = table(&found.first, Timestamp::now());
@@ -448,48 +468,70 @@ fn change(client: &Client, verb: &str, args: &Change) -> Result<ExitCode, Asking
     if args.json {
         print(&format!("{:#}\n", json!(done)));
     } else {
-        print(&summary(verb, &done));
+        print(&summary(verb, &done, found.held));
     }
-    let all = done.busy == 0 && done.failed.is_empty();
-    Ok(if all || (verb == "hold" && done.failed.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let has_begun = done.changed > 0 || (verb == "hold" && done.busy > 0);
+    let is_whole = done.failed.is_empty() && (done.busy == 0 || verb == "hold");
+    Ok(if has_begun && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn summary(verb: &str, done: &Changed) -> String {
-    use std::fmt::Write as _;
-    let past = match verb {
-        "hold" => "held",
-        "release" => "released",
-        "retry" => "to be tried now",
-        "bounce" => "returned to their senders",
-        _ => "removed",
+/// `held` of those that were found were held before.
+fn summary(verb: &str, done: &Changed, held: usize) -> String {
+    let mut lines = Vec::new();
+    let (one, many) = match verb {
+        "hold" => ("held", "held"),
+        "release" => ("released", "released"),
+        "retry" => ("to be tried now", "to be tried now"),
+        "bounce" => ("returned to its sender", "returned to their senders"),
+        _ => ("removed", "removed"),
     };
-    let mut text = format!("{} {past}\n", counted(done.changed));
+    if done.changed > 0 {
+        lines.push(format!("{} {}", copies(done.changed), if done.changed == 1 { one } else { many }));
+    }
     if done.busy > 0 {
-        let then = if verb == "hold" { "they are held when they come back" } else { "hold them first, or try again" };
-        let _ = writeln!(text, "{} being tried at this moment: {then}", counted(done.busy));
+        let (are, they, them, come) =
+            if done.busy == 1 { ("is", "it is", "it", "it comes") } else { ("are", "they are", "them", "they come") };
+        let then = match verb {
+            "hold" => format!("{they} held when {come} back"),
+            "bounce" | "remove" => format!("left alone; hold {them} first, or try again"),
+            _ => "left alone".to_owned(),
+        };
+        lines.push(format!("{} {are} being tried just now, {then}", copies(done.busy)));
     }
-    if done.passed > 0 {
-        let _ = writeln!(text, "{} needed nothing", counted(done.passed));
+    // What is held is not tried; all else that is passed over has come to its end while we looked.
+    let held = if verb == "retry" { done.passed.min(held) } else { 0 };
+    let mut pass = |count: usize, one: &str, many: &str| {
+        if count > 0 {
+            lines.push(format!("{} {}", copies(count), if count == 1 { one } else { many }));
+        }
+    };
+    pass(held, "is held: release it first", "are held: release them first");
+    match verb {
+        "hold" => pass(done.passed, "is held already", "are held already"),
+        "release" => pass(done.passed, "is not held", "are not held"),
+        _ => pass(done.passed - held, "is done with meanwhile", "are done with meanwhile"),
     }
-    for why in &done.failed {
-        let _ = writeln!(text, "not done: {why}");
+    lines.extend(done.failed.iter().map(|why| format!("not done: {why}")));
+    if lines.is_empty() {
+        lines.push("nothing was changed: what was meant is gone".to_owned());
     }
-    text
+    lines.join("\n") + "\n"
 }
 
-fn counted(count: usize) -> String {
-    if count == 1 { "1 copy".to_owned() } else { format!("{count} copies") }
+fn copies(count: usize) -> String {
+    counted(count, "copy", "copies")
 }
 
 /// What a change would touch.
 struct Found {
     first: Vec<Entry>,
     count: usize,
+    held: usize,
 }
 
 /// Counts what is meant, and makes the filter mean no more than that.
 fn look(client: &Client, filter: &mut Filter) -> Result<Found, Asking> {
-    let mut found = Found { first: Vec::new(), count: 0 };
+    let mut found = Found { first: Vec::new(), count: 0, held: 0 };
     let mut cursor: Option<String> = None;
     loop {
         let mut more = vec![("limit", PAGE.to_string())];
@@ -497,6 +539,7 @@ fn look(client: &Client, filter: &mut Filter) -> Result<Found, Asking> {
         let page = page(client, &query(filter, &more))?;
         filter.up_to.get_or_insert(page.up_to);
         found.count += page.entries.len();
+        found.held += page.entries.iter().filter(|entry| entry.status == State::Held).count();
         let room = SHOWN - found.first.len();
         found.first.extend(page.entries.into_iter().take(room));
         progress(&format!("{} found", found.count));
@@ -519,7 +562,7 @@ fn is_agreed(verb: &str, count: usize) -> Result<bool, Asking> {
     if !io::stdin().is_terminal() {
         return Err(Asking::Wrong("nobody is there to ask; say --yes".to_owned()));
     }
-    eprint!("{verb}: {}? [y/N] ", counted(count));
+    eprint!("{verb}: {}? [y/N] ", copies(count));
     let _ = io::stderr().flush();
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
@@ -528,9 +571,11 @@ fn is_agreed(verb: &str, count: usize) -> Result<bool, Asking> {
 
 /// Whoever sits there, for the tracking event. What a name is worth stands with the token, not here.
 fn who() -> String {
-    let named = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-    let name: String = named.unwrap_or_default().chars().filter(|c| !c.is_control()).take(32).collect();
-    if name.is_empty() { format!("user {}", nix::unistd::getuid()) } else { name }
+    let said = |name: &&str| std::env::var(name).ok().filter(|user| !user.trim().is_empty());
+    let (user, id) = (["SUDO_USER", "USER", "LOGNAME"].iter().find_map(said), nix::unistd::getuid());
+    let known = || nix::unistd::User::from_uid(id).ok().flatten().map(|user| user.name);
+    let name: String = user.or_else(known).unwrap_or_default().chars().filter(|c| !c.is_control()).take(32).collect();
+    if name.is_empty() { format!("user {id}") } else { name }
 }
 
 #[cfg(test)]
@@ -555,9 +600,43 @@ mod tests {
 
     #[test]
     fn what_came_of_it_in_words() {
-        let done = Changed { changed: 1, busy: 2, passed: 0, failed: vec!["X: no".into()], next: None };
-        let expected =
-            "1 copy removed\n2 copies being tried at this moment: hold them first, or try again\nnot done: X: no\n";
-        assert_eq!(summary("remove", &done), expected);
+        for (verb, changed, busy, passed, held, expected) in [
+            (
+                "remove",
+                1,
+                2,
+                0,
+                0,
+                "1 copy removed|2 copies are being tried just now, left alone; hold them first, or try again",
+            ),
+            ("bounce", 0, 1, 0, 0, "1 copy is being tried just now, left alone; hold it first, or try again"),
+            ("bounce", 1, 0, 0, 1, "1 copy returned to its sender"),
+            ("bounce", 2, 0, 1, 0, "2 copies returned to their senders|1 copy is done with meanwhile"),
+            (
+                "hold",
+                0,
+                1,
+                2,
+                2,
+                "1 copy is being tried just now, it is held when it comes back|2 copies are held already",
+            ),
+            ("release", 0, 0, 1, 0, "1 copy is not held"),
+            ("retry", 0, 0, 2, 2, "2 copies are held: release them first"),
+            (
+                "retry",
+                3,
+                1,
+                3,
+                1,
+                "3 copies to be tried now|1 copy is being tried just now, left alone|\
+              1 copy is held: release it first|2 copies are done with meanwhile",
+            ),
+            ("retry", 0, 0, 0, 0, "nothing was changed: what was meant is gone"),
+        ] {
+            let done = Changed { changed, busy, passed, ..Changed::default() };
+            assert_eq!(summary(verb, &done, held).trim_end().replace('\n', "|"), expected);
+        }
+        let done = Changed { changed: 1, failed: vec!["X: no".into()], ..Changed::default() };
+        assert_eq!(summary("remove", &done, 0), "1 copy removed\nnot done: X: no\n");
     }
 }

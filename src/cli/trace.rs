@@ -12,8 +12,8 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 
-use super::{WRONG, page};
-use crate::config::{self, Config};
+use super::{WRONG, glance, page, unusable};
+use crate::config::Tracking;
 use crate::message::MessageId;
 use crate::outcome::tracking::search::{self, COUNTED, Query, Relay, Story, Told, Traced, id, moment};
 
@@ -65,14 +65,16 @@ enum Format {
 /// Prints what is known of the messages. Exit status: 0 something, 1 nothing, 2 the question, the configuration or
 /// its folder is wrong.
 pub fn run(path: &Path, args: &Args) -> ExitCode {
-    let config = match config::load(path) {
-        Ok(config) => config,
-        Err(problems) => {
-            eprint!("{problems}");
-            return wrong("the configuration cannot be used");
-        }
+    let glance = match glance(path) {
+        Ok(glance) => glance,
+        Err(status) => return status,
     };
-    let relays = match relays(&config, &args.also) {
+    let tracking = match &glance.tracking {
+        Ok(tracking) => tracking.as_ref(),
+        Err(problems) => return unusable(problems),
+    };
+    let hostname = glance.hostname.as_deref().unwrap_or("this relay");
+    let relays = match relays(hostname, tracking, &args.also) {
         Ok(relays) => relays,
         Err(why) => return wrong(&why),
     };
@@ -94,7 +96,7 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
     let mut out = io::BufWriter::new(anstream::stdout());
     let written = match args.format {
         _ if args.json => writeln!(out, "{:#}", traced.json(&names)),
-        Format::Exchange => exchange::write(&mut out, &traced, &names, &config, Timestamp::now()),
+        Format::Exchange => exchange::write(&mut out, &traced, &names, &glance.origins, Timestamp::now()),
         Format::Text => text::write(&mut out, &traced, &names, page::columns().unwrap_or(text::WIDTH)),
     };
     match written.and_then(|()| out.flush()) {
@@ -123,14 +125,14 @@ fn wrong(why: &str) -> ExitCode {
 
 /// The files of this relay and of the others. This one's folder may be missing where others are named: logs are read
 /// on other machines too.
-fn relays(config: &Config, also: &[String]) -> Result<Vec<Relay>, String> {
+fn relays(hostname: &str, tracking: Option<&Tracking>, also: &[String]) -> Result<Vec<Relay>, String> {
     let mut relays = Vec::new();
-    match &config.tracking {
+    match tracking {
         None if also.is_empty() => {
             return Err("the configuration says [tracking] path = \"\": no events are written".to_owned());
         }
         None => {}
-        Some(tracking) => match Relay::open(config.hostname.as_str(), &tracking.path) {
+        Some(tracking) => match Relay::open(hostname, &tracking.path) {
             Ok(relay) => relays.push(relay),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !also.is_empty() => {}
             Err(error) => return Err(format!("{}: {error}", tracking.path.display())),

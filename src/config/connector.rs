@@ -266,7 +266,7 @@ fn remote_ips(table: &mut Table<'_>, problems: &mut Problems) -> Read<Vec<IpNet>
     }
 }
 
-fn origin(table: &mut Table<'_>, problems: &mut Problems) -> Read<Origin> {
+pub(super) fn origin(table: &mut Table<'_>, problems: &mut Problems) -> Read<Origin> {
     let origin = table.choice(
         "origin",
         &[

@@ -22,13 +22,16 @@ use crate::tls::{Identity, Names, Roots};
 
 mod connector;
 mod files;
+mod glance;
 pub mod problem;
 mod read;
 mod together;
 pub mod value;
 
+pub use glance::{Glance, glance};
 pub use problem::{Problem, Problems, Severity};
 pub use read::Places;
+pub(crate) use read::nearest;
 pub(crate) use value::size;
 pub use value::{AddressSpace, ConnectorName, SmartHost, SmartHostAddress};
 
@@ -585,7 +588,9 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
     if receives.is_empty() {
         table.complain("receive_connector", "missing; without one no mail can come", problems);
     }
-    let admin = admin.and_then(|mut section| self::admin(&mut section, &receives, problems));
+    let listening = receives.iter().filter_map(|entry| entry.read.as_ref().ok());
+    let listening = listening.map(|connector| (&connector.name, connector.listen.as_slice()));
+    let admin = admin.and_then(|mut section| self::admin(&mut section, listening, problems));
     together::check_names(&receives, problems);
     together::check_listening(&receives, problems);
     together::imply_require(&mut receives);
@@ -867,10 +872,10 @@ fn refuse_sections(table: &mut Table<'_>, problems: &mut Problems) {
     }
 }
 
-/// It listens unless it is told not to.
-fn admin(
+/// It listens unless it is told not to. `connectors` are those that receive, and where they listen.
+fn admin<'c>(
     section: &mut Table<'_>,
-    receives: &[Entry<'_, ReceiveConnector>],
+    mut connectors: impl Iterator<Item = (&'c ConnectorName, &'c [SocketAddr])>,
     problems: &mut Problems,
 ) -> Read<Option<Admin>> {
     let is_off = section.peek("listen").is_some_and(str::is_empty);
@@ -890,14 +895,13 @@ fn admin(
     let is_taken = |other: &SocketAddr| {
         other.port() == listen.port() && (other.ip() == listen.ip() || other.ip().is_unspecified())
     };
-    let mut others = receives.iter().filter_map(|entry| entry.read.as_ref().ok());
     if listen.port() != 0
-        && let Some(other) = others.find(|connector| connector.listen.iter().any(is_taken))
+        && let Some((other, _)) = connectors.find(|(_, taken)| taken.iter().any(is_taken))
     {
         if is_default {
             return Ok(None);
         }
-        let text = format!("{listen} is where receive_connector \"{}\" listens", other.name);
+        let text = format!("{listen} is where receive_connector \"{other}\" listens");
         return Err(section.complain("listen", text, problems));
     }
     let token_file = match token_file? {

@@ -55,6 +55,11 @@ impl<'a> Document<'a> {
         if errors.is_empty() { Ok(root.into_inner()) } else { Err(Reported) }
     }
 
+    /// What is left of the whole where its syntax is broken.
+    pub(super) fn parse_what_can_be(&self) -> DeTable<'a> {
+        DeTable::parse_recoverable(self.text).0.into_inner()
+    }
+
     /// The table of the whole file.
     pub(super) fn root<'t>(&'t self, entries: &'t DeTable<'t>) -> Table<'t> {
         Table { document: self, what: String::new(), at: None, entries: Some(entries), known: Vec::new() }
@@ -533,7 +538,7 @@ pub(super) fn one_of<'w>(words: impl Iterator<Item = &'w str>) -> String {
 }
 
 /// The word that was probably meant: a slip or two away, or the same with something more or less at its end.
-pub(super) fn nearest<'w>(found: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+pub(crate) fn nearest<'w>(found: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     // Nothing that long is a slip of a key; and the comparison is quadratic.
     if found.len() > 64 {
         return None;

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use super::{Story, Told, Traced};
-use crate::config::{Config, Origin};
+use crate::config::{ConnectorName, Origin};
 
 const FIELDS: [&str; 30] = [
     "date-time",
@@ -51,7 +51,7 @@ pub(super) fn write(
     out: &mut impl Write,
     traced: &Traced,
     relays: &[&str],
-    config: &Config,
+    origins: &[(ConnectorName, Origin)],
     now: Timestamp,
 ) -> io::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
@@ -65,7 +65,7 @@ pub(super) fn write(
     }
     all.sort_by_key(|(_, told)| told.time);
     for (story, told) in all {
-        let row = row(story, told, relays[told.relay], config);
+        let row = row(story, told, relays[told.relay], origins);
         let row: Vec<_> = FIELDS.iter().map(|field| quoted(row.get(field))).collect();
         write!(out, "{}\r\n", row.join(","))?;
     }
@@ -81,7 +81,7 @@ impl Row {
     }
 }
 
-fn row(story: &Story, told: &Told, relay: &str, config: &Config) -> Row {
+fn row(story: &Story, told: &Told, relay: &str, origins: &[(ConnectorName, Origin)]) -> Row {
     let record = &told.record;
     let (event, source) = names(&record.event, record.peer.is_some());
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -107,7 +107,7 @@ fn row(story: &Story, told: &Told, relay: &str, config: &Config) -> Row {
     let arrival = received.map(|told| &told.record);
     let origin = arrival.and_then(|arrival| {
         let name = arrival.connector.as_deref()?;
-        config.receive_connectors.iter().find(|connector| *connector.name.0 == *name).map(|connector| connector.origin)
+        origins.iter().find(|(known, _)| *known.0 == *name).map(|(_, origin)| *origin)
     });
     let directionality = match origin {
         Some(Origin::Internet | Origin::Partner) => "Incoming",
