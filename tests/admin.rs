@@ -626,6 +626,7 @@ fn status_and_metrics_tell_what_happened() {
         ("causeway_accepted_messages_total", 1.0),
         ("causeway_accepted_bytes_total", CONTENT.len() as f64),
         ("causeway_reports_total", 1.0),
+        ("causeway_failed_logins_total", 0.0),
         ("causeway_deferred_recipients_total{connector=\"out\"}", 1.0),
         ("causeway_failed_recipients_total{connector=\"out\"}", 1.0),
         ("causeway_commit_seconds_count", 1.0),

@@ -594,6 +594,8 @@ fn clients_submit_after_a_login() {
     assert_eq!(status, NO_LOGIN, "{said}");
     assert!(said.contains("<~* 535 5.7.8 "), "{said}");
     assert!(began.elapsed() >= std::time::Duration::from_secs(1), "a failure is answered late");
+    world.daemon.wait_for_log("a login failed: that is not the password of this user");
+    assert_eq!(world.daemon.times_logged("\"user\":\"tim\""), 5, "{}", world.daemon.log_text());
 
     let (status, said) = world.swaks(SUBMISSION, &["--tls"]);
     assert_eq!(status, MAIL_REFUSED, "nobody: {said}");

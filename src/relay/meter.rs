@@ -41,6 +41,8 @@ pub struct Meter {
     pub refused_for_good: AtomicU64,
     /// Reports to senders.
     pub reports: AtomicU64,
+    /// Logins of clients that did not succeed: a wrong password, a name nobody has, or too many of these before.
+    pub failed_logins: AtomicU64,
     /// From the end of the data to stable storage.
     pub commit: Histogram,
     /// From acceptance to the next hop's 250.
@@ -97,6 +99,7 @@ impl Default for Meter {
             refused_for_now: AtomicU64::default(),
             refused_for_good: AtomicU64::default(),
             reports: AtomicU64::default(),
+            failed_logins: AtomicU64::default(),
             commit: Histogram::default(),
             delivery: Histogram::default(),
             accepted_lately: Minute::default(),
@@ -131,6 +134,11 @@ impl Meter {
     pub(super) fn refuse(&self, status: Status) {
         let count = if status.0 == 4 { &self.refused_for_now } else { &self.refused_for_good };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client could not log in.
+    pub fn login_failed(&self) {
+        self.failed_logins.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn report(&self) {
