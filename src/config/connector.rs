@@ -368,6 +368,7 @@ fn word(table: &mut Table<'_>, problems: &mut Problems) -> Read<Word> {
     ];
     // Known, so that it is refused by name; nobody is told to write it.
     if table.peek("tls") == Some("dane") {
+        table.text("tls", |_| Ok(()), problems)?;
         table.refuse("tls", r#""opportunistic" and "domain" are"#, problems);
         return Err(Reported);
     }
