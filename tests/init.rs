@@ -161,9 +161,10 @@ fn a_trial_on_one_host_is_told_what_it_needs() {
     assert_eq!(written.status.code(), Some(0), "{text}");
     for line in [
         "The folder a-slip is made for it.",
-        "TCP 2626         the other side (127.0.0.1) -> this relay (cloud.contoso.com)",
-        "TCP 2626         the mailbox server (mailboxes.contoso.com) -> this relay (cloud.contoso.com)",
-        "TCP 2525         this relay (cloud.contoso.com) -> the other side (127.0.0.1)",
+        "Firewall (this relay is cloud.contoso.com)",
+        "TCP 2626         the other side (127.0.0.1) -> this relay\n",
+        "TCP 2626         the mailbox server (mailboxes.contoso.com) -> this relay\n",
+        "TCP 2525         this relay -> the other side (127.0.0.1)\n",
         "smtp_tls_CAfile",
     ] {
         assert!(text.contains(line), "{line}: {text}");
@@ -349,7 +350,7 @@ fn what_is_printed_is_what_the_others_need() {
                 "-DomainType InternalRelay",
                 "External forwards need SRS",
             ],
-            &["RestrictDomainsToCertificate", "Internet -> mail.contoso.com\n", "--other-side"],
+            &["RestrictDomainsToCertificate", "Internet -> this relay\n", "--other-side"],
         ),
         (
             "2",
@@ -364,6 +365,7 @@ fn what_is_printed_is_what_the_others_need() {
             "exchange-online",
             &[
                 "MX    10 mail.contoso.com.",
+                "Internet -> this relay\n",
                 "\"v=spf1 a:mail.contoso.com -all\"",
                 "-RecipientDomains \"*\"",
                 "-RouteAllMessagesViaOnPremises $true",

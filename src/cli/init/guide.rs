@@ -121,13 +121,12 @@ fn spf(plan: &Plan) -> String {
 }
 
 fn firewall(guide: &mut Guide, plan: &Plan) {
-    guide.chapter("Firewall");
+    guide.chapter(&format!("Firewall (this relay is {})", plan.hostname));
     let port = format!("TCP {}", plan.port());
-    let here = plan.hostname.as_str();
     let (other, mailboxes) = (host_only(&plan.other_host), host_only(&plan.mailbox_host));
     let other_comes_from = if plan.other == Other::ExchangeOnline { "Exchange Online" } else { other };
     // The roles: on a trial host all of them have one address.
-    let here = format!("this relay ({here})");
+    let here = "this relay";
     let other_comes_from = match plan.other {
         Other::ExchangeOnline => other_comes_from.to_owned(),
         Other::ExchangeServer | Other::Causeway => format!("the other side ({other_comes_from})"),
@@ -135,16 +134,16 @@ fn firewall(guide: &mut Guide, plan: &Plan) {
     let (other, mailboxes) = (format!("the other side ({other})"), format!("the mailbox server ({mailboxes})"));
     let mut row = |what: &str, from: &str, to: &str| guide.line(&format!("  {what:<16} {from} -> {to}"));
     if plan.is_mx() {
-        row(&port, "Internet", &here);
+        row(&port, "Internet", here);
     }
-    row(&port, &other_comes_from, &here);
-    row(&port, &mailboxes, &here);
-    row(&format!("TCP {}", port_of(&plan.other_host)), &here, &other);
-    row(&format!("TCP {}", port_of(&plan.mailbox_host)), &here, &mailboxes);
+    row(&port, &other_comes_from, here);
+    row(&port, &mailboxes, here);
+    row(&format!("TCP {}", port_of(&plan.other_host)), here, &other);
+    row(&format!("TCP {}", port_of(&plan.mailbox_host)), here, &mailboxes);
     if plan.has_way_out() {
-        row("TCP 25", &here, "Internet");
+        row("TCP 25", here, "Internet");
     }
-    row("TCP and UDP 53", &here, "its DNS servers");
+    row("TCP and UDP 53", here, "its DNS servers");
     if plan.other == Other::ExchangeOnline {
         guide.line("");
         guide.say(
