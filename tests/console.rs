@@ -159,7 +159,7 @@ async fn a_day_at_the_console() {
     test.partner_says(Some("we are taking stock, come again"));
     test.send_from_inside(JULIE, &[NESTOR], &content(JULIE, &[NESTOR], "Delivery dates", "dates")).await;
     test.go("queue").await;
-    test.browser.with_words("queue-row", &["deferred", JULIE, NESTOR, "to-partner"]).await;
+    test.browser.with_words("queue-row", &["deferred", JULIE, NESTOR, "to-partner", "we are taking stock"]).await;
     test.browser.shot("queue").await;
     test.browser.click("queue-select").await;
     test.browser.click("queue-hold").await;
@@ -182,14 +182,17 @@ async fn a_day_at_the_console() {
     test.browser.click("queue-select").await;
     test.browser.click("queue-release").await;
     test.browser.click("confirm-yes").await;
+    test.browser.with_words("note", &["1 copy released"]).await;
     let arrival = test.arrival().await;
     assert_eq!((arrival.place, arrival.envelope.recipients[0].address.to_string()), ("partner", NESTOR.to_owned()));
     let rows = format!("return document.querySelectorAll('{}').length === 0", test_id("queue-row"));
     test.browser.until("an empty queue", &rows).await;
     test.browser.shot("queue-empty").await;
 
-    // What became of it.
+    // What became of it. What was said of the queue does not lie over it.
     test.go("trace").await;
+    test.browser.until("the view", "return document.querySelector('[data-view=trace]') !== null").await;
+    assert_eq!(test.browser.script("return document.querySelectorAll('.note').length").await, 0);
     test.browser.fill("trace-to", NESTOR).await;
     test.browser.click("trace-search").await;
     for words in [&["RECEIVE", "own-servers"][..], &["DEFER", "taking stock"], &["SEND", "to-partner"]] {
@@ -425,10 +428,19 @@ async fn the_demo_opens_on_a_living_picture() {
         &["to-cloud", "delivered"],
         &["to-internet", "delivered"],
         &["to-partner", "deferred"],
-        &["refused", "failed"],
+        &["not in the directory", "failed"],
     ] {
         browser.with_words("flow-band", words).await;
     }
+    let apart = "const columns = {};
+        for (const one of document.querySelectorAll('.node rect')) {
+            const box = one.getBoundingClientRect();
+            (columns[Math.round(box.left)] ??= []).push(box);
+        }
+        return Object.values(columns).every((column) => column
+            .sort((one, other) => one.top - other.top)
+            .every((box, at) => at === 0 || box.top - column[at - 1].bottom > 24));";
+    browser.until("each node has room for its label", apart).await;
     browser.shot("flow").await;
     // Not in the history either.
     browser.client.refresh().await.unwrap();

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Error, Shared, blocking, body, json, trace, wrong};
-use crate::outcome::tracking::Record;
 use crate::outcome::tracking::search::{Query, Traced};
+use crate::outcome::tracking::{Record, Try};
 use crate::relay::queue::{Attempted, By, Change, Filter, Listing, Page, Shown, Sort, Unanswered, parse_id};
 
 /// Entries of one page, unless more are asked for.
@@ -141,17 +141,26 @@ fn tell_attempts(shown: &mut Shown, traced: &Traced) {
                 && record.to.iter().any(|to| copy.recipients.iter().any(|recipient| recipient.to == *to))
         };
         let of_copy = attempts.iter().filter(is_of_copy).take(ATTEMPTS);
-        copy.attempts = of_copy
-            .map(|record| Attempted {
-                time: record.time.clone(),
-                event: record.event.clone(),
-                to: record.to.iter().take(ATTEMPT_RECIPIENTS).cloned().collect(),
-                host: record.peer.clone(),
-                tls: record.tls.clone(),
-                status: record.status.clone(),
-                reply: record.detail.clone(),
-            })
-            .collect();
+        copy.attempts = of_copy.map(|record| attempted(record)).collect();
+    }
+}
+
+fn attempted(record: &Record) -> Attempted {
+    // What went well has the words of the host, and nothing behind them.
+    let (reply, which) = match record.detail.as_deref() {
+        Some(detail) if record.event != "SEND" => Try::split(detail),
+        detail => (detail.unwrap_or_default(), None),
+    };
+    Attempted {
+        time: record.time.clone(),
+        event: record.event.clone(),
+        to: record.to.iter().take(ATTEMPT_RECIPIENTS).cloned().collect(),
+        host: record.peer.clone(),
+        tls: record.tls.clone(),
+        status: record.status.clone(),
+        reply: record.detail.is_some().then(|| reply.to_owned()),
+        attempt: which.map(|which| which.number),
+        next: which.and_then(|which| which.next),
     }
 }
 

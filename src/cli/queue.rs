@@ -242,7 +242,7 @@ fn table(entries: &[Entry], now: Timestamp) -> String {
     if entries.is_empty() {
         return String::new();
     }
-    let mut rows = vec![["ID", "STATUS", "AGE", "TRIED", "NEXT", "VIA", "FROM", "TO"].map(str::to_owned)];
+    let mut rows = vec![["ID", "STATUS", "AGE", "TRIED", "NEXT", "VIA", "FROM", "TO", "WHY"].map(str::to_owned)];
     for entry in entries {
         let to = match (entry.to.first(), entry.recipients) {
             (Some(first), 1) => first.clone(),
@@ -264,10 +264,11 @@ fn table(entries: &[Entry], now: Timestamp) -> String {
             via,
             from,
             to,
+            entry.last.as_deref().map(in_line).unwrap_or_default(),
         ]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..8).map(width).collect();
+    let widths: Vec<usize> = (0..9).map(width).collect();
     let mut text = String::new();
     for row in &rows {
         let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
@@ -275,6 +276,16 @@ fn table(entries: &[Entry], now: Timestamp) -> String {
         text.push('\n');
     }
     text
+}
+
+/// As much of a reason as fits beside the rest; `show` has all of it.
+fn in_line(why: &str) -> String {
+    const ROOM: usize = 100;
+    let mut line: String = why.chars().take(ROOM).map(|one| if one.is_control() { ' ' } else { one }).collect();
+    if why.chars().nth(ROOM).is_some() {
+        line.push('…');
+    }
+    line
 }
 
 fn word(state: State) -> &'static str {
@@ -350,7 +361,7 @@ fn shown(message: &Shown, now: Timestamp) -> String {
         let warned = if *warned { ", the sender was told of the delay" } else { "" };
         let _ = writeln!(text, "        attempts: {}{next}{warned}", entry.attempts);
         if let Some(last) = &entry.last {
-            let _ = writeln!(text, "        its hop, last seen: {last}");
+            let _ = writeln!(text, "        why it waits: {last}");
         }
         for attempt in attempts {
             let _ = writeln!(text, "          {}", tried(attempt, recipients.len()));
@@ -369,9 +380,13 @@ fn shown(message: &Shown, now: Timestamp) -> String {
 
 /// `2026-11-20T14:30:15Z  DEFER  mx.example.net [192.0.2.1]:25: …`; for whom, where it was not for all of the copy.
 fn tried(attempt: &Attempted, all: usize) -> String {
-    let Attempted { time, event, to, host, tls, status, reply } = attempt;
+    // When the next is due stands above them, if it is still to come.
+    let Attempted { time, event, to, host, tls, status, reply, attempt, next: _ } = attempt;
     let second = time.split_once('.').map_or_else(|| time.clone(), |(second, _)| format!("{second}Z"));
     let mut text = format!("{second}  {event:5}");
+    if let Some(number) = attempt {
+        text.push_str(&format!("  attempt {number}"));
+    }
     if to.len() < all {
         text.push_str(&format!("  to {}", to.join(" ")));
     }

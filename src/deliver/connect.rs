@@ -1,9 +1,10 @@
-//! TCP, STARTTLS, the demand judged, EHLO, AUTH.
+//! TCP, the greeting, EHLO, STARTTLS, the demand judged, AUTH.
 //!
 //! There are two ways to an open session: what was demanded is proved, or nothing was demanded. A message never
 //! sees the third.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
@@ -17,6 +18,14 @@ use crate::smtp::auth::Credentials;
 use crate::smtp::client::{Fault, HANDSHAKE_WAIT, Session, StartTls, Step, Terms};
 use crate::tls::{self, Demand, Names, Proof, Stream, Unmet};
 
+/// So long the hosts of one attempt may take together until their sessions are open: five minutes for a greeting, as RFC
+/// 5321 section 4.5.3.2.1 has it, and one for the rest. Five hosts that say nothing would otherwise hold one connection for
+/// as many times five minutes, and whoever owns a domain can have five of them.
+const OPENING: Duration = Duration::from_mins(6);
+
+/// But so long each of them may take, whatever the others took: one that is well is not passed over for their sake.
+const LEAST_OPENING: Duration = Duration::from_secs(30);
+
 /// How a connector speaks to its hosts.
 pub struct Way<'a> {
     /// The connector.
@@ -27,6 +36,8 @@ pub struct Way<'a> {
     pub tls: Option<&'a tls::Connector>,
     /// The recipients' domain, if their MX is what we speak to.
     pub domain: Option<&'a Domain>,
+    /// When the patience of this attempt ends with hosts that open no session: set by the first that is called.
+    pub patience: &'a OnceLock<std::time::Instant>,
 }
 
 /// Why no connection came of it.
@@ -139,10 +150,12 @@ async fn open_with(
             .map(|login| Credentials { username: login.username.clone(), password: login.password.clone() }),
     });
     let mut connection = Connection::new(stream, session, describe(target), target.address, Arc::new(Proof::Plain));
+    let patience = *way.patience.get_or_init(|| now() + OPENING);
+    let patience = patience.max(now() + LEAST_OPENING);
     loop {
         match connection.session.step(now()) {
             Step::Send(bytes, _) => connection.send(&bytes).await,
-            Step::Receive { until } => connection.receive(until).await,
+            Step::Receive { until } => connection.receive(until.min(patience)).await,
             Step::StartTls => connection = shake_hands(connection, target, way, demand).await?,
             Step::Done => break,
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 
@@ -221,6 +221,7 @@ impl<R: Resolve> Deliverer<R> {
         // Addresses that failed a moment ago come last, whatever their preference: they would most likely fail again.
         let mut put_off = VecDeque::new();
         let mut has_more = true;
+        let patience = OnceLock::new();
         loop {
             let next = if has_more { hosts.next().await } else { None };
             let target = match next {
@@ -248,7 +249,7 @@ impl<R: Resolve> Deliverer<R> {
                 has_more = false;
                 continue;
             }
-            let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain };
+            let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain, patience: &patience };
             let purpose = Purpose {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -86,7 +86,8 @@ impl Peer {
                     let (manner, seen) = (manner.clone(), Arc::clone(&seen));
                     connections.spawn(async move {
                         // A client that goes away ends its connection, and nothing else.
-                        let _ = converse(tcp, &manner, number, &seen).await;
+                        let _ = tcp.set_nodelay(true);
+                        let _ = converse(Stream::Plain(tcp), &manner, number, &seen).await;
                         seen.lock().unwrap().open -= 1;
                     });
                 }
@@ -105,9 +106,8 @@ impl Peer {
     }
 }
 
-async fn converse(tcp: TcpStream, manner: &Manner, number: usize, seen: &Mutex<Seen>) -> std::io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let mut stream = BufReader::new(Stream::Plain(tcp));
+async fn converse(stream: Stream, manner: &Manner, number: usize, seen: &Mutex<Seen>) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
     let greeting = manner.greeting.unwrap_or("220 mx.example.net ESMTP");
     stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
     let mut mails = 0;
@@ -414,6 +414,39 @@ async fn a_host_that_fails_is_followed_by_the_next() {
     let world = World::new(connector(&[gone, busy.address, closed.address]));
     let words = world.words(&message(TO)).await;
     assert!(words.starts_with("4.") && words.contains("554 5.7.1 go away"), "{words}");
+}
+
+/// Somebody's five hosts take the connection and say nothing: that costs us one connection for eight minutes, not for five
+/// times five. One behind them that is well is reached all the same.
+#[tokio::test(start_paused = true)]
+async fn hosts_that_never_greet_share_one_patience() {
+    use crate::tls::wire;
+    let weather =
+        wire::Weather { latency: Duration::from_millis(5), jitter: Duration::ZERO, piece: 1000, window: 1 << 16 };
+    let silent: Arc<Mutex<Vec<wire::Wire>>> = Arc::default();
+    let dialled = Arc::clone(&silent);
+    wire::redirect(Some(Arc::new(move |address| {
+        let (ours, theirs) = wire::pair(weather, &Arc::default(), Arc::new(|| false));
+        if address.port() == 1 {
+            tokio::spawn(async move {
+                let _ = converse(Stream::Simulated(theirs), &Manner::default(), 1, &Mutex::default()).await;
+            });
+        } else {
+            dialled.lock().unwrap().push(theirs);
+        }
+        Box::pin(async move { Ok(ours) })
+    })));
+    for (ports, good, minutes) in [([9, 8, 7, 6, 5], false, 7..=8), ([9, 8, 7, 6, 1], true, 6..=7)] {
+        let peers = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let world = World::new(connector(&peers));
+        let begun = tokio::time::Instant::now();
+        let attempt = world.deliverer.attempt(&world.connector, &message(TO), 0, &[0]).await;
+        let took = begun.elapsed();
+        assert_eq!(attempt.results[0].1.is_ok(), good, "{:?}", attempt.results);
+        assert!(minutes.contains(&(took.as_secs() / 60)), "{took:?}");
+    }
+    assert_eq!(silent.lock().unwrap().len(), 9, "each was asked");
+    wire::redirect(None);
 }
 
 /// F-036: of two hosts the preferred one fails. It is tried once; the other messages go to the other one at once. Where

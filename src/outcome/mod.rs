@@ -26,7 +26,7 @@ pub const CONFIRMATION: Duration = Duration::from_secs(60);
 pub const REPORT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The shortest wait: whatever the clocks and the configuration say, nothing is tried in a circle.
-const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+pub const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What follows from an attempt, for one recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]

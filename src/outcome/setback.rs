@@ -230,6 +230,20 @@ impl Setback {
         if self.needs_confirmation() { Status(4, 4, 3) } else { self.status() }
     }
 
+    /// What many messages have in common that met it, where its words may be of one message only: a host's answer may name
+    /// the recipient, or a number of its own.
+    pub fn in_short(&self) -> String {
+        match self {
+            Self::Answered { host, command, reply } => {
+                format!("{host} answered {command} with {} {}", reply.code, reply.status_or_class())
+            }
+            Self::Disagreed { answer, .. } => answer.in_short(),
+            Self::Circles { .. } => "it goes in circles".to_owned(),
+            Self::Unroutable { .. } => "no route leads there".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// True if trying again is of no use.
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::Expired { .. }) || self.status().0 == 5

@@ -178,6 +178,36 @@ impl Record {
     }
 }
 
+/// Which attempt a DEFER or FAIL is about, and when the next is due: the end of its detail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Try {
+    /// Counted from one. In 32 bits: a ladder of seconds makes more attempts in a life than their counter counts.
+    pub number: u32,
+    /// `None`: there is none.
+    pub next: Option<Timestamp>,
+}
+
+impl fmt::Display for Try {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "; attempt {}", self.number)?;
+        self.next.map_or(Ok(()), |next| write!(f, ", again at {next:.0}"))
+    }
+}
+
+impl Try {
+    /// A detail without its end, and the end. What a host says may look like one; ours is the last.
+    pub fn split(detail: &str) -> (&str, Option<Self>) {
+        let parse = |end: &str| match end.split_once(", again at ") {
+            Some((number, next)) => Some(Self { number: number.parse().ok()?, next: Some(next.parse().ok()?) }),
+            None => Some(Self { number: end.parse().ok()?, next: None }),
+        };
+        match detail.rsplit_once("; attempt ").and_then(|(words, end)| Some((words, parse(end)?))) {
+            Some((words, end)) => (words, Some(end)),
+            None => (detail, None),
+        }
+    }
+}
+
 /// What sees events as they happen, on the thread where they happen: it must be quick and must not block.
 pub type Watch = Arc<dyn Fn(&Event<'_>) + Send + Sync>;
 
@@ -655,6 +685,22 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         assert!(text.is_empty() || text.ends_with('\n'));
         text.lines().map(|line| Record::parse(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_detail_is_told_from_its_attempt() {
+        let next = at("2025-07-01T12:05:00Z");
+        for (words, number, next) in [
+            ("mx: down", 1, None),
+            ("mx: down", 70_000, Some(next)),
+            ("mx said: wait; attempt 9, again at noon", 2, Some(next)),
+        ] {
+            let one = Try { number, next };
+            assert_eq!(Try::split(&format!("{words}{one}")), (words, Some(one)), "{one}");
+        }
+        for words in ["", "250 2.0.0 taken", "wait; attempt many", "wait; attempt 2, again at noon"] {
+            assert_eq!(Try::split(words), (words, None));
+        }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! Who writes with a forged sender makes us write reports to somebody who never wrote. A message is refused while its client
 //! waits wherever that can be known, so few are left; but a server behind us that refuses everything for an hour could make
 //! thousands of them. So one address gets ten in an hour, one domain and all together get more, and what is beyond goes
-//! out later, at the same rate. What could not go out within hours is not written: the event says so.
+//! out later, at the same rate. What could not go out within hours waits as the failure that it is: its message is tried
+//! again, and only at the end of its life the failure goes unreported, and the event says so.
 //!
-//! Reports to our own people are not counted: they did write (`visits::came_from_inside`).
+//! Reports to our own people and applications are not counted: they did write (`visits::is_unlimited`).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -73,17 +74,16 @@ impl Window {
 }
 
 impl Backscatter {
-    /// The turn of a report to `to`, which is counted unless it is never.
-    pub(super) fn turn(&mut self, to: &Address, now: Instant) -> Turn {
+    /// The turn of a report to `to`. It is counted unless it is never, or later and the report cannot wait: what does not
+    /// go out takes no other's turn.
+    pub(super) fn turn(&mut self, to: &Address, now: Instant, may_wait: bool) -> Turn {
         if self.known.len() >= LIMIT && self.sweep.is_none_or(|at| at <= now) {
             self.known.retain(|_, window| window.begin + HOUR > now);
             self.sweep = Some(now + HOUR / 4);
         }
-        let keys = [(to.key(), TO_ADDRESS), (to.domain().as_str().to_owned(), TO_DOMAIN)];
         let (all, mut at) = Window::next(self.all, now, TO_ALL);
-        let mut windows = Vec::with_capacity(keys.len());
-        for (key, limit) in keys {
-            let key = key.into_boxed_str();
+        let mut windows = Vec::with_capacity(2);
+        for (key, limit) in keys(to) {
             let known = self.known.get(&key).copied();
             if known.is_none() && self.known.len() >= LIMIT {
                 continue;
@@ -96,10 +96,30 @@ impl Backscatter {
         if wait > HORIZON {
             return Turn::Never;
         }
+        if !wait.is_zero() && !may_wait {
+            return Turn::Later(wait);
+        }
         self.all = Some(all);
         self.known.extend(windows);
         if wait.is_zero() { Turn::Now } else { Turn::Later(wait) }
     }
+
+    /// The report that was counted last, or shortly before, did not come about.
+    pub(super) fn give_back(&mut self, to: &Address) {
+        for (key, _) in keys(to) {
+            if let Some(window) = self.known.get_mut(&key) {
+                window.used = window.used.saturating_sub(1);
+            }
+        }
+        if let Some(all) = &mut self.all {
+            all.used = all.used.saturating_sub(1);
+        }
+    }
+}
+
+/// What reports to this address are counted under, and up to how many.
+fn keys(to: &Address) -> [(Box<str>, u32); 2] {
+    [(to.key().into(), TO_ADDRESS), (to.domain().as_str().into(), TO_DOMAIN)]
 }
 
 #[cfg(test)]
@@ -115,15 +135,34 @@ mod tests {
     fn s111_one_address_gets_ten_in_an_hour() {
         let (now, to) = (Instant::now(), address("Victim@fabrikam.com"));
         let mut known = Backscatter::default();
-        let turns: Vec<Turn> = (0..200).map(|_| known.turn(&to, now)).collect();
+        let turns: Vec<Turn> = (0..200).map(|_| known.turn(&to, now, true)).collect();
         let minutes = |minutes: u64| Turn::Later(Duration::from_secs(60 * minutes));
         assert!(turns[..10].iter().all(|turn| *turn == Turn::Now));
         assert_eq!(turns[10..21], [60, 66, 72, 78, 84, 90, 96, 102, 108, 114, 120].map(minutes));
         assert_eq!(turns.iter().filter(|turn| **turn != Turn::Never).count(), 10 + 11 * 10 + 1);
-        assert_eq!(known.turn(&address("victim@fabrikam.com"), now), Turn::Never, "the same address");
-        assert_eq!(known.turn(&address("other@fabrikam.com"), now), Turn::Now, "another has its own");
+        assert_eq!(known.turn(&address("victim@fabrikam.com"), now, true), Turn::Never, "the same address");
+        assert_eq!(known.turn(&address("other@fabrikam.com"), now, true), Turn::Now, "another has its own");
         // An hour with room for it is long past.
-        assert_eq!(known.turn(&to, now + 20 * HOUR), Turn::Now);
+        assert_eq!(known.turn(&to, now + 20 * HOUR, true), Turn::Now);
+    }
+
+    /// Reports that do not go out, for want of time or of room on disk, take no turn from those that do.
+    #[test]
+    fn s111_what_does_not_go_out_is_not_counted() {
+        let (now, to) = (Instant::now(), address("victim@fabrikam.com"));
+        let mut known = Backscatter::default();
+        for _ in 0..200 {
+            assert_eq!(known.turn(&to, now, true), Turn::Now);
+            known.give_back(&to);
+        }
+        let turns: Vec<Turn> = (0..200).map(|_| known.turn(&to, now, false)).collect();
+        assert!(turns[..10].iter().all(|turn| *turn == Turn::Now));
+        assert!(turns[10..].iter().all(|turn| *turn == Turn::Later(HOUR)));
+        for _ in 0..200 {
+            assert_eq!(known.turn(&to, now, true), Turn::Later(HOUR));
+            known.give_back(&to);
+        }
+        assert_eq!(known.all.map(|all| all.used), Some(10));
     }
 
     #[test]
@@ -131,13 +170,13 @@ mod tests {
         let now = Instant::now();
         let mut known = Backscatter::default();
         let one = |number: u32, domain: u32| address(&format!("u{number}@d{domain}.example"));
-        let first: Vec<Turn> = (0..TO_DOMAIN + 1).map(|number| known.turn(&one(number, 0), now)).collect();
+        let first: Vec<Turn> = (0..TO_DOMAIN + 1).map(|number| known.turn(&one(number, 0), now, true)).collect();
         let (last, before) = first.split_last().unwrap();
         assert!(before.iter().all(|turn| *turn == Turn::Now));
         assert_eq!(*last, Turn::Later(HOUR));
         let rest = TO_ALL - TO_DOMAIN - 1;
-        assert!((0..rest).all(|number| known.turn(&one(0, 1 + number), now) == Turn::Now));
-        assert_eq!(known.turn(&one(0, TO_ALL), now), Turn::Later(HOUR));
+        assert!((0..rest).all(|number| known.turn(&one(0, 1 + number), now, true) == Turn::Now));
+        assert_eq!(known.turn(&one(0, TO_ALL), now, true), Turn::Later(HOUR));
     }
 
     /// The memory is bounded, and who finds no room still has the limit of all.
@@ -146,10 +185,10 @@ mod tests {
         let now = Instant::now();
         let mut known = Backscatter::default();
         for number in 0..LIMIT as u32 * 2 {
-            known.turn(&address(&format!("u@d{number}.example")), now);
+            known.turn(&address(&format!("u@d{number}.example")), now, true);
         }
         assert!(known.known.len() <= LIMIT + 1, "{}", known.known.len());
-        assert_eq!(known.turn(&address("late@fabrikam.com"), now), Turn::Never);
-        assert_eq!(known.turn(&address("late@fabrikam.com"), now + 24 * HOUR), Turn::Now);
+        assert_eq!(known.turn(&address("late@fabrikam.com"), now, true), Turn::Never);
+        assert_eq!(known.turn(&address("late@fabrikam.com"), now + 24 * HOUR, true), Turn::Now);
     }
 }

@@ -226,9 +226,7 @@ impl Relay {
                 received(self, &tried);
                 let reply = acknowledge::delivered(tried.id, all);
                 crash_point("early.delivered");
-                for brought in brought {
-                    self.settle_early(snapshot, &tried, brought).await;
-                }
+                self.settle_behind(snapshot, tried, brought);
                 reply
             }
             Next::Keep(brought) => {
@@ -265,14 +263,25 @@ impl Relay {
                         }
                         warn!(id = %tried.id, "a next hop took a message that could not be kept for the others: it will come again");
                         received(self, &tried);
-                        for brought in brought {
-                            self.settle_early(snapshot, &tried, brought.only_taken()).await;
-                        }
+                        let taken = brought.into_iter().map(Brought::only_taken).collect();
+                        self.settle_behind(snapshot, tried, taken);
                         Reply::spool_fault()
                     }
                 }
             }
         }
+    }
+
+    /// Says what follows from attempts of a message that is not kept. There may be a report among it, and a disk that hangs:
+    /// the client has its answer meanwhile, or it would send again what was delivered. A stop waits.
+    fn settle_behind(&self, snapshot: &Arc<Snapshot>, message: Arc<Message>, brought: Vec<Brought>) {
+        let (relay, snapshot, at_work) = (self.clone(), Arc::clone(snapshot), self.at_work());
+        tokio::spawn(async move {
+            let _at_work = at_work;
+            for brought in brought {
+                relay.settle_early(&snapshot, &message, brought).await;
+            }
+        });
     }
 
     /// The message as workers see it, if nothing speaks against trying it now.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use super::recent::State;
+use super::recent::{Said, State, said_of};
 use super::work::Tried;
 use super::{Asked, Peer, Relay};
 use crate::clock;
@@ -14,7 +14,7 @@ use crate::deliver::{Attempt, Delivered};
 use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::outcome::Setback;
 use crate::outcome::spans::Facts;
-use crate::outcome::tracking::{Event, EventKind};
+use crate::outcome::tracking::{Event, EventKind, Try};
 use crate::route::trust::Words;
 use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict};
 use crate::smtp::{Reply, Status};
@@ -135,7 +135,8 @@ impl Relay {
     pub(super) fn track_refusal(&self, asked: &Asked<'_>, recipient: &Recipient, refusal: &Refusal) {
         self.0.meter.refuse(refusal.status().1);
         let from = asked.mail.and_then(|(envelope, _)| envelope.sender.as_ref());
-        self.flow_refused(asked.verdict.origin, &asked.connector.name, from, std::iter::once(&recipient.address));
+        let whence = (asked.verdict.origin, said_of(refusal));
+        self.flow_refused(whence, &asked.connector.name, from, std::iter::once(&recipient.address));
         let stranger = Words::Originator(&asked.verdict.originator_org);
         let mut because: Vec<&dyn fmt::Display> =
             refusal.because.iter().map(|reason| reason as &dyn fmt::Display).collect();
@@ -169,7 +170,8 @@ impl Relay {
         let words = verdict.words();
         let because = displays(&words);
         let to: Vec<&Address> = envelope.recipients.iter().map(|recipient| &recipient.address).collect();
-        self.flow_refused(verdict.origin, &connector.name, envelope.sender.as_ref(), to.iter().copied());
+        let whence = (verdict.origin, Said::Refused);
+        self.flow_refused(whence, &connector.name, envelope.sender.as_ref(), to.iter().copied());
         self.0.tracker.write(&Event {
             id: None,
             from: envelope.sender.as_ref(),
@@ -228,18 +230,14 @@ impl Relay {
         next: Option<Timestamp>,
     ) {
         let copy = tried.copy();
-        // In 32 bits: a ladder of seconds makes more attempts in a life than its counter counts.
-        let attempt = u32::from(tried.item.attempts) + 1;
+        let which = Try { number: u32::from(tried.item.attempts) + 1, next };
         let state = if kind == EventKind::Fail { State::Failed } else { State::Deferred };
         self.flow_out(tried, setbacks.iter().map(|(index, _)| *index), state);
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
             let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
             let Some((_, setback)) = alike.first() else { continue };
             self.0.meter.set_back(&copy.via, alike.len(), kind == EventKind::Fail, setback);
-            let detail = match next {
-                Some(next) => format!("{setback}; attempt {attempt}, again at {next:.0}"),
-                None => format!("{setback}; attempt {attempt}"),
-            };
+            let detail = format!("{setback}{which}");
             let peer = setback.remote_mta();
             let host: Option<&dyn fmt::Display> = match &peer {
                 Some(host) => Some(host),

@@ -39,6 +39,12 @@ struct Order {
     turn: u16,
     /// How many others are still there.
     stale: u16,
+    /// One of these was only taken to be there: whoever is tried has no place, and is gone without one.
+    unsure: bool,
+    /// One of these is still to be said to the schedule.
+    unsaid: bool,
+    /// The one that counts stays there though its copy may go.
+    left: bool,
     /// It came to its turn while it was held.
     aside: Option<Item>,
 }
@@ -104,6 +110,29 @@ impl Queue {
         }
     }
 
+    /// What is due goes to its lane, but for old places. A lane once for each worker to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub(super) fn due(&mut self, now: Instant) -> Vec<LaneId> {
+        let Self { schedule, orders, .. } = self;
+        if orders.is_empty() {
+            return schedule.due(now);
+        }
+        schedule.due_but(now, |item| match orders.get_mut(&item.key()) {
+            Some(order) if order.turn != item.turn => {
+                order.stale = order.stale.saturating_sub(1);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// What was grasped waited for its time in this lane.
+    pub(super) fn pass_over(&mut self, key: Key, lane: LaneId) {
+        if self.orders.get_mut(&key).is_some_and(|order| std::mem::take(&mut order.unsaid)) {
+            self.schedule.pass_over(lane);
+        }
+    }
+
     /// An item that came out of the schedule, if it is to be looked at now; then it is in hand.
     pub(super) fn admit(&mut self, item: Item) -> Option<Item> {
         let key = item.key();
@@ -115,6 +144,7 @@ impl Queue {
                 self.tidy(key);
                 return None;
             }
+            order.left = false;
             if order.held {
                 // What is held may stay so for long: the message itself is read again.
                 order.aside = Some(Item { resident: None, ..item });
@@ -191,11 +221,33 @@ impl Queue {
         }
         self.take_up(key);
         let order = self.orders.entry(key).or_default();
+        let left = std::mem::take(&mut order.left);
+        (order.unsure, order.unsaid) = (false, false);
         if order.aside.take().is_none() {
+            (order.unsure, order.unsaid) = (!left, true);
             order.turn = order.turn.wrapping_add(1);
             order.stale = order.stale.saturating_add(1);
         }
         Grasp::Ours
+    }
+
+    /// What was grasped was gone before: delivered a moment ago, or taken away by another. So it had no place that stays
+    /// behind, unless one was left.
+    pub(super) fn let_slip(&mut self, key: Key) {
+        if let Some(order) = self.orders.get_mut(&key) {
+            order.stale = order.stale.saturating_sub(u16::from(std::mem::take(&mut order.unsure)));
+            if order.stale == 0 {
+                order.turn = 0;
+            }
+        }
+        self.forget_hold(key);
+    }
+
+    /// What was grasped has its place again, and keeps it if it goes another way meanwhile.
+    pub(super) fn leave_place(&mut self, key: Key) {
+        if let Some(order) = self.orders.get_mut(&key) {
+            order.left = true;
+        }
     }
 
     /// The turn of a copy's place in the schedule.
@@ -241,6 +293,12 @@ impl Queue {
         if self.orders.get(&key).is_some_and(is_spent) {
             self.orders.remove(&key);
         }
+    }
+
+    /// How many copies something is known of.
+    #[cfg(test)]
+    pub(super) fn orders(&self) -> usize {
+        self.orders.len()
     }
 
     /// The copies of which something was said that no item in the schedule waits for.
@@ -326,6 +384,92 @@ mod tests {
         let _ = queue.ready(same, item(turn));
         assert_eq!(queue.next(lane, Instant::now()).map(|item| item.turn), Some(turn), "the old place is passed over");
         assert_eq!(queue.grasp(KEY), Grasp::Busy, "a worker has it");
+    }
+
+    /// What is tried now does not count as waiting for its time, too; nor when that has come, and others with it.
+    #[test]
+    fn an_old_place_does_not_count() {
+        let (mut queue, lane) = queue();
+        let (now, other) = (Instant::now(), (MessageId(2), 0));
+        let due = now + Duration::from_secs(60);
+        queue.later(due, lane, item(0));
+        queue.later(due, lane, Item { id: other.0, ..item(0) });
+        let depth = |queue: &Queue| (queue.depth(lane).ready, queue.depth(lane).later);
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.pass_over(KEY, lane);
+        queue.pass_over(KEY, lane);
+        assert_eq!(depth(&queue), (0, 1), "said once");
+        let again = item(queue.turn(KEY));
+        queue.let_down(KEY);
+        let _ = queue.ready(lane, again);
+        assert_eq!(depth(&queue), (1, 1));
+        let _ = queue.due(now);
+        assert_eq!(depth(&queue), (1, 1), "nothing is due");
+        let _ = queue.due(due);
+        assert_eq!((depth(&queue), queue.ordered()), ((2, 0), vec![KEY]), "the old place went, and is not waited for");
+        // One that is laid aside has no place.
+        queue.hold(other);
+        assert_eq!(queue.next(lane, now).map(|item| item.key()), Some(KEY));
+        assert!(queue.next(lane, now).is_none());
+        let lane = queue.lane(&ConnectorName("out".into()), &Hop::SmartHosts, 5);
+        queue.later(due, lane, Item { id: MessageId(3), ..item(0) });
+        assert_eq!(queue.grasp(other), Grasp::Ours);
+        queue.pass_over(other, lane);
+        assert_eq!(queue.depth(lane).later, 1);
+    }
+
+    /// Delivered a moment before an operator reaches for it, it has no place that could ever come and be counted off.
+    #[test]
+    fn what_slips_away_leaves_nothing_behind() {
+        let (mut queue, lane) = queue();
+        assert!(queue.ready(lane, item(0)));
+        assert!(queue.next(lane, Instant::now()).is_some());
+        queue.let_down(KEY);
+        for held in [false, true] {
+            assert_eq!(queue.grasp(KEY), Grasp::Ours);
+            if held {
+                queue.hold(KEY);
+            }
+            queue.let_slip(KEY);
+            queue.let_down(KEY);
+            assert!(queue.orders.is_empty() && queue.trying.is_empty(), "{:?}", queue.orders);
+        }
+
+        // Taken away by one, and then by another: the place is still there, and must not be tried when its time comes.
+        let _ = queue.ready(lane, item(0));
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.let_down(KEY);
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.let_slip(KEY);
+        queue.let_down(KEY);
+        assert!(queue.ordered().is_empty(), "it waits for the place");
+        // The same where the first left a new one.
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        let turn = queue.turn(KEY);
+        queue.let_slip(KEY);
+        queue.let_down(KEY);
+        assert!(queue.admit(item(0)).is_none());
+        assert_eq!((queue.ordered(), queue.turn(KEY)), (vec![KEY], turn));
+        queue.forget(&[KEY]);
+        assert!(queue.orders.is_empty());
+    }
+
+    /// A return to the sender gives the copy a place before it takes the copy away.
+    #[test]
+    fn a_place_that_was_left_is_counted() {
+        let (mut queue, _) = queue();
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.leave_place(KEY);
+        let first = queue.turn(KEY);
+        queue.let_down(KEY);
+        assert_eq!(queue.grasp(KEY), Grasp::Ours);
+        queue.let_slip(KEY);
+        queue.let_down(KEY);
+        for turn in [first, 0] {
+            assert!(queue.ordered().is_empty(), "{turn}");
+            assert!(queue.admit(item(turn)).is_none(), "{turn}");
+        }
+        assert_eq!(queue.ordered(), [KEY]);
     }
 
     #[test]

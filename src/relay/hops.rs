@@ -337,11 +337,11 @@ fn a_restart_with_thousands_of_domains_opens_no_more_connections_than_may_be() {
         simulation.run_until(millis(20 * tick));
         most = most.max(simulation.under_way.len());
     }
-    assert_eq!(most, BOUND, "all places are used, and no more");
+    assert_eq!(most, BOUND - BOUND / 4, "all places that MX may have are used, and no more");
     let small = &simulation.places[1..=SMALL];
-    // 100 at 20 ms are 5000 a second, less what hangs: 15,000 messages, of which a slice each goes first.
+    // 75 at 20 ms are 3750 a second, less what hangs: 15,000 messages, of which a slice each goes first.
     let first = small.iter().map(|place| place.taken[0]).max().unwrap();
-    assert!(first < seconds(6), "the last of the small ones began after {first:?}");
+    assert!(first < seconds(8), "the last of the small ones began after {first:?}");
     for (number, place) in small.iter().enumerate() {
         let all = if (number + 1) % 2 == 0 { 3 } else { 12 };
         assert_eq!(place.taken.len(), all, "place {}", number + 1);
@@ -354,6 +354,26 @@ fn a_restart_with_thousands_of_domains_opens_no_more_connections_than_may_be() {
     assert_eq!(simulation.places[0].taken.len(), 50_000);
     let (active, line) = simulation.schedule.load();
     assert!(active <= BOUND && line <= tempers.len(), "{active} {line}");
+}
+
+/// Somebody has us write reports to thousands of domains of his, whose MX take the connection and say nothing. Mail
+/// to our own servers goes on meanwhile.
+#[test]
+fn domains_that_hang_do_not_stop_mail_to_our_own_servers() {
+    let mut tempers = vec![Temper::Takes(millis(20))];
+    tempers.extend([Temper::Hangs; 5000]);
+    let mut simulation = Simulation::bounded(&tempers, 16);
+    simulation.places[0].hop = Hop::SmartHosts;
+    simulation.places[0].lane = simulation.schedule.lane(&via(), &Hop::SmartHosts, MAX);
+    for place in 1..tempers.len() {
+        simulation.put(place, 1);
+    }
+    simulation.run_until(seconds(1));
+    simulation.put(0, 10_000);
+    simulation.run_until(seconds(80));
+    // Three places at 20 ms are 150 a second.
+    assert_eq!(simulation.places[0].taken.len(), 10_000);
+    assert_eq!(simulation.schedule.load().0, 12, "the others hang");
 }
 
 /// A hop that answers 421 to everything, because it ends or is full, is not asked for each message that waits.

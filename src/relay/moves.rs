@@ -93,7 +93,7 @@ impl Relay {
         };
         // What was done to it before is known for certain once it is on disk.
         self.0.spool.flush().await;
-        let Some(known) = self.0.spool.copy(key.0, key.1) else { return true };
+        let Some(known) = self.still_waits(standing, copy) else { return true };
         // Should it come to nothing, the copy is in the schedule. If it does not, nothing is found there then.
         let (lane, mut item) = self.put_back(standing, copy, known);
         if self.0.spool.is_broken() {

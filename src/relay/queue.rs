@@ -126,7 +126,7 @@ pub struct Entry {
     pub next: Option<Timestamp>,
     /// Bytes.
     pub size: u64,
-    /// What its hop was last seen to do, where that was nothing good.
+    /// Why it waits: what its last attempt met, or what others met at its hop.
     pub last: Option<String>,
 }
 
@@ -200,6 +200,12 @@ pub struct Attempted {
     pub status: Option<String>,
     /// Its words, or what went wrong.
     pub reply: Option<String>,
+    /// Which attempt this was, where it was in vain.
+    #[serde(default)]
+    pub attempt: Option<u32>,
+    /// When the next was due then.
+    #[serde(default)]
+    pub next: Option<Timestamp>,
 }
 
 /// One recipient of it.
@@ -564,7 +570,11 @@ impl Relay {
                 State::Waiting
             };
             let CopyStanding { plan, .. } = copy;
-            let last = queue.find(&plan.via, &plan.hop).and_then(|lane| queue.last_setback(lane));
+            let hop =
+                || queue.find(&plan.via, &plan.hop).and_then(|lane| queue.last_setback(lane)).map(ToString::to_string);
+            let own = || copy.remark.as_deref().map(str::to_owned);
+            // Once its time has come, it is the hop that it waits for.
+            let last = if status == State::Deferred { own().or_else(hop) } else { hop().or_else(own) };
             Entry {
                 id: message.id.to_string(),
                 copy: copy.number,
@@ -579,7 +589,7 @@ impl Relay {
                 attempts: copy.attempts,
                 next: copy.until.filter(|_| status == State::Deferred),
                 size: message.size,
-                last: last.map(ToString::to_string),
+                last,
             }
         };
         let entries = copies.into_iter().map(entry);
@@ -774,6 +784,11 @@ impl Relay {
         }
         let unwritten = self.0.spool.flush().await;
         self.pass_over_done(unwritten, &mut ours, done);
+        ours.retain(|(message, copy, _)| {
+            let waits = self.still_waits(message, copy).is_some();
+            done.passed += usize::from(!waits);
+            waits
+        });
         if self.0.spool.is_broken() {
             // What would be said of them could not be written: they go back to where they were.
             for (message, copy, _hand) in ours.drain(..) {
@@ -783,6 +798,24 @@ impl Relay {
             }
         }
         ours
+    }
+
+    /// What is known of a copy that was grasped once all that was done to it is on disk; `None`: it was gone before.
+    pub(super) fn still_waits(&self, message: &Standing, copy: &CopyStanding) -> Option<Known> {
+        let key = (message.id, copy.number);
+        let known = self.0.spool.copy(key.0, key.1);
+        let mut queue = self.queue();
+        match &known {
+            None => queue.let_slip(key),
+            Some(known) if known.until.is_some_and(|until| until > clock::wall()) => {
+                if let Some(lane) = queue.find(&copy.plan.via, &copy.plan.hop) {
+                    queue.pass_over(key, lane);
+                }
+            }
+            // Its time has come: the old place is the next of its lane, or as good as.
+            Some(_) => {}
+        }
+        known
     }
 
     /// What the disk has not taken yet is true all the same: who was delivered a moment ago is not taken up again.
@@ -805,6 +838,9 @@ impl Relay {
                 let mut queue = self.queue();
                 queue.note_done(key, recipients);
                 queue.leave_out_done(key, &mut open);
+                if open.is_empty() {
+                    queue.let_slip(key);
+                }
             }
             done.passed += usize::from(open.is_empty());
             !open.is_empty()
@@ -819,6 +855,7 @@ impl Relay {
         let item = Item { turn, ..Item::standing(message, copy.number, known) };
         let lane = queue.lane(&copy.plan.via, &copy.plan.hop, max_connections(config, &copy.plan.via));
         queue.later(clock::now() + LATER, lane, item.clone());
+        queue.leave_place(item.key());
         drop(queue);
         self.0.wake.notify_one();
         (lane, item)

@@ -22,7 +22,7 @@ use super::work::Tried;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::message::{Address, MessageId};
 use crate::route::explain::next_hop;
-use crate::route::{Hop, HopCopy, Reason};
+use crate::route::{Hop, HopCopy, Reason, Refusal, RefusalKind};
 use crate::spool::Message;
 
 /// Recipients that are kept: half a minute at full speed, and hours of an ordinary day.
@@ -67,7 +67,7 @@ pub enum Said {
     /// Postmaster, who is always taken.
     #[serde(rename = "postmaster")]
     Postmaster,
-    /// The client heard no.
+    /// The client heard no, and not because nobody knew the recipient.
     #[serde(rename = "refused")]
     Refused,
     /// A report that this relay wrote.
@@ -397,6 +397,15 @@ fn said(because: &[Reason]) -> Said {
     because.iter().find_map(of).unwrap_or(Said::Relayed)
 }
 
+/// What the directory had to do with a refusal. A recipient whom nobody knows is refused for that; any other, whatever the
+/// directory said, for something else.
+pub(super) fn said_of(refusal: &Refusal) -> Said {
+    match (&refusal.kind, said(&refusal.because)) {
+        (RefusalKind::UnknownRecipient, Said::Unknown) => Said::Unknown,
+        _ => Said::Refused,
+    }
+}
+
 /// The ways of a message that was accepted.
 fn ways(message: &Message, noted: &[Noted], is_report: bool, now: i64) -> Box<[Way]> {
     let known: Option<HashMap<(&Address, &str), &Noted>> =
@@ -456,10 +465,10 @@ impl Relay {
         self.0.recent.lock().mail.push(passage, RECIPIENTS);
     }
 
-    /// Recipients were refused, before there was a message.
+    /// Recipients were refused, before there was a message; `said` is what the directory had to do with it.
     pub(super) fn flow_refused<'a>(
         &self,
-        origin: Origin,
+        (origin, said): (Origin, Said),
         by: &ConnectorName,
         from: Option<&Address>,
         to: impl Iterator<Item = &'a Address>,
@@ -470,7 +479,7 @@ impl Relay {
         let now = Timestamp::now().as_microsecond();
         let nowhere = HopCopy { via: ConnectorName(Arc::from("")), hop: Hop::SmartHosts, recipients: Vec::new() };
         let way = |to: &Address| {
-            let way = Way::new(&nowhere, (0, 0), to, Said::Refused, now);
+            let way = Way::new(&nowhere, (0, 0), to, said, now);
             way.set(State::Failed, now);
             way
         };
@@ -708,6 +717,25 @@ mod tests {
             origin: Some(Origin::Internet),
             by: ConnectorName("in".into()),
             ways: to.iter().enumerate().map(way).collect(),
+        }
+    }
+
+    #[test]
+    fn only_whom_nobody_knows_is_refused_by_the_directory() {
+        let domain = || Domain::parse("contoso.com").unwrap();
+        let unknown = || Reason::NotFound { domain: domain(), kind: "authoritative" };
+        for (kind, because, expected) in [
+            (RefusalKind::UnknownRecipient, vec![unknown()], Said::Unknown),
+            (RefusalKind::UnknownRecipient, vec![], Said::Refused),
+            (RefusalKind::NoRoute, vec![unknown()], Said::Refused),
+            (
+                RefusalKind::RelayDenied,
+                vec![Reason::NotFound { domain: domain(), kind: "external-relay" }],
+                Said::Refused,
+            ),
+        ] {
+            let refusal = Refusal { asked: Address::parse("nobody@contoso.com").unwrap(), kind, because };
+            assert_eq!(said_of(&refusal), expected, "{refusal:?}");
         }
     }
 

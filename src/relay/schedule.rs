@@ -8,9 +8,12 @@
 //! heap ordered by time.
 //!
 //! All lanes together have a bound too: more connections than there are descriptors and memory for help nobody. Where it is
-//! reached, lanes wait for places in one line. While one without any worker waits, a lane gives up all of its own but one
+//! reached, lanes wait in line for places. While one without any worker waits, a lane gives up all of its own but one
 //! as they come back for more, and that one after a few items; then it stands in line again. So a lane with a million
 //! items and one with a single one both move, and none is passed over for ever.
+//!
+//! There are two lines. Hops that the configuration names are few and ours; hops that an MX names are as many as
+//! strangers like, and each may hang for minutes. So those together never have all places, and the others go first.
 //!
 //! A worker is a task that takes an item, tries it, gives feedback and takes the next, until [`Schedule::take`] says
 //! `None`. Every method that returns workers to start has counted them already.
@@ -55,6 +58,34 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// follows under the same lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(u32);
+
+/// Who makes a lane's hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The configuration.
+    Ours,
+    /// Whoever owns the domain that mail is for.
+    Strange,
+}
+
+impl Kind {
+    fn of(hop: &Hop) -> Self {
+        match hop {
+            Hop::SmartHosts => Self::Ours,
+            Hop::Mx(_) => Self::Strange,
+        }
+    }
+}
+
+/// The lanes of one kind that would have more places, and how many they all have.
+#[derive(Debug, Default)]
+struct Line {
+    active: usize,
+    /// Those that have work and no worker.
+    first: VecDeque<LaneId>,
+    /// Those that have some, and would have more.
+    more: VecDeque<LaneId>,
+}
 
 /// How far [`Schedule::glance`] is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -124,18 +155,19 @@ pub struct Schedule<T> {
     /// Workers of all lanes, and how many there may be.
     active: usize,
     bound: usize,
-    /// Lanes that have work and no worker, since there was no place.
-    line: VecDeque<LaneId>,
-    /// Those that have some, and would have more.
-    more: VecDeque<LaneId>,
+    /// By [`Kind`].
+    lines: [Line; 2],
 }
 
 #[derive(Debug)]
 struct Lane<T> {
     /// `None`: the place is free.
     name: Option<(ConnectorName, Hop)>,
+    kind: Kind,
     ready: VecDeque<T>,
     later: usize,
+    /// So many of these are not to be tried, and stay only since they cannot be found: see [`Schedule::pass_over`].
+    passed: usize,
     active: usize,
     /// Workers that have not come for their first item: that one is theirs.
     fresh: usize,
@@ -165,6 +197,8 @@ struct Lane<T> {
     resting: Option<Instant>,
     /// Why it rests, or is slow.
     last: Option<Setback>,
+    /// Why the item waits that was last put off.
+    deferral: Option<Box<Setback>>,
 }
 
 #[derive(Debug)]
@@ -190,8 +224,7 @@ impl<T> Schedule<T> {
             ready: 0,
             active: 0,
             bound: usize::MAX,
-            line: VecDeque::new(),
-            more: VecDeque::new(),
+            lines: Default::default(),
         }
     }
 
@@ -204,44 +237,60 @@ impl<T> Schedule<T> {
 
     /// How many workers all lanes have, and how many lanes that have none stand in line for one.
     pub fn load(&self) -> (usize, usize) {
-        (self.active, self.line.len())
+        (self.active, self.lines.iter().map(|line| line.first.len()).sum())
     }
 
-    /// Up to here a lane may have more than one worker: the last places are for those that have none. Hops that hang could
+    /// So many workers all lanes of a kind may have. What strangers make leaves a quarter to what is ours; that leaves
+    /// them a little, so that nothing waits for ever.
+    fn share(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Ours => self.bound - self.bound / 16,
+            Kind::Strange => self.bound - self.bound / 4,
+        }
+    }
+
+    /// How many places there are for lanes of a kind. The last are for those that have none: hops that hang could
     /// otherwise hold them all.
-    fn open(&self) -> usize {
-        self.bound - self.bound / 4
+    fn room(&self, kind: Kind, first: bool) -> usize {
+        let share = self.share(kind);
+        let (most, all) = match first {
+            true => (share, self.bound),
+            false => (share - share / 4, self.bound - self.bound / 16),
+        };
+        most.saturating_sub(self.line(kind).active).min(all.saturating_sub(self.active))
     }
 
     /// From here on a lane has one worker until its hop has answered: one that hangs gives nothing back for minutes.
     fn is_scarce(&self) -> bool {
-        self.active >= self.open() / 2
+        self.active >= (self.bound - self.bound / 4) / 2
+    }
+
+    fn line(&self, kind: Kind) -> &Line {
+        &self.lines[kind as usize]
+    }
+
+    /// Does a lane without any worker stand in line to whom one of this kind gives way?
+    fn is_awaited(&self, kind: Kind) -> bool {
+        let ours = self.line(Kind::Ours);
+        match kind {
+            Kind::Ours => !ours.first.is_empty(),
+            Kind::Strange => {
+                let use_it = ours.active < self.share(Kind::Ours);
+                !self.line(kind).first.is_empty() || (use_it && !ours.first.is_empty())
+            }
+        }
     }
 
     /// Gives places that became free to those in line: a lane once for each worker to start.
     #[must_use = "workers that were counted have to be started"]
     pub fn fill(&mut self) -> Vec<LaneId> {
         let mut start = Vec::new();
-        while self.active < self.bound {
-            let id = match self.line.pop_front() {
-                Some(id) => {
-                    self.lane_mut(id).in_line = false;
-                    id
-                }
-                None if self.active >= self.open() => break,
-                None => {
-                    let Some(id) = self.more.pop_front() else { break };
-                    self.lane_mut(id).wants_more = false;
-                    id
-                }
-            };
+        while let Some(id) = self.next_in_line() {
             let scarce = self.is_scarce();
             let lane = self.lane_mut(id);
             let wanted = lane.wants(lane.ready.len()).min(lane.may_have(scarce));
             if wanted > 0 {
-                lane.active += 1;
-                lane.fresh += 1;
-                self.active += 1;
+                self.enter(id, 1);
                 start.push(id);
             }
             if wanted > 1 {
@@ -251,14 +300,35 @@ impl<T> Schedule<T> {
         start
     }
 
+    fn next_in_line(&mut self) -> Option<LaneId> {
+        for (kind, first) in [(Kind::Ours, true), (Kind::Ours, false), (Kind::Strange, true), (Kind::Strange, false)] {
+            while self.room(kind, first) > 0 {
+                let line = &mut self.lines[kind as usize];
+                let next = if first { line.first.pop_front() } else { line.more.pop_front() };
+                let Some(id) = next else { break };
+                let lane = self.lane_mut(id);
+                if lane.kind != kind {
+                    // It was empty, and is another hop's by now.
+                    continue;
+                }
+                match first {
+                    true => lane.in_line = false,
+                    false => lane.wants_more = false,
+                }
+                return Some(id);
+            }
+        }
+        None
+    }
+
     fn queue_up(&mut self, id: LaneId) {
         let lane = self.lane_mut(id);
-        if lane.active == 0 {
-            if !std::mem::replace(&mut lane.in_line, true) {
-                self.line.push_back(id);
-            }
-        } else if !std::mem::replace(&mut lane.wants_more, true) {
-            self.more.push_back(id);
+        let (kind, first) = (lane.kind, lane.active == 0);
+        let stands = if first { &mut lane.in_line } else { &mut lane.wants_more };
+        if !std::mem::replace(stands, true) {
+            let line = &mut self.lines[kind as usize];
+            let end = if first { &mut line.first } else { &mut line.more };
+            end.push_back(id);
         }
     }
 
@@ -269,26 +339,37 @@ impl<T> Schedule<T> {
         if wanted == 0 {
             return 0;
         }
-        let mut workers = 0;
-        if self.line.is_empty() {
-            workers = usize::from(lane.active == 0 && self.active < self.bound);
-            if self.more.is_empty() && lane.active + workers > 0 {
-                workers += (wanted - workers).min(self.open().saturating_sub(self.active + workers));
+        let (kind, mut workers) = (lane.kind, 0);
+        if !self.is_awaited(kind) {
+            workers = usize::from(lane.active == 0 && self.room(kind, true) > 0);
+            if self.line(kind).more.is_empty() && lane.active + workers > 0 {
+                workers += (wanted - workers).min(self.room(kind, false).saturating_sub(workers));
             }
         }
-        let lane = self.lane_mut(id);
-        lane.active += workers;
-        lane.fresh += workers;
-        self.active += workers;
+        self.enter(id, workers);
         if workers < wanted {
             self.queue_up(id);
         }
         workers
     }
 
+    /// So many workers of this lane begin.
+    fn enter(&mut self, id: LaneId, workers: usize) {
+        let lane = self.lane_mut(id);
+        lane.active += workers;
+        lane.fresh += workers;
+        let kind = lane.kind;
+        self.lines[kind as usize].active += workers;
+        self.active += workers;
+    }
+
     /// A worker of this lane is no more.
     fn leave(&mut self, id: LaneId) {
-        self.lane_mut(id).leave();
+        let lane = self.lane_mut(id);
+        lane.leave();
+        let kind = lane.kind;
+        let line = &mut self.lines[kind as usize];
+        line.active = line.active.saturating_sub(1);
         self.active = self.active.saturating_sub(1);
     }
 
@@ -358,6 +439,19 @@ impl<T> Schedule<T> {
     /// start. As long as [`Schedule::next_due`] is not in the future there is more.
     #[must_use = "workers that were counted have to be started"]
     pub fn due(&mut self, now: Instant) -> Vec<LaneId> {
+        self.due_but(now, |_| false)
+    }
+
+    /// One of the items that wait for their time in this lane is not to be tried. It stays until then, since finding it
+    /// among a million would hold up everybody, but it does not count from now on; [`Schedule::due_but`] drops it.
+    pub fn pass_over(&mut self, lane: LaneId) {
+        let lane = self.lane_mut(lane);
+        lane.passed = (lane.passed + 1).min(lane.later);
+    }
+
+    /// As [`Schedule::due`]; what is due and was passed over, as `passed` tells, is dropped.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn due_but(&mut self, now: Instant, mut passed: impl FnMut(&T) -> bool) -> Vec<LaneId> {
         let mut start = Vec::new();
         while let Some(&(_, id)) = self.wakes.first().filter(|(at, _)| *at <= now) {
             self.wake(id);
@@ -370,10 +464,15 @@ impl<T> Schedule<T> {
                 break;
             }
             let Some(Reverse(Later { lane: id, item, .. })) = self.later.pop() else { break };
-            self.ready += 1;
+            let is_passed = passed(&item);
             let lane = self.lane_mut(id);
             lane.later -= 1;
+            lane.passed = lane.passed.saturating_sub(usize::from(is_passed)).min(lane.later);
+            if is_passed {
+                continue;
+            }
             lane.ready.push_back(item);
+            self.ready += 1;
             if self.recruit(id, 1) == 1 {
                 start.push(id);
             }
@@ -399,6 +498,7 @@ impl<T> Schedule<T> {
             self.wake(LaneId(index));
             let lane = self.lane_mut(LaneId(index));
             (lane.failures, lane.throttled, lane.last, lane.too_many) = (0, 0, None, None);
+            lane.deferral = None;
         }
         let mut start = Vec::new();
         let mut later = std::mem::take(&mut self.later).into_vec();
@@ -436,6 +536,17 @@ impl<T> Schedule<T> {
         self.lanes[lane.0 as usize].last.as_ref()
     }
 
+    /// Why the item waits that is about to be put off: its hop may be well, and have refused it alone.
+    pub fn note_deferral(&mut self, lane: LaneId, why: Setback) {
+        self.lane_mut(lane).deferral = Some(Box::new(why));
+    }
+
+    /// What [`Schedule::note_deferral`] was told last, as long as anything waits for its time.
+    pub fn last_deferral(&self, lane: LaneId) -> Option<&Setback> {
+        let lane = &self.lanes[lane.0 as usize];
+        lane.deferral.as_deref().filter(|_| lane.later > 0)
+    }
+
     /// When [`Schedule::due`] will next have something to do. It may be earlier than before after any call.
     pub fn next_due(&self) -> Option<Instant> {
         let later = self.later.peek().map(|Reverse(later)| later.at);
@@ -448,7 +559,8 @@ impl<T> Schedule<T> {
         if self.lane_mut(lane).resting.is_some_and(|until| until <= now) {
             self.wake(lane);
         }
-        let (line, more) = (!self.line.is_empty(), !self.more.is_empty());
+        let kind = self.lane_mut(lane).kind;
+        let (line, more) = (self.is_awaited(kind), !self.line(kind).more.is_empty());
         let entry = self.lane_mut(lane);
         // The first item after a place was given is taken whoever waits, so every place is of use.
         let stays = entry.fresh > 0
@@ -685,9 +797,11 @@ impl<T> Schedule<T> {
 impl<T> Lane<T> {
     fn new(name: (ConnectorName, Hop), max: usize) -> Self {
         Self {
+            kind: Kind::of(&name.1),
             name: Some(name),
             ready: VecDeque::new(),
             later: 0,
+            passed: 0,
             active: 0,
             fresh: 0,
             streak: 0,
@@ -705,6 +819,7 @@ impl<T> Lane<T> {
             failures: 0,
             resting: None,
             last: None,
+            deferral: None,
         }
     }
 
@@ -755,7 +870,7 @@ impl<T> Lane<T> {
         Depth {
             ready: self.ready.len(),
             active: self.active,
-            later: self.later,
+            later: self.later.saturating_sub(self.passed),
             window: self.workers(),
             resting: self.resting,
         }
@@ -1203,6 +1318,67 @@ mod tests {
         assert_eq!(schedule.take(kept, now), Some(7));
     }
 
+    /// Whoever has us write to a thousand domains of his, and lets all of them hang, does not stop what goes to our own
+    /// servers: that has its places, and keeps them though thousands stand in line.
+    #[test]
+    fn what_strangers_make_hang_leaves_places_to_what_is_ours() {
+        let (mut schedule, now) = (schedule().bounded(16), Instant::now());
+        let mut started = Vec::new();
+        for number in 0..5000 {
+            let id = lane(&mut schedule, number, 20);
+            if schedule.ready(id, 0) {
+                started.push(id);
+                assert!(schedule.take(id, now).is_some());
+            }
+        }
+        assert_eq!((started.len(), schedule.load()), (12, (12, 4988)), "three quarters hang");
+        let ours = schedule.lane(&ConnectorName("ours".into()), &Hop::SmartHosts, 20);
+        let mut active = 0;
+        for item in 0..100 {
+            active += usize::from(schedule.ready(ours, item));
+        }
+        assert_eq!(active, 1, "places are scarce: one until it has answered");
+        assert_eq!(schedule.take(ours, now), Some(0));
+        for item in 1..100 {
+            for _ in 0..schedule.feedback(ours, now, Feedback::Ok, 0.5) {
+                active += 1;
+            }
+            let next = schedule.take(ours, now).or_else(|| {
+                // It wants more places than there are, and gives one up for that; nobody else is asked first.
+                assert_eq!(schedule.fill(), [ours]);
+                schedule.take(ours, now)
+            });
+            assert_eq!(next, Some(item), "it is not sent to the end of a line of strangers");
+        }
+        assert_eq!(active, 3, "the last place is for another of ours");
+        let other = schedule.lane(&ConnectorName("other".into()), &Hop::SmartHosts, 20);
+        assert!(schedule.ready(other, 7));
+        assert_eq!((schedule.take(other, now), schedule.load().0), (Some(7), 16));
+        // A stranger gives his place up to one of ours before anybody else has it.
+        let third = schedule.lane(&ConnectorName("third".into()), &Hop::SmartHosts, 20);
+        assert!(!schedule.ready(third, 9));
+        let _ = schedule.feedback(started[0], now, Feedback::Down, 0.5);
+        assert_eq!(schedule.take(started[0], now), None);
+        assert_eq!(schedule.fill(), [third]);
+    }
+
+    /// Nor does what is ours leave nothing to the others, however much there is of it.
+    #[test]
+    fn strangers_are_not_passed_over_for_ever() {
+        let (mut schedule, now) = (schedule().bounded(16), Instant::now());
+        let mut started = 0;
+        for number in 0..40 {
+            let id = schedule.lane(&ConnectorName(format!("ours-{number}").into()), &Hop::SmartHosts, 20);
+            started += usize::from(schedule.ready(id, number));
+        }
+        assert_eq!(started, 15);
+        let id = lane(&mut schedule, 1, 20);
+        assert!(schedule.ready(id, 100));
+        assert_eq!(schedule.take(id, now), Some(100));
+        assert_eq!(schedule.take(id, now), None);
+        assert_eq!(schedule.fill(), []);
+    }
+
     #[test]
     fn an_entry_that_waits_is_small() {
         assert!(size_of::<Reverse<Later<()>>>() <= 64, "{}", size_of::<Reverse<Later<()>>>());
@@ -1240,10 +1416,18 @@ mod tests {
         #[test]
         fn every_item_gets_its_turn_once(
             acts in prop::collection::vec(act(), 1..300),
-            bound in prop::sample::select(vec![1, 2, 5, usize::MAX]),
+            bound in prop::sample::select(vec![1, 2, 5, 16, usize::MAX]),
         ) {
             const MAX: usize = 3;
             let (mut schedule, mut now) = (schedule().bounded(bound), Instant::now());
+            let name = |number: usize| match number % 2 {
+                0 => (ConnectorName(format!("ours-{number}").into()), Hop::SmartHosts),
+                _ => (via(), hop(number)),
+            };
+            let lane = |schedule: &mut Schedule<u32>, number: usize, max: usize| {
+                let (via, hop) = name(number);
+                schedule.lane(&via, &hop, max)
+            };
             let mut put = 0u32;
             let mut done = Vec::new();
             // Each worker: its lane, and what it is at.
@@ -1300,16 +1484,19 @@ mod tests {
                 }
                 workers.extend(schedule.due(now).into_iter().map(|id| (id, None)));
                 for number in 0..4 {
-                    if let Some(id) = schedule.find(&via(), &hop(number)) {
+                    let (via, hop) = name(number);
+                    if let Some(id) = schedule.find(&via, &hop) {
                         let depth = schedule.depth(id);
                         let mine = workers.iter().filter(|(lane, _)| *lane == id).count();
                         prop_assert_eq!(depth.active, mine);
                         prop_assert!(depth.active <= MAX && (1..=MAX).contains(&depth.window));
-                        let waits = depth.resting.is_some() || schedule.load().0 == bound;
+                        let waits = depth.resting.is_some() || schedule.room(Kind::of(&hop), true) == 0;
                         prop_assert!(depth.ready == 0 || depth.active > 0 || waits, "{:?} is stuck", depth);
                     }
                 }
                 prop_assert!(workers.len() <= bound && workers.len() == schedule.load().0);
+                let all: usize = schedule.lines.iter().map(|line| line.active).sum();
+                prop_assert!(all == workers.len() && schedule.line(Kind::Strange).active <= bound - bound / 4);
                 let held = workers.iter().filter(|(_, item)| item.is_some()).count();
                 prop_assert_eq!(put as usize, done.len() + held + schedule.len());
             }

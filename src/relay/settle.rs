@@ -10,7 +10,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
-use super::backscatter::Turn;
+use super::backscatter::{Backscatter, Turn};
 use super::events::Noted;
 use super::work::{Item, Tried, age, max_connections};
 use super::{Relay, Snapshot, visits};
@@ -21,7 +21,7 @@ use crate::message::received::Received;
 use crate::message::{Address, Body, Envelope, MessageId, OrganizationHeaders, Recipient, header};
 use crate::outcome::report::{End as ReportEnd, Kind, Report, Told};
 use crate::outcome::tracking::EventKind;
-use crate::outcome::{History, Outcome, Setback, is_delay_due, judge, lifetime};
+use crate::outcome::{History, Outcome, SHORTEST_WAIT, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
 use crate::spool::disk::crash_point;
@@ -32,6 +32,10 @@ const OWN_CONNECTOR: &str = "reports";
 
 /// A report could not be written: the copy is looked at again after this.
 const REPORT_RETRY: Duration = Duration::from_secs(60);
+
+/// A failure that nobody may be told of for hours stays open and is tried again after this. By then its sender has a turn, or
+/// the hop that refused everything is mended.
+const TURN_RETRY: Duration = Duration::from_secs(3600);
 
 /// What one attempt brought, sorted.
 #[derive(Default)]
@@ -51,9 +55,11 @@ impl Relay {
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;
         self.follow_move(&tried, [&mut sorted.again, &mut sorted.failed]).await;
-        if !sorted.failed.is_empty() && !self.settle_failed(snapshot, &tried, &sorted.failed, now).await {
+        if !sorted.failed.is_empty()
+            && let Err(wait) = self.fail(snapshot, &tried, &sorted.failed, now).await
+        {
             // Nothing was settled: they are open still, and their failure is found again.
-            sorted.wait = if sorted.again.is_empty() { REPORT_RETRY } else { sorted.wait.min(REPORT_RETRY) };
+            sorted.wait = if sorted.again.is_empty() { wait } else { sorted.wait.min(wait) };
             sorted.again.append(&mut sorted.failed);
         }
         if sorted.again.is_empty() {
@@ -63,19 +69,26 @@ impl Relay {
         self.queue().note_done(tried.item.key(), settled);
         let mut warned = tried.item.warned;
         warned |= self.warn_of_delay(snapshot, &tried, &sorted.again, age, now).await;
-        let next = now + SignedDuration::try_from(sorted.wait).unwrap_or(SignedDuration::ZERO);
+        let next = later(now, sorted.wait);
         self.track_setbacks(&tried, EventKind::Defer, &sorted.again, Some(next));
-        if let Some((_, setback)) = sorted.again.first() {
+        let why = sorted.again.first().map(|(_, setback)| setback);
+        if let Some(setback) = why {
             info!(id = %tried.item.id, connector = %tried.copy().via, recipients = sorted.again.len(), next = %format_args!("{next:.0}"), "deferred: {setback}");
         }
         let attempts = tried.item.attempts.saturating_add(1);
         let Item { id, copy, .. } = tried.item;
         self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
+        if let Some(setback) = why {
+            self.0.spool.remark(id, copy, &setback.to_string(), &setback.in_short());
+        }
         let copy = tried.copy();
         let item = Item { attempts, warned, resident: None, early: None, ..tried.item };
         // The lane by its name: who settles need not be the worker that kept it, and its place may be another's by now.
         let mut queue = self.queue();
         let lane = queue.lane(&copy.via, &copy.hop, max_connections(&snapshot.config, &copy.via));
+        if let Some(setback) = why {
+            queue.note_deferral(lane, setback.clone());
+        }
         queue.later(clock::now() + sorted.wait, lane, item);
         drop(queue);
         self.0.wake.notify_one();
@@ -97,7 +110,7 @@ impl Relay {
         let life = SignedDuration::try_from(lifetime(settings, false)).unwrap_or(SignedDuration::MAX);
         // A lifetime beyond the end of the calendar is as good as none.
         let retry_until = tried.message.accepted.saturating_add(life).unwrap_or(Timestamp::MAX);
-        self.report(snapshot, tried, Kind::Delay { retry_until }, setbacks(late), Vec::new(), now).await
+        self.report(snapshot, tried, Kind::Delay { retry_until }, setbacks(late), Vec::new(), now).await.is_ok()
     }
 
     fn sort(&self, tried: &mut Tried<'_>, attempt: Attempt, snapshot: &Snapshot, age: Duration) -> Sorted {
@@ -173,7 +186,7 @@ impl Relay {
             .map(|(index, delivered)| (*index, ReportEnd::Accepted { host: &delivered.host, reply: &delivered.reply }))
             .collect();
         if !relayed.is_empty() {
-            self.report(snapshot, tried, Kind::Relayed, relayed, Vec::new(), now).await;
+            let _ = self.report(snapshot, tried, Kind::Relayed, relayed, Vec::new(), now).await;
         }
     }
 
@@ -185,11 +198,23 @@ impl Relay {
         failed: &[(u16, Setback)],
         now: Timestamp,
     ) -> bool {
+        self.fail(snapshot, tried, failed, now).await.is_ok()
+    }
+
+    /// As [`Relay::settle_failed`].
+    ///
+    /// # Errors
+    /// They are not, and this is when to try again.
+    async fn fail(
+        &self,
+        snapshot: &Snapshot,
+        tried: &Tried<'_>,
+        failed: &[(u16, Setback)],
+        now: Timestamp,
+    ) -> Result<(), Duration> {
         let settles: Vec<Settlement> =
             failed.iter().map(|(index, _)| settlement(&tried.item, *index, End::Failed)).collect();
-        if !self.report(snapshot, tried, Kind::Failure, setbacks(failed), settles, now).await {
-            return false;
-        }
+        self.report(snapshot, tried, Kind::Failure, setbacks(failed), settles, now).await?;
         self.track_setbacks(tried, EventKind::Fail, failed, None);
         if tried.message.envelope.sender.is_none() {
             let to: Vec<&Address> = failed
@@ -204,11 +229,14 @@ impl Relay {
             let (id, to) = (tried.item.id, &one.recipient.address);
             warn!(%id, connector = %tried.copy().via, %to, "failed: {setback}");
         }
-        true
+        Ok(())
     }
 
     /// Writes a report about recipients of a copy and sends it on its way; `settles` become durable with it, also
-    /// where nobody is to be told. False: it could not be written, and nothing is settled.
+    /// where nobody is to be told.
+    ///
+    /// # Errors
+    /// It is not written, and nothing is settled; this is when to try again.
     async fn report(
         &self,
         snapshot: &Snapshot,
@@ -217,7 +245,7 @@ impl Relay {
         ends: Vec<(u16, ReportEnd<'_>)>,
         settles: Vec<Settlement>,
         now: Timestamp,
-    ) -> bool {
+    ) -> Result<(), Duration> {
         let settle_alone = |relay: &Self| {
             for settlement in &settles {
                 relay.0.spool.settle(*settlement);
@@ -227,11 +255,11 @@ impl Relay {
         let id = self.0.spool.next_id();
         let Some((envelope, content)) = compose(snapshot, tried, kind, &ends, id, now).await else {
             settle_alone(self);
-            return true;
+            return Ok(());
         };
         let Some(to) = envelope.recipients.first().cloned() else {
             settle_alone(self);
-            return true;
+            return Ok(());
         };
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let connector = ConnectorName(Arc::from(OWN_CONNECTOR));
@@ -243,33 +271,47 @@ impl Relay {
             Err(refusal) if refusal.is_temporary() => {
                 // A directory that cannot answer now is no reason to tell nobody.
                 warn!(id = %message.id, to = %to.address, "a report cannot be sent now and is tried again: {refusal}");
-                return false;
+                return Err(REPORT_RETRY);
             }
             Err(refusal) => {
                 warn!(id = %message.id, to = %to.address, "a report cannot be delivered and is dropped: {refusal}");
                 self.track_dropped(message, &[&to.address], &format_args!("the report to the sender: {refusal}"));
                 settle_alone(self);
-                return true;
+                return Ok(());
             }
         };
-        let wait = match self.turn_of_report(snapshot, message, &to.address) {
+        let is_counted = !visits::is_unlimited(snapshot, message);
+        // Of a delay or a success nobody wants to hear when it is over.
+        let may_wait = kind == Kind::Failure;
+        let turn = match is_counted {
+            true => self.backscatter(|known| known.turn(&to.address, clock::now(), may_wait)),
+            false => Turn::Now,
+        };
+        // Only at the end of its life a failure goes unreported: it must not be in the queue for ever.
+        let left = lifetime(&snapshot.config.spool, false).saturating_sub(age(message.accepted, now));
+        let wait = match turn {
             Turn::Now => None,
-            // Of a delay or a success nobody wants to hear when it is over.
-            Turn::Later(wait) if kind == Kind::Failure => Some(wait),
+            Turn::Later(wait) if may_wait => Some(wait),
+            Turn::Never if may_wait && !left.is_zero() => {
+                warn!(id = %message.id, to = %to.address, "a failure cannot be reported for hours: there were too many of late; it is tried again");
+                return Err(TURN_RETRY.min(left).max(SHORTEST_WAIT));
+            }
             Turn::Later(_) | Turn::Never => {
                 warn!(id = %message.id, to = %to.address, "a report is not written: there were too many of late");
                 let why = "the report to the sender: too many of late for that address, its domain or in all";
                 self.track_dropped(message, &[&to.address], &why);
                 settle_alone(self);
-                return true;
+                return Ok(());
             }
         };
+        // Its life begins with its turn: the wait is not to be taken from it.
+        let from = later(now, wait.unwrap_or_default());
         let noted: Vec<Noted> = Self::note_routes(&mut routed);
         let size = content.len() as u64;
         let facts = header::facts(&content);
         let new = NewMessage {
             id,
-            accepted: now,
+            accepted: from,
             envelope: Envelope { recipients: Vec::new(), ..envelope },
             connector: Box::default(),
             message_id: facts.message_id.map(String::into_boxed_str),
@@ -279,7 +321,12 @@ impl Relay {
             copies: plan::plan(routed),
             settles: settles.clone(),
         };
-        match self.0.spool.put(new).await {
+        let put = self.0.spool.put(new).await;
+        if put.is_err() && is_counted {
+            // On a disk that is full for hours one failure would use up all turns of its sender.
+            self.backscatter(|known| known.give_back(&to.address));
+        }
+        match put {
             Ok(receipt) => {
                 let what = match kind {
                     Kind::Failure => "failure",
@@ -292,38 +339,34 @@ impl Relay {
                 self.track_plan(&receipt.message, &noted);
                 match wait {
                     None => self.schedule(snapshot, receipt.message),
-                    Some(wait) => self.put_off(&receipt.message, wait, now),
+                    Some(_) => self.put_off(&receipt.message, from),
                 }
-                true
+                Ok(())
             }
             Err(error @ PutError::TooLong(_)) => {
                 // It never could be written; trying for ever would help nobody.
                 warn!(id = %message.id, %error, "a report is dropped");
                 self.track_dropped(message, &[&to.address], &format_args!("the report to the sender: {error}"));
                 settle_alone(self);
-                true
+                Ok(())
             }
             Err(error) => {
                 warn!(id = %message.id, %error, "a report could not be written; it is tried again");
-                false
+                Err(REPORT_RETRY)
             }
         }
     }
 }
 
 impl Relay {
-    /// When a report about this message may go out: S-111.
-    fn turn_of_report(&self, snapshot: &Snapshot, message: &Message, to: &Address) -> Turn {
-        if visits::came_from_inside(snapshot, message) {
-            return Turn::Now;
-        }
+    /// The limit of reports to those outside: S-111.
+    fn backscatter<R>(&self, ask: impl FnOnce(&mut Backscatter) -> R) -> R {
         // Nothing in it can be half done.
-        self.0.backscatter.lock().unwrap_or_else(PoisonError::into_inner).turn(to, clock::now())
+        ask(&mut self.0.backscatter.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A report that is safe waits for its turn, also over a restart.
-    fn put_off(&self, message: &Message, wait: Duration, now: Timestamp) {
-        let until = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO);
+    fn put_off(&self, message: &Message, until: Timestamp) {
         info!(id = %message.id, until = %format_args!("{until:.0}"), "a report waits for its turn: there were many of late");
         self.schedule_at(message, until, false);
     }
@@ -388,6 +431,10 @@ async fn compose(
         whole: wants_whole.then_some(returned.as_slice()),
     };
     report.write()
+}
+
+fn later(now: Timestamp, wait: Duration) -> Timestamp {
+    now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO)
 }
 
 pub(super) fn settlement(item: &Item, recipient: u16, end: End) -> Settlement {

@@ -32,7 +32,7 @@ pub struct LaneState {
     pub later: usize,
     /// Seconds until a hop that is down, or slow, is tried again.
     pub resting: Option<u64>,
-    /// What the last attempt met, where it was nothing good.
+    /// What the last attempt met, where it was nothing good; else why the copy waits that was put off last.
     pub last: Option<String>,
 }
 
@@ -115,6 +115,8 @@ impl Relay {
         let waits = |depth: &super::schedule::Depth| depth.ready + depth.active + depth.later;
         found.sort_by_key(|(via, _, depth)| (std::cmp::Reverse(waits(depth)), via.to_string()));
         found.truncate(at_most);
+        // Of a hop that is well, what kept back one of those that wait.
+        let last = |lane| queue.last_setback(lane).or_else(|| queue.last_deferral(lane));
         found
             .into_iter()
             .map(|(via, hop, depth)| LaneState {
@@ -124,7 +126,7 @@ impl Relay {
                 active: depth.active,
                 later: depth.later,
                 resting: depth.resting.map(|until| until.saturating_duration_since(now).as_secs()),
-                last: queue.find(via, hop).and_then(|lane| queue.last_setback(lane)).map(|setback| setback.to_string()),
+                last: queue.find(via, hop).and_then(last).map(ToString::to_string),
             })
             .collect()
     }

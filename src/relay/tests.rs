@@ -298,6 +298,7 @@ async fn p3_asked_for_on_a_disk_that_fails_nothing_is_resent() {
     let mut all = vec![0, 1, 2];
     fixture.relay.queue().leave_out_done((message.id, 0), &mut all);
     assert_eq!(all, [0, 1, 2], "the spool knows it by now");
+    assert_eq!(fixture.relay.queue().orders(), 1, "nothing is kept of the one that was gone");
 }
 
 /// The picture of mail flow says of each recipient what became of it, once somebody can ask.
@@ -389,13 +390,159 @@ async fn s111_reports_to_one_stranger_are_spread() {
     assert_eq!(depth(&again), (14, 0));
 }
 
+/// S-111: a report that the disk does not take has used no turn; when there is room again it goes out at once.
+#[tokio::test]
+async fn s111_a_full_disk_uses_up_no_turns() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(item.id).unwrap().message;
+    let tried = Tried { message: &message, item, lane: fixture.lane() };
+    let (snapshot, failed) = (fixture.relay.snapshot(), [(0, answered(550))]);
+    fixture.disk.inject(Fault { op: Op::Write, after: 0, errno: Errno::ENOSPC, lasts: true });
+    for _ in 0..150 {
+        assert!(!fixture.relay.settle_failed(&snapshot, &tried, &failed, Timestamp::now()).await);
+    }
+    fixture.disk.heal();
+    let end = Instant::now() + Duration::from_secs(10);
+    while !fixture.relay.settle_failed(&snapshot, &tried, &failed, Timestamp::now()).await {
+        assert!(Instant::now() < end, "the disk is well and nothing is written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((fixture.count("DSN", "victim@fabrikam.com"), fixture.count("DROP", "")), (1, 0));
+    let name = config::ConnectorName("to-internet".into());
+    let queue = fixture.relay.queue();
+    let lane = queue.find(&name, &crate::route::Hop::SmartHosts).unwrap();
+    assert_eq!((queue.depth(lane).ready, queue.depth(lane).later), (1, 0), "its turn is now");
+}
+
+/// S-111: who asks to hear of successes, under a forged name, does not take the reports of failures from who bears it.
+#[tokio::test]
+async fn s111_successes_take_no_turns_from_failures() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let mut message = Arc::into_inner(fixture.relay.0.spool.load(item.id).unwrap().message).unwrap();
+    let notify = Notify::On { success: true, failure: true, delay: false };
+    message.copies[0].recipients[0].recipient.notify = notify;
+    let tried = Tried { message: &message, item, lane: fixture.lane() };
+    let snapshot = fixture.relay.snapshot();
+    for _ in 0..150 {
+        fixture.relay.tell_done(&snapshot, &tried, &[(0, delivered())], Timestamp::now()).await;
+    }
+    assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "")), (10, 140));
+    assert!(fixture.relay.settle_failed(&snapshot, &tried, &[(0, answered(550))], Timestamp::now()).await);
+    assert_eq!((fixture.count("DSN", ""), fixture.count("DROP", "")), (11, 140), "it waits for its turn");
+}
+
+/// S-111, C195: a report that waits half a day for its turn has its whole life from there on; also over a restart.
+#[tokio::test]
+async fn s111_the_wait_for_its_turn_is_not_taken_from_a_reports_life() {
+    let victim = Address::parse("victim@fabrikam.com").unwrap();
+    for (restart, hours, waits) in [(false, 34, 1), (true, 34, 1), (false, 37, 0), (true, 37, 0)] {
+        let mut fixture = Fixture::still();
+        for _ in 0..118 {
+            let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now(), true);
+        }
+        assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+        assert_eq!((fixture.count("DSN", "victim@fabrikam.com"), fixture.count("DROP", "")), (1, 0));
+        if restart {
+            fixture = Fixture::over(fixture.disk.crash(), snapshot(&|text| text), PUT_LIMIT);
+        }
+        // After eleven hours and 48 minutes it may go; its hop is down then.
+        let _ = fixture.relay.queue().due(Instant::now() + 13 * HOUR);
+        let wall = Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+        fixture.relay.look_through(wall).await;
+        fixture.relay.0.spool.flush().await;
+        assert_eq!(fixture.relay.waiting(), waits, "after {hours} h, restart: {restart}");
+        assert_eq!(fixture.count("DROP", "victim@fabrikam.com"), 1 - waits, "after {hours} h, restart: {restart}");
+    }
+}
+
+/// S-111: a failure whose report would come too late stays in the queue, and is tried again until the message is too old.
+#[tokio::test]
+async fn s111_a_failure_that_cannot_be_reported_for_hours_is_kept() {
+    let fixture = Fixture::still();
+    let victim = Address::parse("victim@fabrikam.com").unwrap();
+    for _ in 0..200 {
+        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now(), true);
+    }
+    assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("DROP", ""), fixture.count("DEFER", "")), (0, 0, 1));
+    assert_eq!(fixture.open(id), [[0]]);
+    let lane = fixture.lane();
+    let soon = Instant::now() + HOUR - Duration::from_secs(60);
+    let _ = fixture.relay.queue().due(soon);
+    assert_eq!((fixture.depth().ready, fixture.depth().later), (0, 1), "the hop is not asked every minute");
+    let _ = fixture.relay.queue().due(soon + Duration::from_secs(120));
+    let item = fixture.item();
+    let message = fixture.relay.0.spool.load(id).unwrap().message;
+    let tried = Tried { message: &message, item, lane };
+    let attempt = Attempt { results: vec![(0, Err(answered(550)))] };
+    let end = Timestamp::now() + jiff::SignedDuration::from_hours(49);
+    fixture.relay.settle(&fixture.relay.snapshot(), tried, attempt, end).await;
+    fixture.relay.0.spool.flush().await;
+    assert_eq!((fixture.count("FAIL", ""), fixture.count("DROP", "victim@fabrikam.com")), (1, 1));
+    assert_eq!((fixture.open(id).len(), fixture.count("DSN", "")), (0, 0));
+}
+
+/// S-111: what our applications send is reported however much of it fails, whatever name they write under.
+#[tokio::test]
+async fn s111_our_own_applications_hear_of_every_failure() {
+    let fixture = Fixture::still();
+    let client = "origin = \"client\"\nremote_ips = [\"10.0.0.0/8\"]";
+    fixture.relay.replace(snapshot(&|text| text.replace("origin = \"internet\"", client)));
+    for _ in 0..20 {
+        assert_eq!(fixture.send("shop@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+        let item = fixture.item();
+        fixture.settle(item, vec![(0, Err(answered(550)))]).await;
+    }
+    assert_eq!((fixture.count("DSN", "shop@fabrikam.com"), fixture.count("DROP", "")), (20, 0));
+    let name = config::ConnectorName("to-internet".into());
+    let queue = fixture.relay.queue();
+    let lane = queue.find(&name, &crate::route::Hop::SmartHosts).unwrap();
+    assert_eq!(queue.depth(lane).later, 0, "none of them waits for a turn");
+}
+
+/// By which connector, from whom, with what that was believed: who is not held to the limit.
+#[tokio::test]
+async fn s111_who_is_told_without_limit() {
+    let fixture = Fixture::still();
+    assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+    let mut message = Arc::into_inner(fixture.relay.0.spool.load(fixture.item().id).unwrap().message).unwrap();
+    let apps =
+        "[[receive_connector]]\nname = \"apps\"\nlisten = [\"127.0.0.5:0\"]\norigin = \"client\"\ntls = \"off\"\n";
+    let snapshot = snapshot(&|text| with_cloud(text) + apps);
+    let (ours, theirs) = ("anna@contoso.com", "eve@elsewhere.example");
+    for (connector, from, organization, expected) in [
+        ("apps", ours, OrganizationHeaders::None, true),
+        ("apps", theirs, OrganizationHeaders::None, true),
+        ("from-cloud", ours, OrganizationHeaders::Cut, true),
+        ("from-cloud", theirs, OrganizationHeaders::Believed, false),
+        ("internet", ours, OrganizationHeaders::Cut, false),
+        ("renamed", ours, OrganizationHeaders::Believed, true),
+        ("renamed", theirs, OrganizationHeaders::Believed, false),
+        ("renamed", ours, OrganizationHeaders::Cut, false),
+    ] {
+        message.connector = connector.into();
+        message.envelope.sender = Address::parse(from).ok();
+        message.organization = organization;
+        assert_eq!(visits::is_unlimited(&snapshot, &message), expected, "{connector} {from} {organization:?}");
+    }
+}
+
 /// A warning that comes too late to warn is not written.
 #[tokio::test]
 async fn s111_a_delay_is_not_reported_late() {
     let fixture = Fixture::still();
     let victim = Address::parse("victim@fabrikam.com").unwrap();
     for _ in 0..10 {
-        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now());
+        let _ = fixture.relay.0.backscatter.lock().unwrap().turn(&victim, Instant::now(), true);
     }
     assert_eq!(fixture.send("victim@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
     for hours in [5, 6] {
@@ -905,6 +1052,71 @@ async fn attempts_may_be_more_than_their_counter_counts() {
     assert_eq!((fixture.depth().later, fixture.count("DEFER", "attempt 65536")), (1, 1), "{:?}", fixture.events);
 }
 
+fn everything() -> queue::Listing {
+    queue::Listing { filter: queue::Filter::default(), sort: None, descending: false, limit: 9, cursor: None }
+}
+
+/// A host that is well may put off one recipient, and another for another reason: each says its own, and the hop the last.
+#[tokio::test]
+async fn what_waits_says_why_also_where_its_hop_is_well() {
+    let fixture = Fixture::still();
+    let listed = || -> Vec<Option<String>> {
+        let page = fixture.relay.list(&everything(), Instant::now() + HOUR).unwrap();
+        page.entries.into_iter().map(|entry| entry.last).collect()
+    };
+    let refused = |text: &str| {
+        let reply = Reply { code: 451, status: None, text: text.into() };
+        Err(Setback::Answered { host: "mx".into(), command: "RCPT", reply })
+    };
+    let mut items = Vec::new();
+    for to in ["one@contoso.com", "two@contoso.com"] {
+        assert_eq!(fixture.send("erin@fabrikam.com", &[to], "\r\n").await.code, 250);
+        items.push(fixture.item());
+    }
+    assert_eq!(listed(), [None, None]);
+    for (item, text) in items.iter().zip(["greylisted", "mailbox full"]) {
+        let reply = [(0, refused(text))];
+        assert_eq!(schedule::Feedback::of(reply[0].1.as_ref().map(|_: &Delivered| ())), schedule::Feedback::Ok);
+        fixture.settle(item.clone(), reply.into()).await;
+    }
+    let why = |text: &str| Some(format!("mx answered RCPT with 451 {text}"));
+    assert_eq!(listed(), [why("greylisted"), why("mailbox full")]);
+    assert_eq!(fixture.relay.lanes(9)[0].last, why("mailbox full"));
+
+    // The next attempt says something else; and who is through says nothing any more.
+    fixture.settle(Item { attempts: 1, ..items[0].clone() }, vec![(0, refused("not now"))]).await;
+    assert_eq!(listed(), [why("not now"), why("mailbox full")]);
+    let (host, proof) = ("mx".to_owned(), Arc::new(Proof::Plain));
+    let done = Ok(Delivered { host, reply: Reply::ok(), proof, dsn: false });
+    fixture.settle(Item { attempts: 1, ..items[0].clone() }, vec![(0, done)]).await;
+    assert_eq!(listed(), [why("mailbox full")]);
+}
+
+/// Asked for now, what waited for its time is counted once; and taken away, not at all.
+#[tokio::test]
+async fn what_is_changed_counts_once() {
+    for (change, expected) in [(queue::Change::Retry, (2, 1)), (queue::Change::Remove, (0, 1))] {
+        let fixture = Fixture::still();
+        for to in ["one@contoso.com", "two@contoso.com", "other@contoso.com"] {
+            assert_eq!(fixture.send("erin@fabrikam.com", &[to], "\r\n").await.code, 250);
+            fixture.settle(fixture.item(), vec![(0, Err(answered(451)))]).await;
+        }
+        let depth = || (fixture.depth().ready, fixture.depth().later);
+        assert_eq!(depth(), (0, 3));
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        let by = queue::By { who: "root".to_owned(), reason: None };
+        let ids: Vec<String> = fixture.relay.list(&everything(), Instant::now() + HOUR).unwrap().entries[..2]
+            .iter()
+            .map(|entry| entry.id.clone())
+            .collect();
+        let filter = queue::Filter { id: Some(ids.join(",")), ..queue::Filter::default() };
+        // No worker begins before this test waits for something.
+        let changed = fixture.relay.change(change, &filter, &by, None, Instant::now() + HOUR).await.unwrap();
+        assert_eq!((changed.changed, depth()), (2, expected), "{change:?}");
+        fixture.relay.begin_stop();
+    }
+}
+
 /// Tried while its client waits, a message of which one recipient goes in circles is kept for the other and answered 250;
 /// each is settled once, and what is cut is reported.
 #[tokio::test]
@@ -929,6 +1141,77 @@ async fn early_a_recipient_that_is_cut_is_kept_and_reported_like_any_other() {
     assert_eq!(fixture.count("FAIL", "one@contoso.com goes in circles"), 1, "{:?}", fixture.events);
     assert_eq!((fixture.count("FAIL", ""), fixture.count("RECEIVE", "")), (1, 1), "{:?}", fixture.events);
     assert_eq!(fixture.relay.waiting(), 2, "the message for the other, and the report");
+}
+
+/// Takes one message a connection, and offers nothing.
+async fn plain_hop() -> std::net::SocketAddr {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let (mut line, mut in_data) = (String::new(), false);
+        let mut reply = "220 here\r\n";
+        loop {
+            stream.write_all(reply.as_bytes()).await.unwrap();
+            line.clear();
+            if stream.read_line(&mut line).await.unwrap() == 0 {
+                return;
+            }
+            (reply, in_data) = match line.as_str() {
+                ".\r\n" => ("250 taken\r\n", false),
+                _ if in_data => ("", true),
+                "DATA\r\n" => ("354 go on\r\n", true),
+                _ => ("250 so it is\r\n", false),
+            };
+        }
+    });
+    address
+}
+
+/// A report of success is written behind the answer: on a disk that hangs the client would give up, and send again what was
+/// delivered.
+#[tokio::test]
+async fn early_the_client_does_not_wait_for_a_report() {
+    for (to, expected) in [(&[THREE[0]][..], 250), (&[THREE[0], "eve@fabrikam.com"], 452)] {
+        let fixture = Fixture::new(Duration::from_secs(1));
+        let hop = plain_hop().await;
+        fixture.relay.replace(snapshot(&|text| {
+            text.replace("[spool]", "[spool]\nacknowledge = \"delivered-or-durable\"").replacen(
+                "smart_hosts = [\"127.0.0.1:1\"]",
+                &format!("smart_hosts = [\"{hop}\"]"),
+                1,
+            )
+        }));
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        fixture.disk.hold();
+        let (snapshot, connector) = (fixture.relay.snapshot(), fixture.connector("internet"));
+        let verdict = Arc::new(Verdict::new(&connector, None, Clause::NotAsked, Clause::NotAsked));
+        let ip = [192, 0, 2, 1].into();
+        let asked = Asked { connector: &connector, peer: ip, mail: None, routed: 0, verdict: &verdict };
+        let mut envelope = envelope("erin@fabrikam.com");
+        let notify = Notify::On { success: true, failure: true, delay: false };
+        envelope.recipients = to.iter().map(|to| Recipient { notify, ..recipient(to) }).collect();
+        let mut routed = Vec::new();
+        for recipient in &envelope.recipients {
+            routed.extend(fixture.relay.check_recipient(&snapshot, &asked, recipient.clone()).unwrap());
+        }
+        let mut draft = fixture.relay.draft();
+        draft.push("\r\n".to_owned().into()).await.unwrap();
+        let peer = Peer { ip, hello: "client.example".into(), extended: true, tls: None, user: None };
+        let submission = Submission { envelope, routed, draft, connector: Arc::clone(&connector), peer, verdict };
+        let reply = tokio::time::timeout(Duration::from_secs(10), fixture.relay.take(&snapshot, submission)).await;
+        assert_eq!(reply.expect("it waits for the disk").code, expected);
+        fixture.disk.release();
+        let end = Instant::now() + Duration::from_secs(10);
+        while fixture.count("DSN", "erin@fabrikam.com") < 1 {
+            assert!(Instant::now() < end, "{:?}", fixture.events);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(fixture.count("SEND", THREE[0]), 1, "{:?}", fixture.events);
+        assert!(fixture.relay.stop(tokio::time::Instant::now() + Duration::from_secs(10)).await, "all of it has ended");
+    }
 }
 
 /// F-061, F-062: an attempt that ends inside the relay takes neither its lane nor its message with it; a copy that does it

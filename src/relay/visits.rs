@@ -17,7 +17,7 @@ use super::Snapshot;
 use crate::config::{Config, ConnectorName, Hybrid, Origin, Side};
 use crate::directory::Lookup;
 use crate::message::visit::{Key, Mark, Visit};
-use crate::message::{Address, Recipient};
+use crate::message::{Address, OrganizationHeaders, Recipient};
 use crate::outcome::Setback;
 use crate::route::resolve::{Asking, Rules};
 use crate::route::{CopyRecipient, Hop, HopCopy, Reason, Routed};
@@ -137,6 +137,20 @@ pub(super) fn came_from_inside(snapshot: &Snapshot, message: &Message) -> bool {
     let config = &snapshot.config;
     let by = config.receive_connectors.iter().find(|connector| *connector.name.0 == *message.connector);
     by.is_some_and(|by| is_inside(config, by.origin, message.envelope.sender.as_ref(), snapshot.directory.as_ref()))
+}
+
+/// Are reports to its sender free of the limit for those outside? Our own people did write, and so did our applications,
+/// whatever name they write under.
+pub(super) fn is_unlimited(snapshot: &Snapshot, message: &Message) -> bool {
+    let config = &snapshot.config;
+    let by = config.receive_connectors.iter().find(|connector| *connector.name.0 == *message.connector);
+    let origin = match by {
+        Some(by) => by.origin,
+        // It was removed or renamed. That what the message brought was believed says that it came from us.
+        None if message.organization == OrganizationHeaders::Believed => Origin::OnPremises,
+        None => Origin::Internet,
+    };
+    origin == Origin::Client || is_inside(config, origin, message.envelope.sender.as_ref(), snapshot.directory.as_ref())
 }
 
 /// How this recipient would be routed now.

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use super::disk::DiskFile;
 use super::format::{Content, Decoded, Salt};
+use super::remarks::{Number, Remarks};
 use super::{CopyStanding, Deferral, End, Settlement, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
@@ -24,6 +25,8 @@ use crate::route::{Hop, HopCopy};
 #[derive(Debug, Default)]
 pub struct Index {
     messages: HashMap<MessageId, Box<Entry>>,
+    /// Why those wait that were tried: each copy of theirs has a number of it.
+    remarks: Remarks,
     /// The log, oldest first; the last is written to.
     pub segments: BTreeMap<u32, Segment>,
     /// Bytes of records of messages that wait.
@@ -130,6 +133,7 @@ struct CopyState {
     attempts: u16,
     warned: bool,
     held: bool,
+    remark: Number,
     /// Microseconds, so that an entry stays small; [`i64::MIN`] is never.
     until: i64,
 }
@@ -193,6 +197,7 @@ impl Entry {
                 attempts: 0,
                 warned: false,
                 held: false,
+                remark: 0,
                 until: i64::MIN,
             }
         };
@@ -268,8 +273,7 @@ impl Entry {
         })
     }
 
-    /// The copies of `plan` of which somebody is open, as they stand.
-    pub fn standing(&self, plan: Vec<HopCopy>) -> Vec<CopyStanding> {
+    fn standing(&self, plan: Vec<HopCopy>, remarks: &Remarks) -> Vec<CopyStanding> {
         let copies = (0..).zip(self.copies.iter()).zip(plan).filter(|((_, copy), _)| !copy.open.is_empty());
         copies
             .map(|((number, copy), plan)| CopyStanding {
@@ -280,6 +284,7 @@ impl Entry {
                 attempts: copy.attempts,
                 warned: copy.warned,
                 held: copy.held,
+                remark: remarks.get(copy.remark),
             })
             .collect()
     }
@@ -337,6 +342,20 @@ impl Index {
         self.messages.get(&id).map(|entry| &**entry)
     }
 
+    /// The copies of a message of which somebody is open, as they stand.
+    pub fn standing(&self, id: MessageId, plan: Vec<HopCopy>) -> Option<Vec<CopyStanding>> {
+        Some(self.get(id)?.standing(plan, &self.remarks))
+    }
+
+    /// Why a copy waits, until it is said again or nobody of it is open; see [`Remarks::take`].
+    pub fn remark(&mut self, id: MessageId, copy: u16, words: &str, short: &str) {
+        let copy = self.messages.get_mut(&id).and_then(|entry| entry.copies.get_mut(usize::from(copy)));
+        if let Some(copy) = copy.filter(|copy| !copy.open.is_empty()) {
+            self.remarks.release(std::mem::take(&mut copy.remark));
+            copy.remark = self.remarks.take(words, short);
+        }
+    }
+
     /// Is this recipient still open?
     pub fn is_open(&self, settlement: &Settlement) -> bool {
         self.messages
@@ -377,6 +396,9 @@ impl Index {
     pub fn settle(&mut self, settlement: &Settlement) -> Option<Box<Entry>> {
         let entry = self.messages.get_mut(&settlement.id)?;
         entry.settle(settlement);
+        if let Some(copy) = entry.copies.get_mut(usize::from(settlement.copy)).filter(|copy| copy.open.is_empty()) {
+            self.remarks.release(std::mem::take(&mut copy.remark));
+        }
         if entry.is_done() { self.remove(settlement.id) } else { None }
     }
 
@@ -389,7 +411,10 @@ impl Index {
 
     /// A message is gone.
     pub fn remove(&mut self, id: MessageId) -> Option<Box<Entry>> {
-        let entry = self.messages.remove(&id)?;
+        let mut entry = self.messages.remove(&id)?;
+        for copy in entry.copies.iter_mut().filter(|copy| copy.remark != 0) {
+            self.remarks.release(std::mem::take(&mut copy.remark));
+        }
         self.count_out(entry.place);
         // A million messages came and went: do not keep their table.
         if self.messages.capacity() > 4096 && self.messages.len() < self.messages.capacity() / 8 {

@@ -67,6 +67,8 @@ pub struct CopyStanding {
     pub warned: bool,
     /// An operator holds it.
     pub held: bool,
+    /// What [`Spool::remark`] said of it in this run.
+    pub remark: Option<Arc<str>>,
 }
 
 /// What is known of one copy's attempts.
@@ -117,6 +119,11 @@ impl Spool {
         let deferral = index.get(id)?.deferral(id, copy);
         let none = Known { until: None, attempts: 0, warned: false };
         Some(deferral.map_or(none, |it| Known { until: Some(it.until), attempts: it.attempts, warned: it.warned }))
+    }
+
+    /// Why a copy waits, in words for whoever looks; and in fewer, should there be too many different ones. In memory only.
+    pub fn remark(&self, id: MessageId, copy: u16, words: &str, short: &str) {
+        self.shared.index().remark(id, copy, words, short);
     }
 
     /// Is the disk such that nothing can be written at the moment?
@@ -193,7 +200,7 @@ impl Shared {
         let content = match decoded.content {
             Content::Inline { len } | Content::Own { len, .. } => len,
         };
-        let copies = self.index().get(found.id)?.standing(decoded.copies);
+        let copies = self.index().standing(found.id, decoded.copies)?;
         Some(Standing {
             id: found.id,
             accepted: decoded.accepted,

@@ -45,6 +45,7 @@ mod look;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod recover;
+mod remarks;
 mod shelf;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@
 
 import { get, hasToken, line, onRefused, setToken } from "./api.js";
 import { fill, h, s, setText, span } from "./dom.js";
-import { go, here, isAsking, link, show, shut } from "./shell.js";
+import { go, here, hush, isAsking, link, show, shut } from "./shell.js";
 import * as state from "./status.js";
 import { connectors } from "./connectors.js";
 import { explain } from "./explain.js";
@@ -239,6 +239,7 @@ function enter() {
   const [path, label, , , make] = found;
   if (path === current && view) return view.change?.(params);
   shut(false);
+  hush();
   view?.stop();
   current = path;
   parts.links.forEach((one, place) => {

@@ -27,6 +27,8 @@ const THIN = 2;
 /** One recipient is at most so thick: two messages at night are no flood. */
 const THICK = 26;
 const NARROW = 640;
+/** From the end of one node to the next there is at least so much, in px: a label with air above and below. */
+const ROOM = 27;
 
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -172,6 +174,21 @@ function graph(paths, columns) {
   };
 }
 
+/** What is drawn thicker than it is, so that it can be seen, must not take the room of the next one's label. */
+function spread(nodes) {
+  const columns = new Map();
+  for (const node of nodes) columns.set(node.layer, [...(columns.get(node.layer) ?? []), node]);
+  for (const column of columns.values()) {
+    let free = 0;
+    for (const node of column.sort((a, b) => a.y0 - b.y0)) {
+      const down = Math.max(0, free - node.y0);
+      node.y0 += down;
+      node.y1 += down;
+      free = Math.max(node.y1, node.y0 + THIN) + ROOM;
+    }
+  }
+}
+
 const word = (node, lumped) => (node.name === null ? `${lumped} others` : node.name || NOWHERE[node.field] || "unknown");
 
 /** What choosing it asks for. Those that were summed up have no name to ask by. */
@@ -218,21 +235,24 @@ function painter(place, choose) {
     }
     if (!svg.isConnected) fill(place, svg);
     const rows = Math.max(...columns.map(([field]) => nodes.filter((node) => node.field === field).length));
-    const height = Math.max(narrow ? 220 : 340, Math.min(900, rows * 34 + 40));
+    const least = Math.max(narrow ? 220 : 340, Math.min(900, rows * 40 + 40));
     const [left, right] = narrow ? [0, 0] : [150, Math.max(170, Math.min(280, width * 0.21))];
-    const padding = narrow ? 26 : 20;
     const most = Math.max(...columns.map(([column]) => nodes.filter(({ field }) => field === column).reduce((sum, node) => sum + total(node), 0)));
-    const bottom = Math.min(height - 12, 40 + most * THICK + (rows - 1) * padding);
-    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    svg.setAttribute("height", height);
+    const bottom = Math.min(least - 12, 40 + most * THICK + (rows - 1) * ROOM);
     const depth = new Map(columns.map(([field], index) => [field, index]));
-    sankey()
+    const layout = sankey()
       .nodeId((node) => node.key)
       .nodeWidth(10)
-      .nodePadding(padding)
+      .nodePadding(ROOM)
       .nodeAlign((node, count) => depth.get(node.field) ?? justify(node, count))
       .extent([[left + 2, 40], [width - right - 2, bottom]])
-      .iterations(12)({ nodes, links });
+      .iterations(12);
+    layout({ nodes, links });
+    spread(nodes);
+    layout.update({ nodes, links });
+    const height = Math.ceil(Math.max(least, ...nodes.map((node) => node.y1 + 12)));
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("height", height);
     const text = (node) => word(node, lumped);
     drawTitles(titles, columns, nodes, narrow);
     drawBoxes(boxes, nodes, text, narrow, right, choose);

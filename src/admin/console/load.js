@@ -132,7 +132,8 @@ function oneChart(wrapper, { title, unit, say, series, log }, data) {
     {
       width: canvas.clientWidth || 300,
       height: height(),
-      padding: [8, 8, 0, 0],
+      // The last time stands under the last line, and half of it beyond.
+      padding: [8, 30, 0, 0],
       legend: { show: false },
       cursor: { sync: { key: "causeway" }, points: { size: 7 }, drag: { x: false, y: false } },
       scales: { x: { time: true }, y: log ? { distr: 3, range: (_, min, max) => [Math.min(min || 1, 1), Math.max(max || 10, 10) * 1.3] } : { range: top } },

@@ -443,7 +443,7 @@ function oneCopy({ entry, recipients, warned, resting, attempts = [] }) {
           h(
             "li",
             { class: tone(one.event) },
-            h("div", { class: "attempt-head" }, time(one.time), h("strong", {}, one.event), one.to?.length > 0 && people(one.to)),
+            h("div", { class: "attempt-head" }, time(one.time), h("strong", {}, one.event), one.attempt && h("span", { class: "muted small" }, `attempt ${number(one.attempt)}`), one.to?.length > 0 && people(one.to)),
             h("div", { class: "muted small wrap" }, [one.host, one.tls].filter(Boolean).join(" · ")),
             h("div", { class: "wrap" }, one.reply?.includes(one.status ?? "") ? one.reply : [one.status, one.reply].filter(Boolean).join(" ")),
           ),

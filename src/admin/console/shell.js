@@ -111,6 +111,11 @@ export const isAsking = () => document.querySelector("dialog[open]") !== null;
 
 const notes = h("div", { class: "notes", role: "status", "aria-live": "polite" });
 
+/** Another view: what was said of the last one is done with, but for what went wrong. */
+export function hush() {
+  for (const one of notes.querySelectorAll(".note:not(.bad)")) one.remove();
+}
+
 /** Says what came of something, and goes away; `say` says something else, `away` takes it back. */
 export function note(text, tone = "good") {
   if (!notes.isConnected) document.body.append(notes);
