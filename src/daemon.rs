@@ -105,8 +105,9 @@ pub enum Error {
 /// Why it could not start.
 pub fn run(path: &Path) -> Result<(), Error> {
     let text = config::read(path).map_err(Error::Configuration)?;
-    let config = config::parse(&text, path).map_err(Error::Configuration)?;
+    let (config, warnings) = config::parse_with_warnings(&text, path).map_err(Error::Configuration)?;
     log::start(&config.log);
+    warn_of(&warnings);
     privileges::take_descriptors();
     let listeners = bind_all(&config)?;
     let (text, config) = match &config.user {
@@ -371,7 +372,7 @@ impl Daemon {
                 }
                 changed = watcher.changed() => {
                     info!(files = %changed, "files changed: reading them again");
-                    if self.reread() {
+                    if self.adopt(self.text.clone(), Faulty::LeaveAlone(&changed)) {
                         self.certificates.look(&self.config, Timestamp::now()).await;
                     }
                 }
@@ -397,7 +398,7 @@ impl Daemon {
         match config::read(&self.config.path) {
             Ok(text) => self.adopt(text, Faulty::Refuse),
             Err(problems) => {
-                refused(&problems);
+                refused(&problems, Faulty::Refuse);
                 false
             }
         }
@@ -406,16 +407,16 @@ impl Daemon {
     /// Reads the files that the configuration names again, without the configuration itself: it may be half edited. A
     /// certificate, key or file of roots that is worse than what is in use is left alone until it changes again.
     pub fn reread(&mut self) -> bool {
-        self.adopt(self.text.clone(), Faulty::LeaveAlone)
+        self.adopt(self.text.clone(), Faulty::LeaveAlone("all files"))
     }
 
-    fn adopt(&mut self, text: String, faulty: Faulty) -> bool {
+    fn adopt(&mut self, text: String, faulty: Faulty<'_>) -> bool {
         let read_at = SystemTime::now();
         let parsed = config::parse_over(&text, &self.config.path, &self.config, Timestamp::now());
-        let (config, kept) = match parsed {
-            Ok((config, kept)) => (Arc::new(config), kept),
+        let (config, warnings, kept) = match parsed {
+            Ok((config, warnings, kept)) => (Arc::new(config), warnings, kept),
             Err(problems) => {
-                refused(&problems);
+                refused(&problems, faulty);
                 return false;
             }
         };
@@ -425,16 +426,22 @@ impl Daemon {
                 error!("the new configuration is faulty; the old one stays");
                 return false;
             }
-            Faulty::Refuse | Faulty::LeaveAlone => {}
+            Faulty::Refuse | Faulty::LeaveAlone(_) => {}
         }
-        let but = if kept.is_empty() { "" } else { "; but for the certificates that were refused" };
+        let but = if kept.is_empty() { "" } else { "; what was refused stays as it was" };
         self.certificates.kept(kept);
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
                 self.config = config;
                 self.read_at = read_at;
                 self.text = text;
-                info!("the new configuration is in force{but}");
+                match faulty {
+                    Faulty::Refuse => {
+                        warn_of(&warnings);
+                        info!("the new configuration is in force");
+                    }
+                    Faulty::LeaveAlone(files) => info!("{files}: read again{but}"),
+                }
                 true
             }
             Err(error) => {
@@ -551,18 +558,28 @@ fn as_user(error: Error, config: &Config) -> Error {
 
 /// What is done with a certificate that is worse than the one in use.
 #[derive(Clone, Copy)]
-enum Faulty {
+enum Faulty<'a> {
     /// Somebody changed the configuration and is to hear of it: nothing of it is taken.
     Refuse,
-    /// A file changed: the others are taken.
-    LeaveAlone,
+    /// These files changed: what is good of them is taken.
+    LeaveAlone(&'a str),
 }
 
-fn refused(problems: &Problems) {
+fn refused(problems: &Problems, faulty: Faulty<'_>) {
     for problem in problems.errors() {
         error!("{problem}");
     }
-    error!("the new configuration is faulty; the old one stays");
+    match faulty {
+        Faulty::Refuse => error!("the new configuration is faulty; the old one stays"),
+        Faulty::LeaveAlone(files) => error!("{files}: cannot be used; what is in use stays"),
+    }
+}
+
+/// What `check` would warn of, a key that everybody can read say: not everybody runs it.
+fn warn_of(warnings: &Problems) {
+    for warning in warnings.warnings() {
+        warn!("{warning}");
+    }
 }
 
 fn snapshot(

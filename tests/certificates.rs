@@ -313,7 +313,7 @@ fn s067_the_log_warns_of_certificates() {
     daemon.wait_for_log("the certificate of the issuer (CN=Middle) is missing from the file");
     daemon.hang_up();
     daemon.wait_for_log("SIGHUP");
-    wait_until("it was read again", PATIENCE, || daemon.times_logged("the new configuration is in force") >= 2);
+    wait_until("it was read again", PATIENCE, || daemon.times_logged("the new configuration is in force") >= 1);
     for said in ["ends in 19 days", "ends in 4 days", "is missing from the file"] {
         assert_eq!(daemon.times_logged(said), 1, "{said}: {}", daemon.log_text());
     }

@@ -432,8 +432,47 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
             "tls =",
             "certificate = \"mail.crt\"\nkey = \"other.key\"\ntls =",
             &[
-                r#"error:18:1: send_connector "out": certificate: FOLDER/other.key: the key does not belong to the first certificate in FOLDER/mail.crt; one of the two is another server's, or was not renewed with it"#,
+                r#"error:19:1: send_connector "out": key: FOLDER/other.key: the key does not belong to the first certificate in FOLDER/mail.crt; one of the two is another server's, or was not renewed with it"#,
             ],
+        ),
+        // A file that is not there is told where it is named.
+        (
+            "mail.crt",
+            "gone.crt",
+            &[
+                r#"error:13:1: receive_connector "in": certificate: FOLDER/gone.crt: No such file or directory (os error 2)"#,
+            ],
+        ),
+        (
+            "mail.key",
+            "gone.key",
+            &[r#"error:14:1: receive_connector "in": key: FOLDER/gone.key: No such file or directory (os error 2)"#],
+        ),
+        (
+            "mail.key",
+            "recipients.csv",
+            &[
+                r#"error:14:1: receive_connector "in": key: FOLDER/recipients.csv: there is no key in it (a line -----BEGIN PRIVATE KEY----- is expected)"#,
+            ],
+        ),
+        (
+            "origin",
+            "users_file = \"gone\"\norigin",
+            &[
+                r#"error:12:1: receive_connector "in": users_file: FOLDER/gone cannot be read: No such file or directory (os error 2)"#,
+            ],
+        ),
+        (
+            "recipients.csv",
+            "gone.csv",
+            &[
+                r#"error:7:1: directory "gone.csv": path: FOLDER/gone.csv cannot be read: No such file or directory (os error 2)"#,
+            ],
+        ),
+        (
+            "tls = \"opportunistic\"",
+            "tls = \"certificate\"\nca_file = \"gone.pem\"",
+            &[r#"error:19:1: send_connector "out": ca_file: FOLDER/gone.pem: No such file or directory (os error 2)"#],
         ),
         // Logins. S-166: no secret that everybody can read.
         (
@@ -600,7 +639,7 @@ fn what_several_connectors_name_is_wrong_once() {
     let found = place.findings(&text);
     let [pair, roots] = found.as_slice() else { panic!("{found:?}") };
     assert!(
-        pair.starts_with("error:13:1: receive_connector \"in\": certificate: FOLDER/other.key: the key does not "),
+        pair.starts_with("error:14:1: receive_connector \"in\": key: FOLDER/other.key: the key does not "),
         "{pair}"
     );
     assert!(pair.ends_with("; it is also named by send_connector \"two\", send_connector \"three\""), "{pair}");

@@ -467,7 +467,7 @@ async fn the_demo_opens_on_a_living_picture() {
     browser.until("a line on each of three charts", &drawn).await;
     browser.shot("load").await;
     assert_eq!(browser.complaints().await, Vec::<String>::new());
-    demo.line_with("the trickle: ");
+    demo.line_with("trickle: ");
     demo.stop();
 }
 

@@ -139,6 +139,46 @@ fn a_mailbox_server_may_be_known_by_its_addresses() {
     assert_eq!(world.status.code(), Some(2), "{}", said(&world));
 }
 
+/// What a first try needs: who is who where all have one address, which folder was made, which authority Postfix must
+/// know, and that the second relay of a host needs its own address for the admin API.
+#[test]
+fn a_trial_on_one_host_is_told_what_it_needs() {
+    let place = Place::new();
+    let more = ["--admin", "127.0.0.1:8026", "--other-host", "127.0.0.1:2525", "--listen", "127.0.0.1:2626"];
+    let args = flags("3", "cloud", "causeway");
+    let named: Vec<&str> = args.iter().map(String::as_str).collect();
+    // One flag cannot be given twice.
+    let at = named.iter().position(|flag| *flag == "--other-host").expect("the flag");
+    let kept = named[..at].iter().chain(&named[at + 2..]).copied().chain(more).chain([
+        "--other-name",
+        "mail.contoso.com",
+        "-o",
+        "a-slip/causeway.toml",
+    ]);
+    let kept: Vec<&str> = kept.collect();
+    let written = place.init(&kept);
+    let text = said(&written);
+    assert_eq!(written.status.code(), Some(0), "{text}");
+    for line in [
+        "The folder a-slip is made for it.",
+        "Firewall (this relay is cloud.contoso.com)",
+        "TCP 2626         the other side (127.0.0.1) -> this relay\n",
+        "TCP 2626         the mailbox server (mailboxes.contoso.com) -> this relay\n",
+        "TCP 2525         this relay -> the other side (127.0.0.1)\n",
+        "smtp_tls_CAfile",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let configuration = fs::read_to_string(place.file("a-slip/causeway.toml")).expect("the configuration");
+    assert!(configuration.contains("[admin]\nlisten = \"127.0.0.1:8026\""), "{configuration}");
+    let again = place.init(&[&kept[..], &["--force"]].concat());
+    assert!(!said(&again).contains("is made for it"), "{}", said(&again));
+    let open = place.init(&[&kept[..], &["--force", "--admin", "0.0.0.0:8026"]].concat());
+    assert_eq!(open.status.code(), Some(2), "{}", said(&open));
+    let lost = said(&place.check("a-slip/causeway.toml", &["--other-side", "nope.toml"]));
+    assert!(lost.contains("is this its path (--other-side FILE)?"), "{lost}");
+}
+
 #[test]
 fn nothing_is_overwritten_by_accident() {
     let place = Place::new();
@@ -310,7 +350,7 @@ fn what_is_printed_is_what_the_others_need() {
                 "-DomainType InternalRelay",
                 "External forwards need SRS",
             ],
-            &["RestrictDomainsToCertificate", "Internet -> mail.contoso.com\n", "--other-side"],
+            &["RestrictDomainsToCertificate", "Internet -> this relay\n", "--other-side"],
         ),
         (
             "2",
@@ -325,6 +365,7 @@ fn what_is_printed_is_what_the_others_need() {
             "exchange-online",
             &[
                 "MX    10 mail.contoso.com.",
+                "Internet -> this relay\n",
                 "\"v=spf1 a:mail.contoso.com -all\"",
                 "-RecipientDomains \"*\"",
                 "-RouteAllMessagesViaOnPremises $true",

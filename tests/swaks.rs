@@ -594,6 +594,8 @@ fn clients_submit_after_a_login() {
     assert_eq!(status, NO_LOGIN, "{said}");
     assert!(said.contains("<~* 535 5.7.8 "), "{said}");
     assert!(began.elapsed() >= std::time::Duration::from_secs(1), "a failure is answered late");
+    world.daemon.wait_for_log("a login failed: that is not the password of this user");
+    assert_eq!(world.daemon.times_logged("\"user\":\"tim\""), 5, "{}", world.daemon.log_text());
 
     let (status, said) = world.swaks(SUBMISSION, &["--tls"]);
     assert_eq!(status, MAIL_REFUSED, "nobody: {said}");
@@ -655,7 +657,7 @@ fn the_users_file_is_read_again_when_it_changes() {
 
         world.scratch.write("users", hash_password(&["--user", "anna"], "other\n").1);
         wait_until("the file is read again", PATIENCE, || world.daemon.times_logged(": 1 user\"") >= 2);
-        wait_until("it is in force", PATIENCE, || world.daemon.times_logged("the new configuration is in force") >= 2);
+        wait_until("it is in use", PATIENCE, || world.daemon.times_logged("users: read again") >= 2);
         let reply = say("MAIL FROM:<tim@contoso.com>").await;
         assert!(reply.starts_with("421 4.7.0 "), "{reply}");
     });

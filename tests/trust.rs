@@ -238,10 +238,10 @@ async fn s063_s064_each_clause_decides_and_says_so() {
     let forged = Authority::new("somebody else").identity(&[demo::CLOUD]);
     let expired = test.world.authority.identity_as(&Template::new(&[demo::CLOUD]).expired());
     let ours = "X-OriginatorOrg: contoso.com\r\n";
-    const NO: &str = "internal: no, by connector";
+    const NO: &str = "internal: no, receive connector \"internet\" does not have internal = true";
     const STRANGER: &str = "internal: no, by originator_org; it counts as from the Internet";
-    const CLOUD: &str = "connector \"from-cloud\" (0.0.0.0/0): true";
-    const INTERNET: &str = "connector \"internet\" (0.0.0.0/0): true";
+    const CLOUD: &str = "connector \"from-cloud\" (0.0.0.0/0): matched";
+    const INTERNET: &str = "connector \"internet\" (0.0.0.0/0): matched";
     const NAMED: &str = "name mail.protection.outlook.com: true";
     type Row<'a> = (&'a str, Option<Option<&'a Identity>>, &'a str, &'a str, &'a [&'a str]);
     let rows: &[Row<'_>] = &[
@@ -303,8 +303,8 @@ async fn s063_s064_each_clause_decides_and_says_so() {
             &[
                 NO,
                 INTERNET,
-                "connector \"from-cloud\": false, certificate: its certificate (mail.protection.outlook.com) was not accepted",
-                "connector \"partner\": false, certificate: ",
+                "connector \"from-cloud\": did not match, certificate: its certificate (mail.protection.outlook.com) was not accepted",
+                "connector \"partner\": did not match, certificate: ",
             ],
         ),
         (
@@ -315,9 +315,9 @@ async fn s063_s064_each_clause_decides_and_says_so() {
             &[
                 NO,
                 INTERNET,
-                "connector \"from-cloud\": false, name: demanded a certificate for mail.protection.outlook.com, \
+                "connector \"from-cloud\": did not match, name: demanded a certificate for mail.protection.outlook.com, \
              saw one for mail.stranger.example",
-                "connector \"partner\": false, name: ",
+                "connector \"partner\": did not match, name: ",
             ],
         ),
         (
@@ -328,8 +328,8 @@ async fn s063_s064_each_clause_decides_and_says_so() {
             &[
                 NO,
                 INTERNET,
-                "connector \"from-cloud\": false, certificate: its certificate (mail.protection.outlook.com) was not accepted: it was valid until",
-                "connector \"partner\": false, certificate: ",
+                "connector \"from-cloud\": did not match, certificate: its certificate (mail.protection.outlook.com) was not accepted: it was valid until",
+                "connector \"partner\": did not match, certificate: ",
             ],
         ),
         (
@@ -340,8 +340,8 @@ async fn s063_s064_each_clause_decides_and_says_so() {
             &[
                 NO,
                 INTERNET,
-                "connector \"from-cloud\": false, certificate: none was presented",
-                "connector \"partner\": false, certificate: none was presented",
+                "connector \"from-cloud\": did not match, certificate: none was presented",
+                "connector \"partner\": did not match, certificate: none was presented",
             ],
         ),
         (
@@ -352,8 +352,8 @@ async fn s063_s064_each_clause_decides_and_says_so() {
             &[
                 NO,
                 INTERNET,
-                "connector \"from-cloud\": false, certificate: the session is not in TLS",
-                "connector \"partner\": false, certificate: the session is not in TLS",
+                "connector \"from-cloud\": did not match, certificate: the session is not in TLS",
+                "connector \"partner\": did not match, certificate: the session is not in TLS",
             ],
         ),
     ];
@@ -509,7 +509,7 @@ async fn a_partner_comes_its_own_way_also_after_starttls() {
     let mut test = Test::start().await;
     let partner = test.identity("mail.partner.example");
     let cloud = test.identity(demo::CLOUD);
-    const ELSEWHERE: &str = "connector \"internet\" (0.0.0.0/0): true";
+    const ELSEWHERE: &str = "connector \"internet\" (0.0.0.0/0): matched";
     let message = content("");
     let mut client = Client::connect(test.world.internet_door).await;
     let refused = |sent: (&'static str, Reply)| {
@@ -519,12 +519,12 @@ async fn a_partner_comes_its_own_way_also_after_starttls() {
     refused(client.send("<a@partner.example>", &["julie@contoso.com"], message.as_bytes()).await);
     let because = test.because("FAIL");
     assert_eq!(because[1], ELSEWHERE);
-    assert_eq!(because[3], "connector \"partner\": false, certificate: the session is not in TLS");
+    assert_eq!(because[3], "connector \"partner\": did not match, certificate: the session is not in TLS");
     // The same connection, now with a certificate.
     client.secure(Some(&partner)).await;
     taken(&client.send("<a@partner.example>", &["julie@contoso.com"], message.as_bytes()).await, "proved");
     test.arrival().await;
-    assert_eq!(test.because("RECEIVE")[1], "connector \"partner\" (0.0.0.0/0): true");
+    assert_eq!(test.because("RECEIVE")[1], "connector \"partner\" (0.0.0.0/0): matched");
     // Who is the partner sends as nobody else.
     let (at, reply) = client.send("<a@fabrikam.com>", &["julie@contoso.com"], message.as_bytes()).await;
     assert_eq!((at, reply.code), ("MAIL", 550), "{reply}");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::attribute::{Attribution, attribute};
 use super::drive::Reception;
@@ -229,6 +229,7 @@ impl RelayReception {
             return Answer::Refuse(Reply::login_unavailable());
         };
         let name: Box<str> = credentials.username.as_str().into();
+        let known = users.knows(&name);
         match self.logins.judge(self.client_ip, users, credentials).await {
             logins::Verdict::Welcome => {
                 info!(peer = %self.client_ip, connector = %self.attribution.connector.name, user = %name, "logged in");
@@ -236,13 +237,23 @@ impl RelayReception {
                 Answer::Go
             }
             logins::Verdict::Wrong { delay } => {
-                // The name may be a password that was typed into the wrong field.
-                debug!(peer = %self.client_ip, connector = %self.attribution.connector.name, "a login failed");
+                // After some of them no password from there is looked at, so no client fills the log.
+                let (peer, connector) = (self.client_ip, &self.attribution.connector.name);
+                if known {
+                    warn!(%peer, %connector, user = %name, "a login failed: that is not the password of this user");
+                } else {
+                    // The name may be a password that was typed into the wrong field.
+                    warn!(%peer, %connector, "a login failed: there is no user of that name");
+                }
+                self.relay.meter().login_failed();
                 // Nobody but this session waits.
                 sleep(delay).await;
                 Answer::Refuse(Reply::login_refused())
             }
-            logins::Verdict::Locked => Answer::Refuse(Reply::login_locked()),
+            logins::Verdict::Locked => {
+                self.relay.meter().login_failed();
+                Answer::Refuse(Reply::login_locked())
+            }
             logins::Verdict::Busy => Answer::Refuse(Reply::login_unavailable()),
         }
     }

@@ -122,6 +122,7 @@ fn counters(text: &mut Text, meter: &Meter, config: &Config) {
         ("causeway_accepted_messages_total", "Messages that were acknowledged to their clients.", &meter.accepted),
         ("causeway_accepted_bytes_total", "Bytes of these.", &meter.accepted_bytes),
         ("causeway_reports_total", "Reports written to senders (DSN).", &meter.reports),
+        ("causeway_failed_logins_total", "Logins of clients that did not succeed.", &meter.failed_logins),
     ] {
         text.figure(name, "counter", help);
         text.value(name, &[], get(counter));

@@ -78,6 +78,10 @@ fn check(path: &Path, args: &Args, now: Timestamp) -> Checked {
     let mut notes = Vec::new();
     if let Some(file) = &args.other_side {
         let mut other = read(file, now);
+        // The hint of a file that is not there is about the other flag.
+        for problem in &mut other.problems.0 {
+            problem.text = problem.text.replace("(-c FILE)", "(--other-side FILE)");
+        }
         problems.0.append(&mut other.problems.0);
         match (&own.config, &other.config) {
             (Some(one), Some(two)) => {

@@ -344,7 +344,8 @@ fn invite(world: &World) {
     ] {
         println!("    {line}\n        {DIM}{what}{DIM:#}");
     }
-    let causeway = std::env::args().next().unwrap_or_else(|| "causeway".to_owned());
+    // Not as it was called: `cargo run` shows no name that a shell finds.
+    let causeway = std::env::current_exe().map_or_else(|_| "causeway".to_owned(), |path| path.display().to_string());
     println!(
         "    {causeway} -c {} explain --to david@contoso.com --from you@fabrikam.com",
         world.folder.join("causeway.toml").display()

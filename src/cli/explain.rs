@@ -361,8 +361,8 @@ mod tests {
             "\
 from <erin@fabrikam.com>
     comes in by receive connector \"door\", origin internet
-    internal: no, by connector
-    connector \"door\": true
+    internal: no, receive connector \"door\" does not have internal = true
+    connector \"door\": matched
     certificate: not asked
     name: not asked
     originator_org: not asked

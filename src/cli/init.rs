@@ -71,6 +71,10 @@ pub struct Args {
     /// Networks it sends from, if it can show no certificate; may be repeated
     #[arg(long, value_name = "NETWORK", value_parser = network)]
     mailbox_networks: Vec<String>,
+    /// Where admin API and console listen, on loopback; of two relays on one host one needs another [default:
+    /// 127.0.0.1:8025]
+    #[arg(long, value_name = "ADDRESS", value_parser = admin)]
+    admin: Option<String>,
     /// An address from which mail leaves for the Internet, for SPF; may be repeated
     #[arg(long = "egress-ip", value_name = "IP", value_parser = ip)]
     egress_ips: Vec<String>,
@@ -90,6 +94,13 @@ pub struct Args {
 
 fn listen(text: &str) -> Result<String, String> {
     value::listen(text).map(|address| address.to_string())
+}
+
+fn admin(text: &str) -> Result<String, String> {
+    match value::listen(text)? {
+        address if address.ip().is_loopback() => Ok(address.to_string()),
+        _ => Err("expected a loopback address such as \"127.0.0.1:8025\": there is no TLS there".to_owned()),
+    }
 }
 
 fn network(text: &str) -> Result<String, String> {
@@ -147,10 +158,15 @@ pub fn run(args: Args) -> ExitCode {
 fn write(plan: &Plan, path: &Path, text: &str, force: bool) -> Result<Vec<String>, String> {
     let failed = |path: &Path, error: &io::Error| format!("{} cannot be written: {error}", path.display());
     let directory = plan.resolve(&plan.directory);
+    let mut made = Vec::new();
     for folder in
         [path, &directory].into_iter().filter_map(Path::parent).filter(|folder| !folder.as_os_str().is_empty())
     {
-        fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+        if !folder.exists() {
+            fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+            // A slip in -o would hide the files.
+            made.push(format!("The folder {} is made for it.", folder.display()));
+        }
     }
     let file = if force { File::create(path) } else { create_new(path) };
     file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| match error.kind() {
@@ -158,6 +174,7 @@ fn write(plan: &Plan, path: &Path, text: &str, force: bool) -> Result<Vec<String
         _ => failed(path, &error),
     })?;
     let mut notes = vec![format!("{} is written.", path.display())];
+    notes.append(&mut made);
 
     let example = configuration::recipients(plan);
     match create_new(&directory).and_then(|mut file| file.write_all(example.as_bytes())) {

@@ -29,7 +29,6 @@ enum Word {
     Encrypt,
     Certificate,
     Domain,
-    Dane,
 }
 
 /// Reads one `[[receive_connector]]`.
@@ -366,17 +365,18 @@ fn word(table: &mut Table<'_>, problems: &mut Problems) -> Read<Word> {
         ("encrypt", Word::Encrypt),
         ("certificate", Word::Certificate),
         ("domain", Word::Domain),
-        ("dane", Word::Dane),
     ];
-    let Some(word) = table.choice("tls", &words, problems)? else {
-        let words = super::read::one_of(words.iter().map(|(word, _)| *word).filter(|word| *word != "dane"));
-        let text = format!("missing; what must the receiver prove: {words}?");
-        return Err(table.complain("tls", text, problems));
-    };
-    if word == Word::Dane {
+    // Known, so that it is refused by name; nobody is told to write it.
+    if table.peek("tls") == Some("dane") {
+        table.text("tls", |_| Ok(()), problems)?;
         table.refuse("tls", r#""opportunistic" and "domain" are"#, problems);
         return Err(Reported);
     }
+    let Some(word) = table.choice("tls", &words, problems)? else {
+        let words = super::read::one_of(words.iter().map(|(word, _)| *word));
+        let text = format!("missing; what must the receiver prove: {words}?");
+        return Err(table.complain("tls", text, problems));
+    };
     Ok(word)
 }
 
@@ -414,7 +414,6 @@ fn level(
             }
             Ok(Level::Domain(roots?, tls_domain))
         }
-        Word::Dane => Err(Reported),
     }
 }
 
@@ -457,7 +456,7 @@ fn check_login(table: &Table<'_>, word: Word, hops: &Hops, problems: &mut Proble
             let text = r#"tls = "encrypt" takes any certificate, so whoever stands between could take the password; tls = "domain" does not"#;
             table.warn("username", text, problems);
         }
-        Word::Certificate | Word::Domain | Word::Dane => {}
+        Word::Certificate | Word::Domain => {}
     }
 }
 

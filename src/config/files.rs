@@ -58,6 +58,14 @@ impl Wrong {
     }
 }
 
+/// The key of the configuration that names the file which a complaint about a pair begins with.
+fn blamed((certificate, key): &(PathBuf, PathBuf), wrong: &Wrong) -> &'static str {
+    match wrong {
+        Wrong::Untold(why) if certificate != key && why.starts_with(&format!("{}: ", key.display())) => "key",
+        Wrong::Untold(_) | Wrong::Told(_) => "certificate",
+    }
+}
+
 /// What a running relay has of its files.
 struct Serving {
     now: Timestamp,
@@ -113,7 +121,7 @@ impl Files {
         if let Some(known) = self.identities.get_mut(&pair) {
             return match known {
                 Ok(identity) => Ok(Some(identity.clone())),
-                Err(wrong) => Err(wrong.tell(table, "certificate", problems)),
+                Err(wrong) => Err(wrong.tell(table, blamed(&pair, wrong), problems)),
             };
         }
         let mut identity = self.load(&pair).map_err(Wrong::Untold);
@@ -124,7 +132,7 @@ impl Files {
                 }
                 Ok(Some(identity.clone()))
             }
-            Err(wrong) => Err(wrong.tell(table, "certificate", problems)),
+            Err(wrong) => Err(wrong.tell(table, blamed(&pair, wrong), problems)),
         };
         self.identities.insert(pair, identity);
         found

@@ -471,15 +471,24 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 /// # Errors
 /// All that is wrong with it.
 pub fn parse(text: &str, path: &Path) -> Result<Config, Problems> {
+    parse_with_warnings(text, path).map(|(config, _)| config)
+}
+
+/// The same, with what somebody should look at.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn parse_with_warnings(text: &str, path: &Path) -> Result<(Config, Problems), Problems> {
     match examine(text, path, &mut Files::new(None)) {
-        (Some(config), _) => Ok(config),
+        (Some(config), warnings) => Ok((config, warnings)),
         (None, problems) => Err(problems),
     }
 }
 
 /// The same for a relay that runs by `serving`: a certificate with its key, or a file of roots, that cannot be used
 /// now, or is out of time at `now` where the one in use is not, stays as it is in use. While somebody renews a pair
-/// its files do not belong together for a moment. Each that stayed is told, with the reason.
+/// its files do not belong together for a moment. Beside the configuration: what
+/// somebody should look at, and each that stayed, with the reason.
 ///
 /// # Errors
 /// All that is wrong with it.
@@ -488,10 +497,10 @@ pub fn parse_over(
     path: &Path,
     serving: &Config,
     now: Timestamp,
-) -> Result<(Config, Vec<String>), Problems> {
+) -> Result<(Config, Problems, Vec<String>), Problems> {
     let mut files = Files::over(serving, now);
     match examine(text, path, &mut files) {
-        (Some(config), _) => Ok((config, files.into_kept())),
+        (Some(config), warnings) => Ok((config, warnings, files.into_kept())),
         (None, problems) => Err(problems),
     }
 }

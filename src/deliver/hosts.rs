@@ -200,10 +200,10 @@ impl<'a, R: Resolve> Hosts<'a, R> {
             (Some(domain), _) if ourselves => Setback::Ourselves { domain: domain.clone() },
             (Some(domain), why) => Setback::NoAddress {
                 domain: domain.clone(),
-                why: why.map_or_else(|| "no host is left".to_owned(), |(host, why)| format!("{host}: {why}")),
+                why: why.map_or_else(|| "no host is left".to_owned(), |(host, what)| format!("{host} {what}")),
             },
             // A smart host is the administrator's word; a slip in it must not return the mail.
-            (None, Some((host, why))) => Setback::Dns { name: host.to_string(), why },
+            (None, Some((host, what))) => Setback::NoSmartHost { name: host.to_string(), what },
             (None, None) => Setback::Dns { name: "the smart hosts".to_owned(), why: "there are none".to_owned() },
         }
     }
@@ -228,9 +228,9 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                         let addresses = interleaved(addresses, &mut self.rng);
                         targets.extend(addresses.into_iter().map(|ip| target(Some(&name), ip)));
                     }
-                    Answer::Absent(Absence::NoName) => self.nothing.why = Some((name, "it does not exist".to_owned())),
+                    Answer::Absent(Absence::NoName) => self.nothing.why = Some((name, "is not in DNS".to_owned())),
                     Answer::Absent(Absence::NoRecord) => {
-                        self.nothing.why = Some((name, "it has no address".to_owned()));
+                        self.nothing.why = Some((name, "has no address in DNS".to_owned()));
                     }
                     Answer::Unknown(why) => self.nothing.unknown = Some((name.to_string(), why)),
                 },
@@ -249,8 +249,9 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                 let allowed = is_public(ip) || self.private_targets.iter().any(|network| network.contains(&plain(ip)));
                 if !allowed {
                     let host = target.name.clone().unwrap_or_else(|| domain.clone());
-                    self.nothing.why =
-                        Some((host, format!("{ip} is private, and dns.private_targets does not list it")));
+                    let what =
+                        format!("has the address {ip}, which is private, and dns.private_targets does not list it");
+                    self.nothing.why = Some((host, what));
                 }
                 allowed
             });
@@ -579,7 +580,7 @@ mod tests {
         let cases = [
             (vec![host("127.0.0.1", Some(2525), 20), host("a.example", None, 10)], vec!["a.example=10.0.0.1:25", "=127.0.0.1:2525"]),
             (vec![host("gone.example", None, 10), host("::1", None, 10)], vec!["=[::1]:25"]),
-            (vec![host("gone.example", None, 10)], vec!["4.4.3 DNS cannot tell about gone.example: it does not exist"]),
+            (vec![host("gone.example", None, 10)], vec!["4.4.3 smart host gone.example is not in DNS"]),
             (vec![host("b.example", None, 10)], vec!["4.4.3 DNS cannot tell about b.example: SERVFAIL"]),
             (vec![host("mail.contoso.com", None, 10), host("198.51.100.7", None, 20)], vec!["=198.51.100.7:25"]),
         ];

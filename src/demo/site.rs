@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -81,6 +81,8 @@ struct Host {
     roots: Roots,
     behaviour: Mutex<Behaviour>,
     away: AtomicBool,
+    /// Messages it took: what it calls the next.
+    taken: AtomicU64,
     arrived: mpsc::Sender<Arrival>,
 }
 
@@ -106,6 +108,7 @@ impl Site {
             roots,
             behaviour: Mutex::new(behaviour),
             away: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
             arrived,
         });
         let (stopping, stop) = watch::channel(false);
@@ -203,7 +206,7 @@ impl Desk {
             client: self.client(),
         };
         match self.host.arrived.send(arrival).await {
-            Ok(()) => Reply::accepted(MessageId(0)),
+            Ok(()) => Reply::accepted(MessageId(self.host.taken.fetch_add(1, Ordering::Relaxed) + 1)),
             Err(_) => Reply::shutting_down(),
         }
     }

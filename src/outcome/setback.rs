@@ -98,6 +98,14 @@ pub enum Setback {
         /// What happened.
         why: String,
     },
+    /// DNS does not have the name of a smart host: the administrator's slip, most likely, so no mail is returned for it.
+    #[error("smart host {name} {what}")]
+    NoSmartHost {
+        /// Which.
+        name: String,
+        /// What there is not: `is not in DNS`.
+        what: String,
+    },
     /// All of its mail servers are this relay.
     #[error("the mail servers of {domain} lead back to this relay")]
     Ourselves {
@@ -201,7 +209,7 @@ impl Setback {
             Self::NullMx { .. } => Status(5, 1, 10),
             Self::NoDomain { .. } => Status(5, 1, 2),
             Self::NoAddress { .. } => Status(5, 4, 4),
-            Self::Dns { .. } => Status(4, 4, 3),
+            Self::Dns { .. } | Self::NoSmartHost { .. } => Status(4, 4, 3),
             Self::Ourselves { .. } => Status(5, 4, 6),
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
@@ -214,6 +222,12 @@ impl Setback {
             Self::Overload { .. } => Status(4, 4, 5),
             Self::Expired { .. } => Status(4, 4, 7),
         }
+    }
+
+    /// The status while it is tried again. What DNS denies is first looked up once more: until then it is a routing
+    /// server that gave no useful answer, and not what the report will say. RFC 3463 section 3.5, X.4.3.
+    pub fn status_for_now(&self) -> Status {
+        if self.needs_confirmation() { Status(4, 4, 3) } else { self.status() }
     }
 
     /// What many messages have in common that met it, where its words may be of one message only: a host's answer may name
@@ -257,6 +271,7 @@ impl Setback {
             | Self::NoDomain { .. }
             | Self::NoAddress { .. }
             | Self::Dns { .. }
+            | Self::NoSmartHost { .. }
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
@@ -288,6 +303,7 @@ impl Setback {
             | Self::NoAddress { .. }
             | Self::NoDomain { .. }
             | Self::Dns { .. }
+            | Self::NoSmartHost { .. }
             | Self::NoConnector { .. } => true,
             Self::Ambiguous { .. }
             | Self::Protocol { .. }
@@ -323,6 +339,7 @@ impl Setback {
             | Self::NoDomain { .. }
             | Self::NoAddress { .. }
             | Self::Dns { .. }
+            | Self::NoSmartHost { .. }
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
@@ -355,6 +372,7 @@ impl Setback {
             | Self::NoDomain { .. }
             | Self::NoAddress { .. }
             | Self::Dns { .. }
+            | Self::NoSmartHost { .. }
             | Self::Ourselves { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
@@ -432,7 +450,7 @@ impl Setback {
             Self::NullMx { .. } => "a domain that receives mail",
             Self::NoDomain { .. } => "a domain that exists",
             Self::NoAddress { .. } => "a mail server with an address for the domain",
-            Self::Dns { .. } => "an answer from the domain name system",
+            Self::Dns { .. } | Self::NoSmartHost { .. } => "an answer from the domain name system",
             Self::Ourselves { .. } => "another relay that takes mail for the domain",
             Self::RequireTls { .. } => {
                 "a way on which every server proves who it is, as the sender demanded (REQUIRETLS)"
@@ -488,6 +506,7 @@ impl Setback {
                 "Check that the part of the address behind the @ is spelled correctly; if it is, the administrator of \
                  that domain should check its MX records."
             }
+            Self::NoSmartHost { .. } => "An administrator should check the smart host in the relay's configuration.",
             Self::Dns { .. } => "An administrator should check the name servers of that domain, and the relay's own.",
             Self::Unroutable { .. } => {
                 "The other members of the group have the message. An administrator should mend or remove this member's \
@@ -592,6 +611,7 @@ mod tests {
             (Setback::NoDomain { domain: domain() }, Status(5, 1, 2)),
             (Setback::NoAddress { domain: domain(), why: why.clone() }, Status(5, 4, 4)),
             (Setback::Dns { name: "example.net".into(), why: why.clone() }, Status(4, 4, 3)),
+            (Setback::NoSmartHost { name: "mail.example.net".into(), what: "is not in DNS".into() }, Status(4, 4, 3)),
             (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
             (
                 Setback::Disagreed {
@@ -674,6 +694,19 @@ mod tests {
             ("BDAT", 554, Some(Status(5, 6, 0)), "bad content", Status(5, 6, 0)),
         ] {
             assert_eq!(answered_to(command, code, status, text).status(), expected, "{command}: {code} {text}");
+        }
+    }
+
+    /// C246: until a second look confirms what DNS denies, the status says that it is tried again.
+    #[test]
+    fn c246_what_is_to_be_confirmed_has_a_status_for_now() {
+        let answered = answered_to("RCPT", 451, Some(Status(4, 4, 6)), "not now");
+        for (setback, expected) in [
+            (Setback::NoDomain { domain: domain() }, Status(4, 4, 3)),
+            (Setback::NoAddress { domain: domain(), why: "no host is left".into() }, Status(4, 4, 3)),
+            (answered, Status(4, 4, 6)),
+        ] {
+            assert_eq!(setback.status_for_now(), expected, "{setback}");
         }
     }
 

@@ -247,7 +247,7 @@ impl Relay {
                 to: &to,
                 connector: Some(&copy.via.0),
                 peer: host,
-                status: Some(setback.status()),
+                status: Some(if next.is_some() { setback.status_for_now() } else { setback.status() }),
                 detail: Some(&detail),
                 ..about(tried.message, kind)
             });

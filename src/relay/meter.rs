@@ -17,9 +17,14 @@ use crate::smtp::Status;
 use crate::tls::Proof;
 
 /// The upper ends of a histogram's buckets, in milliseconds: a fast disk and a slow one, a hop next door and one that
-/// was down for an hour.
-pub const BOUNDS: [u64; 16] =
-    [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 30_000, 300_000, 3_600_000, 86_400_000];
+/// was down for an hour. Between seconds and minutes they are close: there it is decided whether mail is late.
+#[rustfmt::skip]
+pub const BOUNDS: [u64; 26] = [
+    1, 2, 5, 10, 20, 50, 100, 200, 500,
+    1_000, 2_000, 5_000, 10_000, 15_000, 30_000, 45_000,
+    60_000, 120_000, 180_000, 300_000, 600_000, 1_200_000, 1_800_000,
+    3_600_000, 14_400_000, 86_400_000,
+];
 
 /// More connectors than any configuration has; names that are gone would otherwise stay for ever.
 const CONNECTORS: usize = 1000;
@@ -41,6 +46,8 @@ pub struct Meter {
     pub refused_for_good: AtomicU64,
     /// Reports to senders.
     pub reports: AtomicU64,
+    /// Logins of clients that did not succeed: a wrong password, a name nobody has, or too many of these before.
+    pub failed_logins: AtomicU64,
     /// From the end of the data to stable storage.
     pub commit: Histogram,
     /// From acceptance to the next hop's 250.
@@ -97,6 +104,7 @@ impl Default for Meter {
             refused_for_now: AtomicU64::default(),
             refused_for_good: AtomicU64::default(),
             reports: AtomicU64::default(),
+            failed_logins: AtomicU64::default(),
             commit: Histogram::default(),
             delivery: Histogram::default(),
             accepted_lately: Minute::default(),
@@ -131,6 +139,11 @@ impl Meter {
     pub(super) fn refuse(&self, status: Status) {
         let count = if status.0 == 4 { &self.refused_for_now } else { &self.refused_for_good };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client could not log in.
+    pub fn login_failed(&self) {
+        self.failed_logins.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn report(&self) {
@@ -259,6 +272,11 @@ mod tests {
         let counts = histogram.counts();
         assert_eq!((counts[0], counts[2], counts[BOUNDS.len()]), (3, 7, 10));
         assert!((histogram.seconds() - 0.429).abs() < 1e-9);
+        let slow = Histogram::default();
+        for (seconds, expected) in [(35, 45), (50, 60), (70, 120), (125, 180), (200, 300), (400, 600)] {
+            slow.add(Duration::from_secs(seconds));
+            assert_eq!(slow.at_most(1000), Some(expected * 1000), "{seconds} s");
+        }
         histogram.add(Duration::from_secs(90_000));
         assert_eq!(histogram.at_most(1000), None, "beyond the last bound");
     }

@@ -117,13 +117,13 @@ impl Verdict {
         words
     }
 
-    /// The clause that kept it from being internal.
-    fn decided(&self) -> &'static str {
+    /// The clause that keeps it from being internal; `None`: none of them, its connector takes nothing for that.
+    fn decided(&self) -> Option<&'static str> {
         match self {
-            Self { claim: Claim { certificate: Clause::False(_), .. }, .. } => "certificate",
-            Self { claim: Claim { name: Clause::False(_), .. }, .. } => "name",
-            Self { originator_org: Clause::False(_), .. } => "originator_org",
-            _ => "connector",
+            Self { claim: Claim { certificate: Clause::False(_), .. }, .. } => Some("certificate"),
+            Self { claim: Claim { name: Clause::False(_), .. }, .. } => Some("name"),
+            Self { originator_org: Clause::False(_), .. } => Some("originator_org"),
+            _ => None,
         }
     }
 }
@@ -148,9 +148,9 @@ pub fn originator(listed: &[Domain], said: impl IntoIterator<Item = Result<Domai
 /// One line of a verdict, as it is printed.
 #[derive(Debug, Clone, Copy)]
 pub enum Words<'a> {
-    /// `internal: yes`; `internal: no, by originator_org`.
+    /// `internal: yes`; `internal: no, by originator_org`; `internal: no, receive connector "internet" does not have …`.
     Internal(&'a Verdict),
-    /// `connector "from-cloud" (203.0.113.0/24): true`.
+    /// `connector "from-cloud" (203.0.113.0/24): matched`.
     Connector(&'a Verdict),
     /// `certificate chains to certs/ca.pem: true`.
     Certificate(&'a Clause),
@@ -158,7 +158,7 @@ pub enum Words<'a> {
     Name(&'a Clause),
     /// `originator_org contoso.com: true`.
     Originator(&'a Clause),
-    /// `connector "from-cloud": false, certificate: no certificate was presented`.
+    /// `connector "from-cloud": did not match, certificate: no certificate was presented`.
     Lost(&'a Claim),
 }
 
@@ -166,17 +166,21 @@ impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Internal(verdict) => {
-                f.write_str(if verdict.internal { "internal: yes" } else { "internal: no, by " })?;
-                if !verdict.internal {
-                    f.write_str(verdict.decided())?;
+                match verdict.decided() {
+                    _ if verdict.internal => f.write_str("internal: yes")?,
+                    Some(clause) => write!(f, "internal: no, by {clause}")?,
+                    None => {
+                        let connector = &verdict.claim.connector;
+                        write!(f, "internal: no, receive connector \"{connector}\" does not have internal = true")?;
+                    }
                 }
                 if verdict.is_stranger() { f.write_str("; it counts as from the Internet") } else { Ok(()) }
             }
             Self::Connector(Verdict { claim, network: Some(network), .. }) => {
-                write!(f, "connector \"{}\" ({network}): true", claim.connector)
+                write!(f, "connector \"{}\" ({network}): matched", claim.connector)
             }
             Self::Connector(Verdict { claim, network: None, .. }) => {
-                write!(f, "connector \"{}\": true", claim.connector)
+                write!(f, "connector \"{}\": matched", claim.connector)
             }
             Self::Certificate(clause) => clause.print(f, "certificate", " chains to"),
             Self::Name(clause) => clause.print(f, "name", ""),
@@ -204,8 +208,8 @@ impl fmt::Display for Claim {
             Clause::True(_) | Clause::NotAsked => ("name", &self.name),
         };
         match clause {
-            Clause::False(why) => write!(f, "connector \"{}\": false, {word}: {why}", self.connector),
-            Clause::True(_) | Clause::NotAsked => write!(f, "connector \"{}\": true", self.connector),
+            Clause::False(why) => write!(f, "connector \"{}\": did not match, {word}: {why}", self.connector),
+            Clause::True(_) | Clause::NotAsked => write!(f, "connector \"{}\": matched", self.connector),
         }
     }
 }
@@ -268,7 +272,7 @@ tls = "off"
                 false => "internal: no, by originator_org; it counts as from the Internet",
             };
             let words: Vec<String> = verdict.words().iter().map(ToString::to_string).collect();
-            assert_eq!(words, [answer, "connector \"from-cloud\" (203.0.113.0/24): true", expected], "{said:?}");
+            assert_eq!(words, [answer, "connector \"from-cloud\" (203.0.113.0/24): matched", expected], "{said:?}");
         }
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! spool/lock          one daemon at a time
-//! spool/generation    how often it was started: the upper bits of every message's number
+//! spool/generation    counts its starts, from the time of the first one: the upper bits of every message's number
 //! spool/log/          0000002a.segment, and 00000007.spare to be used again
 //! spool/large/        00000a0000000001.body
 //! spool/corrupt/      what could not be read, and why
@@ -911,6 +911,18 @@ fn checksum_of(file: &dyn DiskFile, len: u64) -> io::Result<Option<u32>> {
     }
 }
 
+/// From then on minutes are counted for the first start of a spool.
+const FIRST: Timestamp = Timestamp::constant(1_767_225_600, 0);
+/// The upper half of the numbers that a generation may have is left for the starts that follow.
+const LAST_FIRST: u64 = 1 << 23;
+
+/// The generation of a spool of which nothing is known. The one that stood here before may have had any up to now, and
+/// tracking files, logs and `Received:` fields still name its messages: so it begins with the minute it is, counted
+/// from 2026, which the count of earlier starts cannot have come up to. Before 2026 the clock is wrong: 1.
+fn first_generation(now: Timestamp) -> u64 {
+    u64::try_from(now.duration_since(FIRST).as_mins()).unwrap_or(0).clamp(1, LAST_FIRST)
+}
+
 /// Counts the start of the daemon, durably, before a number of this generation is given to anybody.
 fn next_generation(disk: &dyn Disk, folders: &Folders, newest: u64) -> Result<u64, OpenError> {
     let path = folders.root.join("generation");
@@ -926,7 +938,10 @@ fn next_generation(disk: &dyn Disk, folders: &Folders, newest: u64) -> Result<u6
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(error) => return Err(OpenError::Io { path, error }),
     };
-    let generation = newest.max(stored) + 1;
+    let generation = match newest.max(stored) {
+        0 => first_generation(clock::wall()),
+        known => known + 1,
+    };
     let written = (|| {
         match disk.remove(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -834,6 +834,23 @@ fn f020_a_spool_of_every_version_is_read_exactly() {
     }
 }
 
+/// What stands in its place begins with numbers that the spool before it has not given.
+#[test]
+fn a_spool_that_is_begun_anew_does_not_repeat_numbers() {
+    for (now, generation) in [
+        ("1970-01-01T00:00:00Z", 1),
+        ("2025-12-31T23:00:00Z", 1),
+        ("2026-01-01T00:00:30Z", 1),
+        ("2026-11-20T10:00:00Z", 465_720),
+        ("2026-11-20T10:01:00Z", 465_721),
+        ("2090-01-01T00:00:00Z", 1 << 23),
+    ] {
+        assert_eq!(first_generation(now.parse().unwrap()), generation, "{now}");
+    }
+    let (spool, _) = open(&Model::new(1), small());
+    assert!(spool.next_id().0 >> 40 > 400_000, "{}", spool.next_id());
+}
+
 fn read_golden(golden: &[u8], expected: &[String]) {
     let disk = Model::new(1);
     let mut bytes = golden.to_vec();

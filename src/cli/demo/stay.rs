@@ -40,8 +40,6 @@ struct Sum {
     delivered: usize,
     deferred: usize,
     refused: usize,
-    /// The last to arrive.
-    last: String,
 }
 
 impl Sum {
@@ -57,15 +55,13 @@ impl Sum {
     }
 
     fn arrived(&mut self, arrival: &Arrival) {
-        let to: Vec<String> = arrival.envelope.recipients.iter().map(|one| one.address.to_string()).collect();
-        self.delivered += to.len();
-        self.last = to.join(", ");
+        self.delivered += arrival.envelope.recipients.len();
     }
 
     fn line(&self) -> String {
-        let Self { messages, delivered, deferred, refused, last } = self;
+        let Self { messages, delivered, deferred, refused } = self;
         format!(
-            "the trickle: {messages} received, {delivered} delivered, {deferred} deferrals, {refused} refused  {last}"
+            "trickle: {messages} messages received, {refused} refused; {delivered} recipients delivered, {deferred} deferrals"
         )
     }
 }

@@ -68,6 +68,11 @@ pub(super) fn text(plan: &Plan) -> String {
     page.key("path", &quoted(&plan.tracking), "");
     page.key("keep", r#""30d""#, "older files are removed");
     page.gap();
+    if let Some(admin) = &plan.admin {
+        page.line("[admin]");
+        page.key("listen", &quoted(admin), "admin API, and the console in a browser");
+        page.gap();
+    }
     page.line("[log]");
     page.key("format", r#""text""#, r#""json" for collectors; to stderr"#);
     page.key("level", r#""info""#, r#""debug" adds a line for every delivery"#);

@@ -121,19 +121,25 @@ fn spf(plan: &Plan) -> String {
 }
 
 fn firewall(guide: &mut Guide, plan: &Plan) {
-    guide.chapter("Firewall");
+    guide.chapter(&format!("Firewall (this relay is {})", plan.hostname));
     let port = format!("TCP {}", plan.port());
-    let here = plan.hostname.as_str();
     let (other, mailboxes) = (host_only(&plan.other_host), host_only(&plan.mailbox_host));
     let other_comes_from = if plan.other == Other::ExchangeOnline { "Exchange Online" } else { other };
+    // The roles: on a trial host all of them have one address.
+    let here = "this relay";
+    let other_comes_from = match plan.other {
+        Other::ExchangeOnline => other_comes_from.to_owned(),
+        Other::ExchangeServer | Other::Causeway => format!("the other side ({other_comes_from})"),
+    };
+    let (other, mailboxes) = (format!("the other side ({other})"), format!("the mailbox server ({mailboxes})"));
     let mut row = |what: &str, from: &str, to: &str| guide.line(&format!("  {what:<16} {from} -> {to}"));
     if plan.is_mx() {
         row(&port, "Internet", here);
     }
-    row(&port, other_comes_from, here);
-    row(&port, mailboxes, here);
-    row(&format!("TCP {}", port_of(&plan.other_host)), here, other);
-    row(&format!("TCP {}", port_of(&plan.mailbox_host)), here, mailboxes);
+    row(&port, &other_comes_from, here);
+    row(&port, &mailboxes, here);
+    row(&format!("TCP {}", port_of(&plan.other_host)), here, &other);
+    row(&format!("TCP {}", port_of(&plan.mailbox_host)), here, &mailboxes);
     if plan.has_way_out() {
         row("TCP 25", here, "Internet");
     }
@@ -328,8 +334,12 @@ fn mailbox_server(guide: &mut Guide, plan: &Plan) {
         Premises::OnPremises => format!("accepts {}", plan.domain),
         Premises::Cloud => format!("accepts {} and {}", plan.domain, plan.routing_domain),
     };
+    let authority = match plan.authority(plan.side) {
+        Some(authority) => format!("smtp_tls_CAfile = a copy of {authority}"),
+        None => "smtp_tls_CAfile = the system's roots (Debian: /etc/ssl/certs/ca-certificates.crt)".to_owned(),
+    };
     guide.say(&format!(
-        "It {accepted}, and gives to the relay what has its mailbox elsewhere. Postfix: relayhost = [{}]:{}, smtp_tls_security_level = secure, smtp_tls_cert_file and smtp_tls_key_file.",
+        "It {accepted}, and gives to the relay what has its mailbox elsewhere. Postfix: relayhost = [{}]:{}, smtp_tls_security_level = secure, {authority}, smtp_tls_cert_file and smtp_tls_key_file.",
         plan.hostname,
         plan.port()
     ));

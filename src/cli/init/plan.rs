@@ -211,6 +211,8 @@ pub(super) struct Plan {
     pub mailbox_networks: Vec<String>,
     /// From which addresses mail leaves for the Internet; empty: those of the egress host's name.
     pub egress_ips: Vec<String>,
+    /// Where its admin API and console listen; `None`: where they do by themselves.
+    pub admin: Option<String>,
     pub spool: String,
     pub tracking: String,
     /// `None`: standard output.

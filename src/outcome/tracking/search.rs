@@ -2,7 +2,8 @@
 //!
 //! First the messages are found of which an event says what is asked for; then every event of these messages is
 //! gathered, on all relays at hand, and those of the reports about them. A message is known by its Message-ID where
-//! it has one, since that is what it keeps from relay to relay, else by its number on its relay.
+//! it has one, since that is what it keeps from relay to relay, else by its number on its relay. A number alone is not
+//! enough where there is more: a spool that was begun anew may have given it a second time.
 //!
 //! Finished days answer from their index. The file of today, and one without an index, is read from end to end, in
 //! pieces on all cores and without parsing what is of no interest. Memory is bounded: so many messages, so many
@@ -585,7 +586,7 @@ pub fn trace(relays: &[Relay], query: &Query) -> Traced {
                 known.message_ids.insert(message_id);
             }
             Which::Id(relay, id) => {
-                groups.of_id.insert((relay, id), group);
+                groups.of_id.entry((relay, id)).or_default().push(Numbered { group, report: None });
                 known.ids.insert((relay, id));
             }
             Which::Alone(relay, line) => {
@@ -619,7 +620,10 @@ fn told(relay: usize, facts: &Facts<'_>) -> Option<Told> {
 #[derive(Default)]
 struct Groups {
     of_message: HashMap<Box<[u8]>, usize>,
-    of_id: HashMap<(usize, MessageId), usize>,
+    /// Those that are looked for by their number. Usually it is one.
+    of_id: HashMap<(usize, MessageId), Vec<Numbered>>,
+    /// Who has been seen with a number and the null sender, as reports have it, and since when.
+    like_reports: HashMap<(usize, MessageId), Vec<(usize, Time)>>,
     groups: Vec<Group>,
     /// So many events are kept.
     room: usize,
@@ -627,8 +631,23 @@ struct Groups {
     taken: HashSet<u64>,
     hasher: RandomState,
     /// What the last round brought that may lead on: a report that was written, a Message-ID.
-    reports: Vec<(usize, usize, MessageId)>,
+    reports: Vec<(usize, usize, MessageId, Time)>,
     message_ids: Vec<(Box<[u8]>, usize)>,
+}
+
+/// A message that is looked for by its number.
+#[derive(Debug, Clone, Copy)]
+struct Numbered {
+    group: usize,
+    /// Of a report: its first event is between these, about when it was written.
+    report: Option<(Time, Time)>,
+}
+
+/// About when a report was written of which an event at `time` tells.
+fn about_then(time: Time) -> (Time, Time) {
+    let at = std::str::from_utf8(&time).ok().and_then(|text| text.parse::<Timestamp>().ok());
+    let moved = |by| at.and_then(|at| at.checked_add(by).ok()).map_or(time, facts::time);
+    (moved(-DISORDER), moved(DISORDER))
 }
 
 #[derive(Default)]
@@ -646,21 +665,26 @@ impl Groups {
     }
 
     fn take(&mut self, relay: usize, facts: &Facts<'_>) {
-        let by_id = facts.id.and_then(|id| self.of_id.get(&(relay, id)));
-        let by_message_id = || facts.message_id.and_then(|message_id| self.of_message.get(message_id));
-        let Some(&group) = by_id.or_else(by_message_id) else { return };
+        let by_message_id = facts.message_id.and_then(|message_id| self.of_message.get(message_id).copied());
+        let Some(group) = by_message_id.or_else(|| self.by_number(relay, facts)) else { return };
         if !self.taken.insert(self.hasher.hash_one((relay, facts.line))) {
             return;
         }
-        if let Some(id) = facts.id {
-            self.of_id.entry((relay, id)).or_insert(group);
+        if let Some(id) = facts.id
+            && facts.from == Some(b"<>")
+        {
+            let seen = self.like_reports.entry((relay, id)).or_default();
+            match seen.iter_mut().find(|(of, _)| *of == group) {
+                Some((_, since)) => *since = facts.time.min(*since),
+                None => seen.push((group, facts.time)),
+            }
         }
         if let Some(message_id) = facts.message_id
             && !self.of_message.contains_key(message_id)
         {
             self.message_ids.push((message_id.into(), group));
         }
-        self.reports.extend(facts.report().map(|report| (group, relay, report)));
+        self.reports.extend(facts.report().map(|report| (group, relay, report, facts.time)));
         if self.groups[group].events.len() >= EVENTS || self.taken.len() > self.room {
             self.groups[group].omitted += 1;
             return;
@@ -668,8 +692,38 @@ impl Groups {
         self.groups[group].events.extend(told(relay, facts));
     }
 
+    /// Whose event it is by its number: that of a report which had been written by then, the latest of them, or that
+    /// of a message without a Message-ID.
+    fn by_number(&self, relay: usize, facts: &Facts<'_>) -> Option<usize> {
+        let numbered = self.of_id.get(&(relay, facts.id?))?;
+        let report =
+            |one: &&Numbered| facts.from == Some(b"<>") && one.report.is_some_and(|(written, _)| written <= facts.time);
+        let nameless = |one: &&Numbered| facts.message_id.is_none() && one.report.is_none();
+        let reports = numbered.iter().filter(report).max_by_key(|one| one.report);
+        reports.or_else(|| numbered.iter().find(nameless)).map(|one| one.group)
+    }
+
+    /// A message of a later spool may have a report's number, and the null sender too. The report is the one that
+    /// begins when it was written.
+    fn leave_to_others(&mut self) {
+        for &Numbered { group, report } in self.of_id.values().flatten() {
+            let Some((from, to)) = report else { continue };
+            let mut first: HashMap<Option<String>, Timestamp> = HashMap::new();
+            for told in &self.groups[group].events {
+                let since = first.entry(told.record.message_id.clone()).or_insert(told.time);
+                *since = told.time.min(*since);
+            }
+            first.retain(|_, since| (from..=to).contains(&facts::time(*since)));
+            self.groups[group].events.retain(|told| first.contains_key(&told.record.message_id));
+            let bytes = |id: &Option<String>| id.as_ref().map(|id| facts::escaped(id).into_boxed_slice());
+            let own: HashSet<Option<Box<[u8]>>> = first.keys().map(bytes).collect();
+            self.message_ids.retain(|(id, of)| *of != group || own.contains(&Some(id.clone())));
+        }
+    }
+
     /// What is to be looked for next.
     fn learn(&mut self, several: bool) -> Known {
+        self.leave_to_others();
         let mut known = Known::default();
         for (message_id, group) in std::mem::take(&mut self.message_ids) {
             // On its own relay all its events were found by its number.
@@ -680,8 +734,13 @@ impl Groups {
                 vacant.insert(group);
             }
         }
-        for (about, relay, report) in std::mem::take(&mut self.reports) {
-            match self.of_id.get(&(relay, report)).copied() {
+        for (about, relay, report, time) in std::mem::take(&mut self.reports) {
+            let (from, to) = about_then(time);
+            let seen = self.like_reports.get(&(relay, report)).into_iter().flatten();
+            let seen = seen.copied().find(|(_, since)| (from..=to).contains(since)).map(|(group, _)| group);
+            let mut begun = self.of_id.get(&(relay, report)).into_iter().flatten();
+            let begun = || begun.find(|one| one.report == Some((from, to))).map(|one| one.group);
+            match seen.or_else(begun) {
                 Some(group) => {
                     // Files may say anything; no message is a report about itself, over however many others.
                     let mut above = Some(about);
@@ -694,7 +753,8 @@ impl Groups {
                 }
                 None => {
                     let group = self.begin(Some(about));
-                    self.of_id.insert((relay, report), group);
+                    let numbered = Numbered { group, report: Some((from, to)) };
+                    self.of_id.entry((relay, report)).or_default().push(numbered);
                     known.ids.insert((relay, report));
                 }
             }
@@ -702,7 +762,30 @@ impl Groups {
         known
     }
 
-    fn finish(self) -> Vec<Story> {
+    /// Several messages without a Message-ID may have had one number, one after the other: each begins with its RECEIVE.
+    fn part(&mut self) {
+        let nameless: Vec<usize> =
+            self.of_id.values().flatten().filter(|one| one.report.is_none()).map(|one| one.group).collect();
+        for group in nameless {
+            let events = &mut self.groups[group].events;
+            events.sort_by_key(|told| told.time);
+            let begins: Vec<usize> = (1..events.len()).filter(|&at| events[at].record.event == "RECEIVE").collect();
+            for at in begins.into_iter().rev() {
+                let events = self.groups[group].events.split_off(at);
+                let Some(begin) = events.first().map(|told| told.time) else { continue };
+                let later = self.begin(None);
+                self.groups[later].events = events;
+                for report in &mut self.groups {
+                    if report.about == Some(group) && report.events.iter().all(|told| told.time >= begin) {
+                        report.about = Some(later);
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<Story> {
+        self.part();
         let mut stories: Vec<Option<Story>> = Vec::with_capacity(self.groups.len());
         let mut about = Vec::with_capacity(self.groups.len());
         for Group { mut events, omitted, about: of } in self.groups {
@@ -959,6 +1042,73 @@ mod tests {
         assert_eq!(said(&reports), ["<r@mail.contoso.com>: RECEIVE@0 SEND@0"]);
         let by_number = said(&trace(&relays, &Query { id: Some(MessageId(1)), ..query() }));
         assert_eq!(by_number.len(), 2, "the number is anyone's on two relays: {by_number:?}");
+    }
+
+    /// A spool that is begun anew gives its numbers again, and another relay has the same: by what a number is asked
+    /// for, each message stands by itself, with its own report.
+    #[test]
+    fn a_number_that_was_given_twice_is_two_messages() {
+        let folder = tempfile::tempdir().unwrap();
+        let time = |hour: i64| at("2026-11-20T00:00:00Z") + SignedDuration::from_hours(hour);
+        let (erin, anna) = ("erin@fabrikam.com", "anna@contoso.com");
+        use EventKind::{Dsn, Receive, Resolve, Send};
+        let written = |report: &str| format!("failure report {report} to the sender");
+        let write = |name: &str, lines: &[String]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, lines.concat()).unwrap();
+            Relay::open(name, &path).unwrap()
+        };
+        let named = write(
+            "named.jsonl",
+            &[
+                line(time(1), Receive, 1, "<a@fabrikam.com>", erin, anna, ""),
+                line(time(2), Dsn, 1, "<a@fabrikam.com>", erin, erin, &written("000000000002")),
+                line(time(2), Resolve, 2, "<ra@mail.contoso.com>", "", erin, ""),
+                line(time(3), Send, 2, "<ra@mail.contoso.com>", "", erin, ""),
+                // The spool is begun anew.
+                line(time(5), Receive, 1, "<b@fabrikam.com>", erin, anna, ""),
+                line(time(6), Dsn, 1, "<b@fabrikam.com>", erin, erin, &written("000000000002")),
+                line(time(6), Resolve, 2, "<rb@mail.contoso.com>", "", erin, ""),
+                // And once more: this time another sender's message has the number of the report, and a stranger's.
+                line(time(7), Receive, 1, "<c@fabrikam.com>", erin, anna, ""),
+                line(time(8), Receive, 2, "<d@fabrikam.com>", "", anna, ""),
+                line(time(9), Send, 2, "<d@fabrikam.com>", "", anna, ""),
+            ],
+        );
+        let a = "<a@fabrikam.com>: RECEIVE@0 DSN@0 [<ra@mail.contoso.com>: RESOLVE@0 SEND@0]";
+        let b = "<b@fabrikam.com>: RECEIVE@0 DSN@0 [<rb@mail.contoso.com>: RESOLVE@0]";
+        let (c, d) = ("<c@fabrikam.com>: RECEIVE@0", "<d@fabrikam.com>: RECEIVE@0 SEND@0");
+        let named = [named];
+        for (query, stories) in [
+            (Query { id: Some(MessageId(1)), ..query() }, vec![a, b, c]),
+            (Query { id: Some(MessageId(2)), ..query() }, vec![a, b, d]),
+            (Query { message_id: Some("a@fabrikam.com".into()), ..query() }, vec![a]),
+            (Query { message_id: Some("b@fabrikam.com".into()), ..query() }, vec![b]),
+            (Query { message_id: Some("d@fabrikam.com".into()), ..query() }, vec![d]),
+            (Query { from: Some(erin.into()), ..query() }, vec![a, b, c]),
+            (Query { ..query() }, vec![a, b, c, d]),
+        ] {
+            assert_eq!(said(&trace(&named, &query)), stories, "{query:?}");
+        }
+        let nameless = write(
+            "nameless.jsonl",
+            &[
+                line(time(1), Receive, 1, "", erin, anna, ""),
+                line(time(2), Dsn, 1, "", erin, erin, &written("000000000002")),
+                line(time(2), Resolve, 2, "<ra@mail.contoso.com>", "", erin, ""),
+                line(time(5), Receive, 1, "", erin, anna, ""),
+                line(time(6), Send, 1, "", erin, anna, ""),
+                line(time(7), Receive, 1, "<e@fabrikam.com>", erin, anna, ""),
+            ],
+        );
+        assert_eq!(
+            said(&trace(&[nameless], &Query { id: Some(MessageId(1)), ..query() })),
+            [
+                "-: RECEIVE@0 DSN@0 [<ra@mail.contoso.com>: RESOLVE@0]",
+                "-: RECEIVE@0 SEND@0",
+                "<e@fabrikam.com>: RECEIVE@0"
+            ]
+        );
     }
 
     #[test]

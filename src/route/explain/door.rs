@@ -262,12 +262,12 @@ tls = "opportunistic"
                 None,
                 &[
                     "comes in by receive connector \"internet\", origin internet",
-                    "internal: no, by connector",
-                    "connector \"internet\" (0.0.0.0/0): true",
+                    "internal: no, receive connector \"internet\" does not have internal = true",
+                    "connector \"internet\" (0.0.0.0/0): matched",
                     "certificate: not asked",
                     "name: not asked",
                     "originator_org: not asked",
-                    "connector \"cloud\": false, certificate: none was presented",
+                    "connector \"cloud\": did not match, certificate: none was presented",
                 ][..],
             ),
             (
@@ -275,12 +275,12 @@ tls = "opportunistic"
                 Some("mail.example.org"),
                 &[
                     "comes in by receive connector \"internet\", origin internet",
-                    "internal: no, by connector",
-                    "connector \"internet\" (0.0.0.0/0): true",
+                    "internal: no, receive connector \"internet\" does not have internal = true",
+                    "connector \"internet\" (0.0.0.0/0): matched",
                     "certificate: not asked",
                     "name: not asked, so mail.example.org proves nothing here",
                     "originator_org: not asked",
-                    "connector \"cloud\": false, name: demanded a certificate for mail.protection.outlook.com or *.cloud.example, \
+                    "connector \"cloud\": did not match, name: demanded a certificate for mail.protection.outlook.com or *.cloud.example, \
                      saw one for mail.example.org",
                 ],
             ),
@@ -289,8 +289,8 @@ tls = "opportunistic"
                 Some("mail.protection.outlook.com"),
                 &[
                     "comes in by receive connector \"servers\", origin on-premises",
-                    "internal: no, by connector",
-                    "connector \"servers\" (10.0.0.0/8): true",
+                    "internal: no, receive connector \"servers\" does not have internal = true",
+                    "connector \"servers\" (10.0.0.0/8): matched",
                     "certificate: not asked",
                     "name: not asked, so mail.protection.outlook.com proves nothing here",
                     "originator_org: not asked",
@@ -302,7 +302,7 @@ tls = "opportunistic"
                 &[
                     "comes in by receive connector \"cloud\", origin cloud",
                     "internal: yes if it is of contoso.com or fabrikam.com",
-                    "connector \"cloud\": true",
+                    "connector \"cloud\": matched",
                     "certificate chains to ROOTS: true; taken for granted here",
                     "name a.cloud.example: true",
                     "originator_org contoso.com or fabrikam.com: true; taken for granted here: XOORG or X-OriginatorOrg must \
