@@ -661,11 +661,14 @@ mod tests {
     #[tokio::test]
     async fn what_moves_is_not_tried() {
         let fixture = Arc::new(posted(IN_CLOUD, &["zoe@contoso.com"]).await);
-        answer(&fixture, 451).await;
+        let key = (answer(&fixture, 451).await, 0);
         wake(&fixture);
         fixture.relay.replace(snapshot(HERE));
         let of = Arc::clone(&fixture);
         let moving = hang(&fixture, async move { of.relay.follow_moves().await }).await;
+        while !fixture.relay.queue().is_tried(key) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         assert!(next(&fixture).is_none(), "it would be delivered here and there");
         fixture.disk.release();
         assert!(!moving.await.unwrap());
@@ -678,6 +681,7 @@ mod tests {
         fixture: &Fixture,
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<T> {
+        fixture.relay.0.spool.flush().await;
         fixture.disk.hold();
         let (before, deadline) = (fixture.disk.written(), Instant::now() + Duration::from_secs(10));
         let task = tokio::spawn(work);
