@@ -400,19 +400,19 @@ mod tests {
         let trusted = believed(spec("trusted", &["198.51.100.0/24"], &[]).connector());
 
         const INSIDE: &str = "198.51.100.9";
-        const NO: &str = "internal: no, by connector";
-        const INTERNET: &str = "connector \"internet\" (0.0.0.0/0): true";
+        const NO: &str = "internal: no, receive connector \"";
+        const INTERNET: &str = "connector \"internet\" (0.0.0.0/0): matched";
         type Row<'a> = (&'a [&'a Arc<ReceiveConnector>], bool, Option<&'a ClientCertificate>, &'a [&'a str]);
         let rows: &[Row<'_>] = &[
             (&[&internet], false, None, &[NO, INTERNET]),
-            (&[&trusted], false, None, &["internal: yes", "connector \"trusted\" (198.51.100.0/24): true"]),
+            (&[&trusted], false, None, &["internal: yes", "connector \"trusted\" (198.51.100.0/24): matched"]),
             (
                 &[&inside, &internet],
                 true,
                 Some(&partner),
                 &[
                     "internal: yes",
-                    "connector \"inside\" (198.51.100.0/24): true",
+                    "connector \"inside\" (198.51.100.0/24): matched",
                     "certificate chains to our CA: true",
                     "name mail.partner.example: true",
                 ],
@@ -422,13 +422,13 @@ mod tests {
                 &[&by_name, &internet],
                 false,
                 None,
-                &[NO, INTERNET, "connector \"partner\": false, certificate: the session is not in TLS"],
+                &[NO, INTERNET, "connector \"partner\": did not match, certificate: the session is not in TLS"],
             ),
             (
                 &[&internet, &by_name],
                 true,
                 None,
-                &[NO, INTERNET, "connector \"partner\": false, certificate: none was presented"],
+                &[NO, INTERNET, "connector \"partner\": did not match, certificate: none was presented"],
             ),
             (
                 &[&internet, &by_name],
@@ -437,7 +437,7 @@ mod tests {
                 &[
                     NO,
                     INTERNET,
-                    "connector \"partner\": false, name: demanded a certificate for mail.partner.example, saw one for \
+                    "connector \"partner\": did not match, name: demanded a certificate for mail.partner.example, saw one for \
                      mail.stranger.example",
                 ],
             ),
@@ -448,7 +448,7 @@ mod tests {
                 &[
                     NO,
                     INTERNET,
-                    "connector \"partner\": false, certificate: its certificate (mail.partner.example) was not \
+                    "connector \"partner\": did not match, certificate: its certificate (mail.partner.example) was not \
                     accepted: no chain leads from it to our CA",
                 ],
             ),
@@ -459,7 +459,7 @@ mod tests {
                 &[
                     NO,
                     INTERNET,
-                    "connector \"partner\": false, certificate: its certificate (mail.partner.example) was not \
+                    "connector \"partner\": did not match, certificate: its certificate (mail.partner.example) was not \
                     accepted: it was valid until ",
                 ],
             ),
@@ -471,12 +471,12 @@ mod tests {
                 &[
                     NO,
                     INTERNET,
-                    "connector \"inside\": false, certificate: none was presented",
-                    "connector \"partner\": false, certificate: none was presented",
+                    "connector \"inside\": did not match, certificate: none was presented",
+                    "connector \"partner\": did not match, certificate: none was presented",
                 ],
             ),
             // What could not have won was not lost.
-            (&[&by_name, &own], true, None, &[NO, "connector \"own\" (198.51.100.0/24): true"]),
+            (&[&by_name, &own], true, None, &[NO, "connector \"own\" (198.51.100.0/24): matched"]),
             // None other takes it: its own clause decides.
             (
                 &[&inside],
@@ -484,7 +484,7 @@ mod tests {
                 Some(&stranger),
                 &[
                     "internal: no, by name",
-                    "connector \"inside\" (198.51.100.0/24): true",
+                    "connector \"inside\" (198.51.100.0/24): matched",
                     "certificate chains to our CA: true",
                     "name: false (demanded a certificate for mail.partner.example, saw one for mail.stranger.example)",
                 ],
@@ -495,7 +495,7 @@ mod tests {
                 None,
                 &[
                     "internal: no, by certificate",
-                    "connector \"inside\" (198.51.100.0/24): true",
+                    "connector \"inside\" (198.51.100.0/24): matched",
                     "certificate: false (none was presented)",
                 ],
             ),

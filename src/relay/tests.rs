@@ -818,7 +818,7 @@ async fn a_message_of_another_organization_counts_as_from_the_internet() {
         ("from-partner", "a@fabrikam.example", &[INSIDE], THEIRS, denied, stranger),
         ("from-cloud", "a@partner.example", &[INSIDE], THEIRS, denied, "must come from its partner's servers"),
         // A connector that lists none asks nobody.
-        ("internet", "anna@contoso.com", &[INSIDE, OUTSIDE], THEIRS, taken, "internal: no, by connector"),
+        ("internet", "anna@contoso.com", &[INSIDE, OUTSIDE], THEIRS, taken, "does not have internal = true"),
     ];
     for (connector, from, to, header, expected, words) in rows {
         let fixture = Fixture::still();
@@ -831,8 +831,9 @@ async fn a_message_of_another_organization_counts_as_from_the_internet() {
         assert_eq!(fixture.count(kind, words), 1, "{row}: {:?}", fixture.events);
         assert_eq!(fixture.relay.waiting(), usize::from(reply.is_positive()), "{row}");
         if reply.is_positive() {
-            let id = fixture.events.lock().unwrap()[0].split("\"id\":\"").nth(1).unwrap()[..12].to_owned();
-            let id = crate::message::MessageId(u64::from_str_radix(&id, 16).unwrap());
+            let id = fixture.events.lock().unwrap()[0].split("\"id\":\"").nth(1).unwrap().to_owned();
+            let id = id.split('"').next().unwrap();
+            let id = crate::message::MessageId(u64::from_str_radix(id, 16).unwrap());
             let message = fixture.relay.0.spool.load(id).unwrap().message;
             let internal = fixture.count("RECEIVE", "internal: yes") == 1;
             let expected = if internal { OrganizationHeaders::Believed } else { OrganizationHeaders::Cut };
