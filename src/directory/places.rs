@@ -2,9 +2,12 @@
 //!
 //! A place holds some records, one behind the other. One that has no room goes to the next place, and the place that
 //! refused it says so. A record too long for that is kept apart; its place says where. Places are at most five eighths
-//! full: with an index of where each begins a look-up would go to memory twice, which costs more than the room.
+//! full: with an index of where each begins a look-up would go to memory twice, which costs more than the room. They
+//! lie in large pages where the system has them, for with small ones the way to the page is another walk through memory.
 //!
 //! Not here: what a record says (`directory::table`).
+
+use memmap2::{Advice, MmapMut};
 
 /// Bytes of a place: processors fetch two lines of 64 together.
 const PLACE: usize = 128;
@@ -21,14 +24,9 @@ const TAKEN: u8 = 0x7f;
 // A place refuses only what has no room, so one that refused is fuller than `Places::new` fills them all: some never do.
 const _: () = assert!((PLACE - 1 - LONGEST) * 8 > PLACE * 5);
 
-/// One place.
-#[derive(Clone)]
-#[repr(align(128))]
-struct Place([u8; PLACE]);
-
 /// Records by hash.
 pub(super) struct Places {
-    places: Box<[Place]>,
+    places: MmapMut,
     /// Records too long for a place.
     apart: Vec<u8>,
 }
@@ -45,7 +43,11 @@ impl Places {
         }
         let places = (inside * 8).div_ceil(PLACE * 5).max(1);
         assert!(u32::try_from(places * PLACE + apart).is_ok(), "positions are 32 bits");
-        Self { places: vec![Place([0; PLACE]); places].into(), apart: Vec::with_capacity(apart) }
+        // All zero, and not of the heap: freed as a whole.
+        let places = MmapMut::map_anon(places * PLACE).expect("memory for what was counted");
+        // Where there are no large pages it is slower, that is all.
+        let _ = places.advise(Advice::HugePage);
+        Self { places, apart: Vec::with_capacity(apart) }
     }
 
     /// Adds a record, which must be among those that were announced.
@@ -57,7 +59,7 @@ impl Places {
             [&long, record]
         } else {
             // It fits: `new` has seen to it.
-            let at = (self.places.len() * PLACE + self.apart.len()) as u32;
+            let at = (self.places.len() + self.apart.len()) as u32;
             self.apart.extend_from_slice(record);
             stub[1..5].copy_from_slice(&(hash as u32).to_le_bytes());
             stub[5..].copy_from_slice(&at.to_le_bytes());
@@ -66,7 +68,7 @@ impl Places {
         let needed = pieces[0].len() + pieces[1].len();
         let mut at = self.place(hash);
         loop {
-            let Place(bytes) = &mut self.places[at];
+            let bytes = &mut self.places[at * PLACE..][..PLACE];
             let from = 1 + usize::from(bytes[0] & TAKEN);
             if let Some(room) = bytes.get_mut(from..from + needed) {
                 let (head, rest) = room.split_at_mut(pieces[0].len());
@@ -84,7 +86,7 @@ impl Places {
     pub(super) fn find<'a, T>(&'a self, hash: u64, mut is: impl FnMut(&'a [u8]) -> Option<T>) -> Option<T> {
         let mut at = self.place(hash);
         loop {
-            let Place(bytes) = &self.places[at];
+            let bytes = &self.places[at * PLACE..][..PLACE];
             let mut rest = &bytes[1..=usize::from(bytes[0] & TAKEN)];
             while let Some((&length, behind)) = rest.split_first() {
                 let found = if length == 0 {
@@ -110,7 +112,7 @@ impl Places {
 
     /// Every record with its position. One that is kept apart comes with what lies behind it.
     pub(super) fn all(&self) -> impl Iterator<Item = (u32, &[u8])> {
-        self.places.iter().enumerate().flat_map(move |(number, Place(bytes))| {
+        self.places.chunks_exact(PLACE).enumerate().flat_map(move |(number, bytes)| {
             let end = 1 + usize::from(bytes[0] & TAKEN);
             let mut at = 1;
             std::iter::from_fn(move || {
@@ -131,24 +133,29 @@ impl Places {
     /// What lies at a position that [`Places::all`] gave, with what lies behind it.
     pub(super) fn from(&self, position: u32) -> &[u8] {
         let position = position as usize;
-        match self.places.get(position / PLACE) {
-            Some(Place(bytes)) => &bytes[position % PLACE..],
-            None => &self.apart[position - self.places.len() * PLACE..],
+        match position.checked_sub(self.places.len()) {
+            None => &self.places[position..position / PLACE * PLACE + PLACE],
+            Some(apart) => &self.apart[apart..],
         }
     }
 
     /// Bytes of memory.
     pub(super) fn memory(&self) -> usize {
-        self.places.len() * PLACE + self.apart.capacity()
+        self.places.len() + self.apart.capacity()
+    }
+
+    /// How many there are.
+    fn count(&self) -> usize {
+        self.places.len() / PLACE
     }
 
     /// Where a record with this hash belongs. The high bits decide.
     fn place(&self, hash: u64) -> usize {
-        ((u128::from(hash) * self.places.len() as u128) >> 64) as usize
+        ((u128::from(hash) * self.count() as u128) >> 64) as usize
     }
 
     fn next(&self, place: usize) -> usize {
-        if place + 1 == self.places.len() { 0 } else { place + 1 }
+        if place + 1 == self.count() { 0 } else { place + 1 }
     }
 }
 
