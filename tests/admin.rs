@@ -9,47 +9,30 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
 use causeway::tls::Identity;
-use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, run, said, wait_until};
+use common::{
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, out, relay, run, said, wait_until,
+};
 use serde_json::{Value, json};
 
 /// A relay that sends everything to `next`.
 fn config(next: SocketAddr, admin: &str) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-shutdown_grace = "10s"
-
-[log]
-format = "json"
+    let out = out(next);
+    relay(&format!(
+        r#"shutdown_grace = "10s"
 
 [spool]
 path = "spool"
 min_free_space = "1MiB"
 retry = ["1h"]
 
-[tracking]
-path = "tracking"
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
-name = "in"
-listen = ["127.0.0.1:0"]
-origin = "internet"
+{IN}
 tls = "off"
 relay = true
 
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-smart_hosts = ["{next}"]
-tls = "off"
-
+{out}
 {admin}
 "#
-    )
+    ))
 }
 
 const ADMIN: &str = "[admin]\nlisten = \"127.0.0.1:0\"\n";

@@ -17,7 +17,7 @@ use causeway::daemon::{Daemon as Running, bind_all};
 use causeway::outcome::tracking::Tracker;
 use causeway::tls::authority::{Authority, Template};
 use causeway::tls::{Connector, Demand, Names, Proof};
-use common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, wait_until};
+use common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,25 +29,8 @@ const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\
 
 /// A relay for contoso.com that shows `relay.crt`, in front of one host that must prove to be the cloud service.
 fn config(host: SocketAddr) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-shutdown_grace = "5s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
+    relay(&format!(
+        r#"shutdown_grace = "5s"
 
 [[receive_connector]]
 name = "in"
@@ -65,7 +48,7 @@ tls = "domain"
 tls_domain = ["{CLOUD}"]
 ca_file = "ca.pem"
 "#
-    )
+    ))
 }
 
 fn names(name: &str) -> Names {
@@ -499,8 +482,7 @@ fn taken_away(act: Act, seen: &str) {
     scratch.write("relay.key", key);
     let sink = Sink::with(cloud(&authority));
     let between = Between::start(sink.address, act);
-    let text = config(between.address) + "\n[tracking]\npath = \"events\"\n";
-    let mut daemon = Daemon::spawn(scratch.path(), &text);
+    let mut daemon = Daemon::spawn(scratch.path(), &config(between.address));
     send(&daemon);
     // The first attempt failed, and the next ones do not conclude from it that TLS is not to be had.
     wait_until(&format!("{act:?}: three attempts"), PATIENCE, || between.visits.load(Ordering::Relaxed) >= 3);
@@ -521,7 +503,7 @@ fn taken_away(act: Act, seen: &str) {
         assert!(!heard.contains(word), "{act:?}: in the clear: {heard}");
     }
     assert_eq!(daemon.terminate().code(), Some(0));
-    let events = events(&scratch.file("events"));
+    let events = events(&scratch.file("tracking"));
     let deferred = events.iter().find(|event| event["event"] == "DEFER").unwrap_or_else(|| panic!("{events:?}"));
     assert!(deferred["status"].as_str().unwrap().starts_with("4.7."), "{act:?}: {deferred}");
     assert!(!events.iter().any(|event| event["event"] == "FAIL"), "{act:?}");

@@ -8,7 +8,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{
-    At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway,
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway, out,
+    relay,
 };
 use common::{run, said, wait_until};
 
@@ -16,39 +17,7 @@ const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\
 
 /// A plain relay for contoso.com in front of one sink. `more` is put into the receive connector.
 fn config(sink: SocketAddr, more: &str) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-shutdown_grace = "10s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
-name = "in"
-listen = ["127.0.0.1:0"]
-origin = "internet"
-{more}
-
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-smart_hosts = ["{sink}"]
-tls = "off"
-"#
-    )
+    relay(&format!("shutdown_grace = \"10s\"\n\n{IN}{more}\n\n{}", out(sink)))
 }
 
 const IN_THE_CLEAR: &str = "tls = \"off\"";

@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use common::history::number;
-use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, run, said, wait_until};
+use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, relay, run, said, wait_until};
 
 /// What the disk is asked by while the relay runs, as the kernel calls it. What only a start asks is for the model disk:
 /// `spool::tests::sweep`.
@@ -218,16 +218,9 @@ impl World {
             _ => Reaction::Say("451 4.3.2 not now".into()),
         };
         let sink = Sink::with(SinkPlan { keep_content: false, ..SinkPlan::new() }.reacting(busy));
-        let config = format!(
-            r#"hostname = "mail.contoso.com"
-postmaster = "postmaster@sink.example"
+        let config = relay(&format!(
+            r#"postmaster = "postmaster@sink.example"
 shutdown_grace = "5s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
 
 [spool]
 path = "{}"
@@ -255,7 +248,7 @@ tls = "off"
 "#,
             disk.folder.join("spool").display(),
             sink.address
-        );
+        ));
         Self { scratch, sink, config, next: 0, taken: BTreeSet::new(), refused: BTreeSet::new(), replies: Vec::new() }
     }
 

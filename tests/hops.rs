@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use common::{Client, Daemon, Limit, PATIENCE, Scratch, Sink, SinkPlan, wait_until};
+use common::{Client, Daemon, Limit, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
 
@@ -22,20 +22,7 @@ const CLIENTS: usize = 4;
 
 /// A relay with one send connector for each of these: the mail of `d0.example` goes to the first, and so on.
 fn config(hops: &[(SocketAddr, usize)]) -> String {
-    let mut config = r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-shutdown_grace = "1s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
+    let mut config = r#"shutdown_grace = "1s"
 
 [[receive_connector]]
 name = "in"
@@ -58,7 +45,7 @@ tls = "off"
         )
         .unwrap();
     }
-    config
+    relay(&config)
 }
 
 /// Sends so many messages, each to all of the first so many hops, and returns when all are acknowledged.

@@ -8,7 +8,7 @@ mod common;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
-use common::{Client, Daemon, PATIENCE, Scratch, Sink};
+use common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
 
 /// Binds a port, writes it into the configuration, and becomes the daemon with that socket as descriptor 3.
 const SYSTEMD: &str = r#"
@@ -25,22 +25,11 @@ exec @command or die "$!";
 "#;
 
 fn config(listen: &str, sink: &Sink) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "postmaster@contoso.com"
-[log]
-format = "json"
-[admin]
-listen = ""
-
+    relay(&format!(
+        r#"postmaster = "postmaster@contoso.com"
 [spool]
 path = "spool"
 min_free_space = "1MiB"
-[tracking]
-path = ""
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
 [[receive_connector]]
 name = "in"
 listen = ["{listen}"]
@@ -53,7 +42,7 @@ smart_hosts = ["{}"]
 tls = "off"
 "#,
         sink.address
-    )
+    ))
 }
 
 fn managed(scratch: &Scratch, config: &str, notify: &str) -> Daemon {

@@ -6,40 +6,13 @@ mod common;
 
 use std::net::SocketAddr;
 
-use common::{Client, Daemon, Scratch, Sink};
+use common::{Client, Daemon, IN, Scratch, Sink, out, relay};
 
 const MESSAGE: &[u8] =
     b"From: erin@fabrikam.com\r\nSubject: a secret\r\nMessage-ID: <one@fabrikam.com>\r\n\r\nhello\r\n";
 
 fn config(sink: SocketAddr) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-
-[log]
-format = "json"
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
-name = "in"
-listen = ["127.0.0.1:0"]
-origin = "internet"
-tls = "off"
-
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-smart_hosts = ["{sink}"]
-tls = "off"
-"#
-    )
+    relay(&format!("{IN}tls = \"off\"\n\n{}", out(sink)))
 }
 
 fn deliver(daemon: &Daemon, to: &[&str]) {

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::deep::status;
-use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, run, wait_until};
+use common::{At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, out, relay, run, wait_until};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
@@ -29,40 +29,7 @@ fn times() -> usize {
 }
 
 fn config(sink: SocketAddr, more: &str) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-shutdown_grace = "2s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
-name = "in"
-listen = ["127.0.0.1:0"]
-origin = "internet"
-tls = "off"
-{more}
-
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-smart_hosts = ["{sink}"]
-tls = "off"
-"#
-    )
+    relay(&format!("shutdown_grace = \"2s\"\n\n{IN}tls = \"off\"\n{more}\n\n{}", out(sink)))
 }
 
 /// A daemon in front of a sink.

@@ -17,7 +17,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, awkward_message, behind_trace, same, wait_until};
+use common::{
+    Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, awkward_message, behind_trace, relay, same, wait_until,
+};
 use nix::unistd::{Group, Uid, User};
 
 const PROGRAMS: &str = "/usr/sbin";
@@ -225,25 +227,10 @@ fn free_address() -> SocketAddr {
 }
 
 /// The relay, in front of `hop`.
-fn relay(receive: &str, hop: SocketAddr, send: &str) -> String {
-    format!(
+fn config(receive: &str, hop: SocketAddr, send: &str) -> String {
+    relay(&format!(
         r#"hostname = "{RELAY}"
 postmaster = "postmaster@contoso.com"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
 
 [[receive_connector]]
 name = "in"
@@ -257,7 +244,7 @@ address_spaces = ["*"]
 smart_hosts = ["{hop}"]
 {send}
 "#
-    )
+    ))
 }
 
 /// Delivers all mail for contoso.com into one maildir.
@@ -295,7 +282,7 @@ fn postfix_takes_what_the_relay_proves() {
     let Some(postfix) = Postfix::start(&scratch, "hop", &settings) else { return };
     let own = "certificate = \"relay.crt\"\nkey = \"relay.key\"";
     let send = format!("tls = \"domain\"\ntls_domain = [\"hop.example\"]\nca_file = \"ca.pem\"\n{own}");
-    let daemon = Daemon::spawn(scratch.path(), &relay("origin = \"internet\"\ntls = \"off\"", postfix.address, &send));
+    let daemon = Daemon::spawn(scratch.path(), &config("origin = \"internet\"\ntls = \"off\"", postfix.address, &send));
     let content = awkward_message("to-postfix");
     let mut client = Client::hello(daemon.address());
     let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com", "\"a b\"@contoso.com"], &content).unwrap();
@@ -340,7 +327,7 @@ fn postfix_refuses_a_relay_it_does_not_know_and_the_message_waits() {
     let Some(postfix) = Postfix::start(&scratch, "hop", &settings) else { return };
     let own = "certificate = \"relay.crt\"\nkey = \"relay.key\"";
     let send = format!("tls = \"domain\"\ntls_domain = [\"hop.example\"]\nca_file = \"ca.pem\"\n{own}");
-    let daemon = Daemon::spawn(scratch.path(), &relay("origin = \"internet\"\ntls = \"off\"", postfix.address, &send));
+    let daemon = Daemon::spawn(scratch.path(), &config("origin = \"internet\"\ntls = \"off\"", postfix.address, &send));
     let content = awkward_message("waits");
     let reply = Client::hello(daemon.address()).deliver("erin@fabrikam.com", &["julie@contoso.com"], &content).unwrap();
     assert!(reply.starts_with("250"), "{reply}");
@@ -363,7 +350,7 @@ fn postfix_proves_itself_to_the_relay() {
     let sink = Sink::start();
     let receive = "origin = \"partner\"\nrelay = true\ntls = \"require\"\ntls_domain = [\"sender.example\"]\n\
                    client_ca_file = \"ca.pem\"\ncertificate = \"relay.crt\"\nkey = \"relay.key\"";
-    let daemon = Daemon::spawn(scratch.path(), &relay(receive, sink.address, "tls = \"off\""));
+    let daemon = Daemon::spawn(scratch.path(), &config(receive, sink.address, "tls = \"off\""));
     let settings = |certificate: &str| {
         format!(
             "{}relayhost = [127.0.0.1]:{}\nmynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\n\
@@ -413,7 +400,7 @@ fn thousands_from_smtp_source_arrive_once_each() {
     let scratch = Scratch::new();
     let sink = Sink::with(SinkPlan { keep_content: false, ..SinkPlan::new() });
     let receive = "origin = \"on-premises\"\ntls = \"off\"";
-    let mut daemon = Daemon::spawn(scratch.path(), &relay(receive, sink.address, "tls = \"off\""));
+    let mut daemon = Daemon::spawn(scratch.path(), &config(receive, sink.address, "tls = \"off\""));
     let mut expected = 0;
     let mut recipients = 0;
     for (count, size, per_message, once_connected) in
@@ -469,7 +456,7 @@ fn smtp_sink_counts_what_the_relay_sends() {
     });
     wait_until("smtp-sink greets", PATIENCE, || Client::greeted(hop).is_ok());
     let receive = "origin = \"on-premises\"\ntls = \"off\"";
-    let mut daemon = Daemon::spawn(scratch.path(), &relay(receive, hop, "tls = \"off\""));
+    let mut daemon = Daemon::spawn(scratch.path(), &config(receive, hop, "tls = \"off\""));
     let clients: Vec<_> = (0..10)
         .map(|number| {
             let address = daemon.address();

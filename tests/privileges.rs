@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use common::{Client, Daemon, PATIENCE, Scratch, Sink};
+use common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
 use nix::unistd::{User, chown, geteuid};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
@@ -46,16 +46,8 @@ fn folder_of(user: &User) -> Scratch {
 }
 
 fn config(user: &User, listen: &str, sink: SocketAddr) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-user = "{}"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
+    relay(&format!(
+        r#"user = "{}"
 
 [spool]
 path = "spool"
@@ -63,10 +55,6 @@ min_free_space = "1MiB"
 
 [tracking]
 path = "events"
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
 
 [[receive_connector]]
 name = "in"
@@ -83,7 +71,7 @@ smart_hosts = ["{sink}"]
 tls = "off"
 "#,
         user.name
-    )
+    ))
 }
 
 /// The numbers behind a word of /proc/PID/status.

@@ -26,8 +26,8 @@ use causeway::message::Body;
 use causeway::spool::format::{SEGMENT_HEAD, SegmentHead, VERSION};
 use causeway::spool::{OpenError, Settings, Spool};
 use common::{
-    At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, causeway, run, said, same,
-    wait_until,
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, causeway, out, relay, run, said,
+    same, wait_until,
 };
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -54,42 +54,27 @@ fn content(subject: &str) -> Vec<u8> {
 }
 
 fn config(sink: &Sink) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "postmaster@contoso.com"
-[log]
-format = "json"
-[spool]
+    relay(&format!(
+        r#"[spool]
 path = "spool"
 min_free_space = "1MiB"
 message_lifetime = "3650d"
 delay_warning = "0s"
 retry = ["1h"]
-[tracking]
-path = ""
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-[[receive_connector]]
-name = "in"
-listen = ["127.0.0.1:0"]
-origin = "internet"
+
+{IN}
 tls = "off"
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-smart_hosts = ["{}"]
-tls = "off"
-"#,
-        sink.address
-    )
+
+{}"#,
+        out(sink.address)
+    ))
 }
 
 /// With a console at a port of its own, for `queue`.
 fn with_admin(config: &str) -> String {
     // The system has just given it out and taken it back; nobody else is given it so soon.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    format!("{config}[admin]\nlisten = \"127.0.0.1:{port}\"\n")
+    config.replace("[admin]\nlisten = \"\"", &format!("[admin]\nlisten = \"127.0.0.1:{port}\""))
 }
 
 /// Puts the spool of `version` into the scratch folder, as the daemon that was killed left it.

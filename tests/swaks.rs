@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use causeway::tls::Identity;
-use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, run, said, wait_until};
+use common::{
+    At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, relay, run, said, wait_until,
+};
 
 /// Anybody's door.
 const INTERNET: &str = "127.0.0.1";
@@ -49,22 +51,8 @@ impl World {
         let cloud =
             Sink::with(SinkPlan { identity: Some(Identity::from_pem(&certificate, &key).unwrap()), ..SinkPlan::new() });
         let own = "certificate = \"relay.crt\"\nkey = \"relay.key\"";
-        let config = format!(
-            r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[hybrid]
+        let config = relay(&format!(
+            r#"[hybrid]
 side = "on-premises"
 on_premises = "to-on-premises"
 cloud = "to-cloud"
@@ -112,7 +100,7 @@ ca_file = "ca.pem"
 {own}
 "#,
             on_premises.address, cloud.address
-        );
+        ));
         let daemon = Daemon::spawn(scratch.path(), &config);
         Self { daemon, on_premises, cloud, scratch }
     }
@@ -341,25 +329,8 @@ fn the_relay_logs_in_to_a_smart_host() {
         );
         let secret = scratch.write("secret", format!("{password}\n"));
         std::fs::set_permissions(secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        let config = format!(
-            r#"hostname = "mail.contoso.com"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
+        let config = relay(&format!(
+            r#"[[receive_connector]]
 name = "in"
 listen = ["127.0.0.1:0"]
 origin = "on-premises"
@@ -376,7 +347,7 @@ username = "relay"
 password_file = "secret"
 "#,
             sink.address
-        );
+        ));
         let daemon = Daemon::spawn(scratch.path(), &config);
         let (status, said) = swaks(
             scratch.path(),
@@ -465,28 +436,8 @@ impl Submission {
         let own = "certificate = \"relay.crt\"\nkey = \"relay.key\"";
         let login = "origin = \"client\"\nrequire_auth = true\nusers_file = \"users\"";
         let proxy = "remote_ips = [\"127.0.0.1/32\"]\nproxy_protocol = true\nmax_connections_per_ip = 1";
-        let config = format!(
-            r#"hostname = "mail.contoso.com"
-
-[log]
-format = "json"
-
-[tracking]
-path = "tracking"
-
-[admin]
-listen = ""
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
+        let config = relay(&format!(
+            r#"[[receive_connector]]
 name = "submission"
 listen = ["{SUBMISSION}:0"]
 {login}
@@ -522,7 +473,7 @@ tls = "off"
 "#,
             proxy.replace("= 1", "= 100"),
             outside.address,
-        );
+        ));
         let daemon = Daemon::spawn(scratch.path(), &config);
         Self { daemon, outside, scratch }
     }

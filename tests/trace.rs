@@ -7,45 +7,15 @@ mod common;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, run, said, wait_until};
+use common::{
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, out, relay, run, said, wait_until,
+};
 use serde_json::Value;
 
 /// A relay in front of `next`, with its tracking files beside its configuration.
 fn config(hostname: &str, next: SocketAddr) -> String {
-    format!(
-        r#"hostname = "{hostname}"
-postmaster = "julie@contoso.com"
-shutdown_grace = "10s"
-
-[log]
-format = "json"
-
-[spool]
-path = "spool"
-min_free_space = "1MiB"
-retry = ["1s"]
-
-[tracking]
-path = "tracking"
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
-
-[[receive_connector]]
-name = "in"
-listen = ["127.0.0.1:0"]
-origin = "internet"
-tls = "off"
-relay = true
-
-[[send_connector]]
-name = "out"
-address_spaces = ["*"]
-smart_hosts = ["{next}"]
-tls = "off"
-"#
-    )
+    let keys = format!("hostname = \"{hostname}\"\nshutdown_grace = \"10s\"\n");
+    relay(&format!("{keys}\n{IN}tls = \"off\"\nrelay = true\n\n{}", out(next)))
 }
 
 /// Two relays: `first` hands on to `second`, which knows that nobody@contoso.com is not there, and tells the sender.

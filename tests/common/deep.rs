@@ -22,7 +22,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 
-use super::{Client, Daemon, Scratch};
+use super::{Client, Daemon, Scratch, relay};
 
 /// Next hops behind the two connectors that deliver by mail exchanger.
 const EXCHANGERS: u32 = 999;
@@ -186,16 +186,8 @@ impl Deep {
 
 /// The deferred mail's connectors lead to `port`, new mail to the sink.
 fn configuration(sink: u16, port: u16) -> String {
-    format!(
-        r#"hostname = "mail.contoso.com"
-postmaster = "julie@contoso.com"
-shutdown_grace = "20s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
+    relay(&format!(
+        r#"shutdown_grace = "20s"
 
 [spool]
 path = "spool"
@@ -203,10 +195,6 @@ min_free_space = "1MiB"
 
 [dns]
 private_targets = ["127.0.0.0/8"]
-
-[[accepted_domain]]
-name = "contoso.com"
-type = "external-relay"
 
 [[receive_connector]]
 name = "in"
@@ -240,7 +228,7 @@ port = {port}
 max_connections = 2
 tls = "off"
 "#
-    )
+    ))
 }
 
 /// The hop for which message `number` waits.

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Arrival, At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, stuffed, wait_until};
+use super::{Arrival, At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, relay, stuffed, wait_until};
 
 const CLIENTS: usize = 6;
 
@@ -143,16 +143,9 @@ impl Run {
     }
 
     fn config(&self) -> String {
-        format!(
-            r#"hostname = "mail.contoso.com"
-postmaster = "postmaster@steady.example"
+        relay(&format!(
+            r#"postmaster = "postmaster@steady.example"
 shutdown_grace = "20s"
-
-[log]
-format = "json"
-
-[admin]
-listen = ""
 
 [spool]
 path = "{}"
@@ -189,7 +182,7 @@ tls = "off"
             self.acknowledge,
             self.steady_sink.address,
             self.moody_sink.address
-        )
+        ))
     }
 
     pub fn launch(&self, environment: &[(&str, &str)]) -> Daemon {

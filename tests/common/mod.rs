@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports)] // every test file uses its own part of this
 #![allow(clippy::unwrap_used)] // what goes wrong here fails the test that asked for it
 
+pub mod config;
 pub mod daemon;
 pub mod deep;
 pub mod history;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use causeway::tls::authority::Authority;
 
+pub use config::{IN, out, relay};
 pub use daemon::Daemon;
 pub use sink::{Arrival, At, Crowd, Limit, Reaction, Sink, SinkPlan};
 
