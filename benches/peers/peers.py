@@ -6,6 +6,7 @@
   peers.py run PEER [--size --sessions --rcpts --count --nodisc]   one table row
   peers.py matrix --peers a,b --cells key|full --reps 3 --out F    many rows (JSON lines)
   peers.py idle PEER --conns 1000           memory held per idle session
+  peers.py alone PEER --load smtpload       one connection: from the final dot to the 250, beside one fdatasync
   peers.py report F [F..]                   median tables (markdown) from JSON lines
   peers.py ratio F [F..]                    Postfix beside Causeway, one line per row (markdown)
   peers.py sweep [--peers a,b] --out F      1 to 200 connections, 1 and 10 KiB, plain and TLS, peers in turn
@@ -778,6 +779,36 @@ def idle(name):
         for s in socks: s.close()
     finally: peer.stop(); sink.stop()
 
+# ----------------------------------------------------------------- one connection alone
+def alone(name):
+    """From the final dot to the 250, beside the disk's own append and fdatasync, in turn."""
+    sink = sinks(A.nexthop); peer = make(name)
+    try:
+        peer.start(A.listen, A.nexthop); warm(peer, sink)
+        s = socket.create_connection(('127.0.0.1', A.listen), 5); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1); s.settimeout(10)
+        replies = s.makefile('rb')
+        def say(text):
+            s.sendall(text)
+            while (line := replies.readline())[3:4] == b'-': pass
+            assert line[:1] in b'23', line
+        body = b'From: a@load.test\r\n\r\n' + (b'y' * 70 + b'\r\n') * (A.size // 72 + 1)
+        os.makedirs(P('work'), exist_ok=True); path = P('work', 'alone'); fd = os.open(path, os.O_CREAT | os.O_RDWR)
+        os.write(fd, bytes(16 << 20)); os.fsync(fd); at = 0; record = os.urandom(A.size + 512)
+        dots, syncs = [], []
+        say(b''); say(b'EHLO client.test\r\n')
+        for _ in range(A.count):
+            for command in (b'MAIL FROM:<a@load.test>\r\n', b'RCPT TO:<0rcpt@dest.test>\r\n', b'DATA\r\n'): say(command)
+            s.sendall(body); time.sleep(.0005)                     # it is there when the dot comes
+            t = time.perf_counter(); say(b'.\r\n'); dots.append(time.perf_counter() - t)
+            time.sleep(.002)                                       # what it makes of it is over
+            t = time.perf_counter(); os.pwrite(fd, record, at); os.fdatasync(fd); syncs.append(time.perf_counter() - t)
+            at = (at + len(record)) % (15 << 20)
+        os.close(fd); os.unlink(path); s.close()
+        p = lambda L, q: sorted(L)[int(len(L) * q)] * 1e3
+        print(f'{name}: dot to 250 p50 {p(dots, .5):.2f} p99 {p(dots, .99):.2f} ms; append and fdatasync p50 {p(syncs, .5):.2f} p99 {p(syncs, .99):.2f} ms; '
+              f'p50 {p(dots, .5) / p(syncs, .5):.2f} of it', flush=True)
+    finally: peer.stop(); sink.stop()
+
 # ----------------------------------------------------------------- disk
 def disk():
     d = P('work', 'disk'); os.makedirs(d, exist_ok=True); f = d + '/a'
@@ -991,6 +1022,7 @@ def main():
     elif w == 'matrix':
         run_cells(A.peers.split(','), KEY if A.cells == 'key' else full(), A.reps, A.out, A.budget)
     elif w == 'idle': idle(A.rest[0])
+    elif w == 'alone': alone(A.rest[0])
     elif w == 'report': report(A.rest)
     elif w == 'pivot': pivot(A.rest)
     elif w == 'ratio': ratio(A.rest)
