@@ -14,6 +14,7 @@ use super::Shared;
 use super::disk::{DiskFile, blocking, crash_point, write_all_at};
 use super::format::Checksum;
 use crate::message::Body;
+use crate::message::header::HEADER_LIMIT;
 use crate::outcome::spans::Begun;
 
 /// Pieces shorter than this are copied together: a vector entry costs more than so few bytes.
@@ -94,6 +95,8 @@ pub struct Draft {
     len: u64,
     seven_bit: bool,
     own: Option<Box<OwnFile>>,
+    /// The content went on in a file of its own before its header was complete, so what comes stays in memory too.
+    header_open: bool,
     begun: Begun,
 }
 
@@ -171,7 +174,17 @@ impl Draft {
         let held = Some(Held { shared: Arc::clone(&shared), bytes: 0 });
         let tail = BytesMut::new();
         let begun = Begun::now();
-        Self { shared: Some(shared), held, pieces: Vec::new(), tail, len: 0, seven_bit: true, own: None, begun }
+        Self {
+            shared: Some(shared),
+            held,
+            pieces: Vec::new(),
+            tail,
+            len: 0,
+            seven_bit: true,
+            own: None,
+            header_open: false,
+            begun,
+        }
     }
 
     /// A draft that is complete: a report the relay wrote.
@@ -180,7 +193,17 @@ impl Draft {
         let (len, seven_bit) = (bytes.len() as u64, bytes.is_ascii());
         let pieces = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
         let begun = Begun::now();
-        Self { shared: None, held: None, pieces, tail: BytesMut::new(), len, seven_bit, own: None, begun }
+        Self {
+            shared: None,
+            held: None,
+            pieces,
+            tail: BytesMut::new(),
+            len,
+            seven_bit,
+            own: None,
+            header_open: false,
+            begun,
+        }
     }
 
     /// When it began to arrive, for traces.
@@ -219,7 +242,11 @@ impl Draft {
         self.seven_bit = self.seven_bit && piece.is_ascii();
         if let Some(own) = &mut self.own {
             own.waiting_len += piece.len();
-            own.waiting.push(piece);
+            own.waiting.push(piece.clone());
+            if self.header_open {
+                self.go_on_with_header(&piece);
+            }
+            let Some(own) = &self.own else { return Ok(()) };
             let block = if is_tight { BLOCK_IN_NEED } else { BLOCK };
             if own.waiting_len >= block {
                 self.block(OwnFile::write).await?;
@@ -244,7 +271,7 @@ impl Draft {
     fn count(&mut self) {
         let bytes = match &self.own {
             // The header stays, beside what is not written yet.
-            Some(own) => (own.waiting_len + self.pieces.iter().map(Bytes::len).sum::<usize>()) as u64,
+            Some(own) => (own.waiting_len + self.tail.len() + self.pieces.iter().map(Bytes::len).sum::<usize>()) as u64,
             None => self.len,
         };
         if let Some(held) = &mut self.held {
@@ -279,8 +306,22 @@ impl Draft {
             kept: false,
         }));
         // What is in the file need not be in memory too, but for the header.
-        self.pieces = vec![self.head()];
+        let head = self.head();
+        self.pieces.clear();
+        self.header_open = true;
+        self.go_on_with_header(&head);
         self.block(OwnFile::write).await
+    }
+
+    /// Keeps a header in memory to its end, or as far as anybody reads one.
+    fn go_on_with_header(&mut self, piece: &[u8]) {
+        // The empty line may lie across two pieces.
+        let from = self.tail.len().saturating_sub(HEADER_END.len() - 1);
+        self.tail.extend_from_slice(piece);
+        if self.tail.len() >= HEADER_LIMIT || ends_header(&self.tail[from..]) {
+            self.header_open = false;
+            self.pieces = vec![self.tail.split().freeze()];
+        }
     }
 
     async fn block(&mut self, work: fn(&mut OwnFile) -> io::Result<()>) -> io::Result<()> {

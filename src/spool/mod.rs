@@ -858,16 +858,12 @@ impl Shared {
         let reason = format!("message {id}: {reason}");
         match recover::set_aside(&*self.disk, &self.folders, place.segment, &*file, range, &reason) {
             Ok(_) => {
-                if let Some(own) = own {
-                    let (from, to) = (self.folders.own(own.get()), self.folders.kept_own(own.get()));
-                    let moved =
-                        self.disk.rename(&from, &to).and_then(|()| self.disk.sync_folder(&self.folders.corrupt));
-                    if let Err(error) = moved
-                        && error.kind() != io::ErrorKind::NotFound
-                    {
-                        tracing::error!(%id, %error, "the content of a damaged message could not be set aside");
-                        return false;
-                    }
+                if let Some(own) = own
+                    && let Err(error) = self.keep_own(own.get())
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::error!(%id, %error, "the content of a damaged message could not be set aside");
+                    return false;
                 }
                 self.note_removed(id);
                 true
@@ -878,6 +874,12 @@ impl Shared {
                 false
             }
         }
+    }
+
+    /// Moves the file of a large message to `corrupt/`.
+    fn keep_own(&self, number: u64) -> io::Result<()> {
+        self.disk.rename(&self.folders.own(number), &self.folders.kept_own(number))?;
+        self.disk.sync_folder(&self.folders.corrupt)
     }
 }
 

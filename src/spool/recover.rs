@@ -184,7 +184,8 @@ impl Recovery {
         let Self { shared, old, own } = self;
         let mut scan = Scan::of(&old, Patience::new(shared.options.pause));
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
-        for (segment, from, to, reason) in std::mem::take(&mut scan.damaged) {
+        let damaged = std::mem::take(&mut scan.damaged);
+        for (segment, from, to, reason) in damaged.iter().cloned() {
             let Some(file) = old.iter().find(|old| old.number == segment).map(|old| &old.file) else { continue };
             let (path, is_new) = match set_aside(&*shared.disk, &shared.folders, segment, &**file, (from, to), &reason)
             {
@@ -202,6 +203,7 @@ impl Recovery {
         }
         crash_point("recover.set_aside");
 
+        let is_damaged = !damaged.is_empty();
         let Scan { messages, plans, ends, unreadable, .. } = scan;
         let mut found: Vec<_> = messages.into_iter().collect();
         // Numbers grow in the order in which messages came.
@@ -235,12 +237,16 @@ impl Recovery {
         }
         shared.lock_index().scanned = true;
 
-        for name in own {
-            // A name that is not of our making is not ours to remove.
-            if let Some(number) = Folders::own_number(&name)
-                && !known.contains(&number)
-                && shared.disk.remove(&shared.folders.large.join(&name)).is_ok()
-            {
+        // What could not be read may have named one of these files, so they are kept with it.
+        let unnamed = own.iter().filter_map(|name| Folders::own_number(name)).filter(|number| !known.contains(number));
+        for number in unnamed {
+            let file = shared.folders.own(number);
+            if is_damaged {
+                match shared.keep_own(number) {
+                    Ok(()) => tracing::error!(path = %file.display(), "a file that no record names was set aside"),
+                    Err(error) => tracing::error!(%error, path = %file.display(), "a file cannot be set aside"),
+                }
+            } else if shared.disk.remove(&file).is_ok() {
                 recovered.orphans += 1;
             }
         }

@@ -710,6 +710,34 @@ fn f013_damage_found_while_running_sets_one_message_aside_and_the_others_go_on()
     });
 }
 
+/// What is left of a large message whose record is lost is kept: a start removes a file that no record names only where
+/// it has read all that could name one.
+#[test]
+fn f013_a_start_keeps_the_file_of_a_message_whose_record_it_cannot_read() {
+    run(async {
+        for for_good in [true, false] {
+            let (disk, _, path, places) = closed(&[100, 4000, 100]).await;
+            if for_good {
+                disk.tamper(&path, |bytes| bytes[places[1].offset as usize + 150] ^= 1);
+            }
+            let (spool, recovery) = Spool::open_on(Arc::new(ModelDisk(disk.clone())), settings(), small()).unwrap();
+            if !for_good {
+                disk.inject(Fault { op: Op::Read, after: 0, errno: Errno::EIO, lasts: true });
+            }
+            let recovered = recovery.run();
+            disk.heal();
+            let left = if for_good { 2 } else { 0 };
+            assert_eq!((recovered.messages, recovered.orphans), (left, 0), "{for_good}");
+            assert!(!recovered.corrupt.is_empty(), "{for_good}");
+            let aside = disk.files("/spool/corrupt");
+            let body = aside.iter().find(|path| path.extension().is_some_and(|extension| extension == "body"));
+            assert_eq!(disk.content(body.unwrap()), content(1, 4000).to_vec(), "{for_good}");
+            assert!(disk.files("/spool/large").is_empty(), "{for_good}");
+            spool.close().await;
+        }
+    });
+}
+
 /// A disk that does not answer for a while costs nothing; a message that it never gives does not keep the log for ever.
 #[test]
 fn f013_a_message_that_the_disk_does_not_give_is_set_aside_only_after_an_hour() {
@@ -1084,6 +1112,29 @@ fn f058_numbers_are_never_given_twice() {
                 // Damaged beyond reading: the segments know.
                 disk.tamper(&Path::new(ROOT).join("generation"), |bytes| bytes.fill(0xFF));
             }
+        }
+    });
+}
+
+/// F-054: a header is whole in memory wherever the content goes on in a file, and however it is cut.
+#[test]
+fn f054_in_need_a_long_header_stays_whole() {
+    run(async {
+        let disk = Model::new(1);
+        let (spool, _) = open(&disk, Options { segment_size: Some(2 << 20), large_at: 1 << 20, ..small() });
+        spool.limit_drafts(600 << 10);
+        let mut others = spool.draft();
+        others.push(content(1, 310 << 10)).await.unwrap();
+        let header = "X-A: b\r\n".repeat(20_000) + "\r\n";
+        let whole = format!("{header}{}", "text\r\n".repeat(10_000));
+        for size in [1, 700, 8 << 10, 100_000, header.len() - 2, header.len() - 1, header.len()] {
+            let mut draft = spool.draft();
+            for piece in whole.as_bytes().chunks(size) {
+                draft.push(Bytes::copy_from_slice(piece)).await.unwrap();
+            }
+            assert!(draft.in_memory().is_none(), "{size}: it is in a file");
+            assert!(draft.head().starts_with(header.as_bytes()), "{size}: {} bytes", draft.head().len());
+            assert!(draft.head().len() < header.len() + size, "{size}: no more than that");
         }
     });
 }
