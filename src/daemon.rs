@@ -18,7 +18,7 @@ use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
 
 use crate::accept::{self, ConnectionLimits, Door};
@@ -55,6 +55,9 @@ const LOOK_AT_DATES: Duration = Duration::from_secs(3600);
 
 /// So long a disk may take at the second signal.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
+
+/// The pause before a timekeeper that failed begins again.
+const TIMEKEEPER_REST: Duration = Duration::from_secs(1);
 
 /// Why the daemon did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -130,12 +133,15 @@ pub fn run(path: &Path) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(|error| Error::System("the runtime", error))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         // Before the doors open: a signal that nobody waits for would end the process where it stands.
         let signals = Signals::catch().map_err(|error| Error::System("signals", error))?;
         let daemon = Daemon::start(config, text, listeners).await?;
         daemon.obey(signals).await
-    })
+    });
+    // What still waits for a disk that does not answer is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 struct Signals {
@@ -175,7 +181,7 @@ pub struct Daemon {
     abandon: watch::Sender<bool>,
     limits: ConnectionLimits,
     admin: Option<AdminDoor>,
-    keeper: JoinHandle<()>,
+    timekeeper: JoinHandle<()>,
     recovery: JoinHandle<()>,
 }
 
@@ -290,9 +296,21 @@ impl Daemon {
         let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
         let admin = Prepared::new(config.admin.as_ref(), None, admin_listener)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
-        let keeper = tokio::spawn({
+        let timekeeper = tokio::spawn({
             let relay = relay.clone();
-            async move { relay.keep_time().await }
+            async move {
+                // Whatever it meets in the queue is not to be the last thing that is looked at.
+                let mut task = JoinSet::new();
+                loop {
+                    let relay = relay.clone();
+                    task.spawn(async move { relay.keep_time().await });
+                    match task.join_next().await {
+                        Some(Err(error)) => error!(%error, "the timekeeper has failed; it begins again"),
+                        _ => return,
+                    }
+                    tokio::time::sleep(TIMEKEEPER_REST).await;
+                }
+            }
         });
         let recovery = tokio::spawn({
             let relay = relay.clone();
@@ -315,7 +333,7 @@ impl Daemon {
             abandon: watch::channel(false).0,
             limits: ConnectionLimits::default(),
             admin: None,
-            keeper,
+            timekeeper,
             recovery,
         };
         for (address, listener) in listeners {
@@ -432,15 +450,17 @@ impl Daemon {
         self.certificates.kept(kept);
         match self.change_to(Arc::clone(&config)) {
             Ok(()) => {
+                let waits = waits_for_a_start(&self.config, &config);
                 self.config = config;
                 self.read_at = read_at;
                 self.text = text;
                 match faulty {
                     Faulty::Refuse => {
                         warn_of(&warnings);
+                        waits.iter().for_each(|what| warn!("{what} has changed: that takes effect at the next start"));
                         info!("the new configuration is in force");
                     }
-                    Faulty::LeaveAlone(files) => info!("{files}: read again{but}"),
+                    Faulty::LeaveAlone(files) => info!("{files}: looked at again{but}"),
                 }
                 true
             }
@@ -536,11 +556,26 @@ impl Daemon {
         if let Some(admin) = self.admin.take() {
             admin.close().await;
         }
-        self.keeper.abort();
+        self.timekeeper.abort();
         self.recovery.abort();
         self.spool.clone().close().await;
         info!(waiting = self.relay.waiting(), "stopped");
     }
+}
+
+/// What has changed and is looked at only when the daemon starts.
+fn waits_for_a_start(old: &Config, new: &Config) -> Vec<&'static str> {
+    let mut waits = Vec::new();
+    if old.spool.min_free_space != new.spool.min_free_space {
+        waits.push("[spool] min_free_space");
+    }
+    if old.tracking != new.tracking {
+        waits.push("[tracking]");
+    }
+    if old.log != new.log {
+        waits.push("[log]");
+    }
+    waits
 }
 
 /// At a reload root's rights are long gone.
@@ -606,8 +641,8 @@ fn load_directory(config: &Config, old: Option<&Directory>) -> Arc<Directory> {
     };
     for report in &reports {
         // One event for the source, and one for each of its faults: a log line is a line.
-        for line in report.to_string().lines() {
-            if report.is_faulty() {
+        for (number, line) in report.to_string().lines().enumerate() {
+            if number > 0 || report.is_refused() {
                 warn!("{line}");
             } else {
                 info!("{line}");

@@ -332,7 +332,7 @@ fn a_flood_of_idle_connections_delays_nobody() {
     });
 }
 
-/// Interface section 2: 0 done, 1 the answer is no, 2 the command line or the configuration is wrong, 3 nothing answers.
+/// Exit status: 0 done, 1 the answer is no, 2 the command line or the configuration is wrong, 3 nothing answers.
 #[test]
 fn exit_statuses_are_those_of_the_interface() {
     let (scratch, sink) = (Scratch::new(), Sink::start());
@@ -470,4 +470,46 @@ fn parameters_and_odd_addresses_travel_on() {
             assert!(arrival.rcpt[0].contains("ORCPT=rfc822;julie@x.example"), "{:?}", arrival.rcpt);
         }
     }
+}
+
+/// A rate holds messages back, and nothing else: a new configuration counts at once for those that wait, and so does a stop.
+#[test]
+fn a_rate_holds_messages_back_and_nothing_else() {
+    let scratch = Scratch::new();
+    let sink = Sink::start();
+    let text = config(sink.address, IN_THE_CLEAR);
+    let slow = |rate: &str| text.replace("smart_hosts", &format!("rate = \"{rate}\"\nsmart_hosts"));
+    let mut daemon = Daemon::spawn(scratch.path(), &slow("20/s"));
+    let mut client = Client::hello(daemon.address());
+    let mut send = |count: usize| {
+        for _ in 0..count {
+            let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com"], MESSAGE).unwrap();
+            assert!(reply.starts_with("250"), "{reply}");
+        }
+    };
+    // A second's worth is saved up; the ten behind it come at the rate.
+    let began = Instant::now();
+    send(30);
+    sink.wait_for(30);
+    assert!(began.elapsed() >= Duration::from_millis(450), "{:?}", began.elapsed());
+
+    // The first has its turn, the others an hour each.
+    scratch.write("causeway.toml", slow("1/h"));
+    daemon.hang_up();
+    daemon.wait_for_log("the new configuration is in force");
+    send(4);
+    sink.wait_for(31);
+    scratch.write("causeway.toml", &text);
+    daemon.hang_up();
+    sink.wait_for(34);
+
+    scratch.write("causeway.toml", slow("1/h"));
+    daemon.hang_up();
+    wait_until("it is in force", PATIENCE, || daemon.times_logged("the new configuration is in force") >= 3);
+    send(3);
+    sink.wait_for(35);
+    let began = Instant::now();
+    assert_eq!(daemon.terminate().code(), Some(0), "{}", daemon.log_text());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}: it waited for turns", began.elapsed());
+    assert_eq!(sink.count(), 35);
 }

@@ -608,7 +608,7 @@ fn the_users_file_is_read_again_when_it_changes() {
 
         world.scratch.write("users", hash_password(&["--user", "anna"], "other\n").1);
         wait_until("the file is read again", PATIENCE, || world.daemon.times_logged(": 1 user\"") >= 2);
-        wait_until("it is in use", PATIENCE, || world.daemon.times_logged("users: read again") >= 2);
+        wait_until("it is in use", PATIENCE, || world.daemon.times_logged("users: looked at again") >= 2);
         let reply = say("MAIL FROM:<tim@contoso.com>").await;
         assert!(reply.starts_with("421 4.7.0 "), "{reply}");
     });

@@ -98,6 +98,11 @@ fn write(admin: &Admin, now: Timestamp) -> String {
         "Recipients that the directory knows.",
         snapshot.directory.len() as f64,
     );
+    text.gauge(
+        "causeway_directory_faulty",
+        "Files of recipients that are refused as they are: an older one serves, or none.",
+        snapshot.directory.refused().count() as f64,
+    );
     text.figure("causeway_tracking_lost_total", "counter", "Tracking events that could not be written.");
     text.value("causeway_tracking_lost_total", &[], relay.lost_events() as f64);
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Error, Shared, json};
-use crate::config::Level;
+use crate::config::{Hops, Level};
 use crate::relay::meter::Histogram;
 use crate::relay::state::{AGES, Ages};
 
@@ -29,6 +29,9 @@ pub struct Status {
     pub uptime: u64,
     /// Why it takes no new mail; `None`: it does.
     pub refuses: Option<String>,
+    /// What is wrong with files of recipients: an older one serves, or none.
+    #[serde(default)]
+    pub directory: Vec<String>,
     /// Messages in the spool.
     pub messages: usize,
     /// Copies that an operator holds.
@@ -177,6 +180,7 @@ fn of(admin: &Admin) -> Status {
         hostname: config.hostname.to_string(),
         uptime: meter.uptime().as_secs(),
         refuses,
+        directory: snapshot.directory.refused().map(str::to_owned).collect(),
         messages: relay.waiting(),
         held: relay.held(),
         oldest: relay.oldest(),
@@ -254,9 +258,14 @@ fn connectors(admin: &Admin) -> Vec<ConnectorStatus> {
             (Some((proved, ..)), Some((fault, _))) => proved >= fault,
             (proved, _) => proved.is_some(),
         };
+        // Of the domains of the world some are always out of reach; that says nothing of the connector.
+        let is_down = match &connector.hops {
+            Hops::SmartHosts(_) => depth.resting > 0,
+            Hops::Mx => depth.resting > 2 && depth.resting * 2 > depth.hops,
+        };
         let state = match () {
             () if !connector.enabled => "disabled",
-            () if depth.resting > 0 && !is_newer => "down",
+            () if is_down && !is_newer => "down",
             () if seen.proved.is_none() && seen.fault.is_none() => "unused",
             () => "up",
         };

@@ -300,7 +300,7 @@ fn table(entries: &[Entry], now: Timestamp) -> String {
 
 /// As much of a reason as fits beside the rest; `show` has all of it.
 fn in_line(why: &str) -> String {
-    const ROOM: usize = 100;
+    const ROOM: usize = 240;
     let mut line: String = why.chars().take(ROOM).map(|one| if one.is_control() { ' ' } else { one }).collect();
     if why.chars().nth(ROOM).is_some() {
         line.push('…');

@@ -41,7 +41,8 @@ pub(super) struct StatusArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct TopArgs {}
 
-/// Exit status: 0 it takes mail and every connector is up, 1 something is wrong, 3 it could not be reached.
+/// Exit status: 0 it takes mail, knows its recipients, no connector is down and no certificate of ours has ended; 1
+/// something of that is wrong; 3 it could not be reached.
 pub(super) fn status(path: &Path, args: &StatusArgs) -> ExitCode {
     let client = match admin_client(path) {
         Ok(client) => client,
@@ -58,7 +59,7 @@ pub(super) fn status(path: &Path, args: &StatusArgs) -> ExitCode {
             // Whoever closed the pipe has read enough.
             let _ = out.write_all(page(&status, Timestamp::now()).as_bytes()).and_then(|()| out.flush());
         }
-        Ok(if is_well(&status) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if is_well(&status, Timestamp::now()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     };
     show().unwrap_or_else(|asking| asking.tell())
 }
@@ -250,8 +251,11 @@ fn parse(value: serde_json::Value) -> Result<Status, Failure> {
         .map_err(|error| Failure::Unreachable(format!("the daemon is of another version: {error}")))
 }
 
-fn is_well(status: &Status) -> bool {
-    status.refuses.is_none() && status.connectors.iter().all(|connector| connector.state != "down")
+fn is_well(status: &Status, now: Timestamp) -> bool {
+    status.refuses.is_none()
+        && status.directory.is_empty()
+        && status.connectors.iter().all(|connector| connector.state != "down")
+        && status.certificates.iter().all(|certificate| certificate.expires > now)
 }
 
 fn page(status: &Status, now: Timestamp) -> String {
@@ -267,6 +271,9 @@ fn head(status: &Status, now: Timestamp) -> String {
         None => writeln!(text, "{GREEN}takes mail{GREEN:#}"),
         Some(why) => writeln!(text, "{RED}takes no new mail: {why}{RED:#}"),
     };
+    for fault in &status.directory {
+        let _ = writeln!(text, "{RED}directory    {fault}{RED:#}");
+    }
     let oldest = status.oldest.map_or_else(String::new, |oldest| format!(", the oldest {} old", span(oldest, now)));
     let held =
         if status.held == 0 { String::new() } else { format!(", {} held", counted(status.held, "copy", "copies")) };
@@ -347,10 +354,11 @@ fn tail(status: &Status, now: Timestamp) -> String {
             _ => writeln!(text, "  {} ends in {}", certificate.file, span(now, certificate.expires)),
         };
     }
-    if !status.hops.is_empty() {
+    let with_mail = || status.hops.iter().filter(|hop| hop.ready + hop.active + hop.deferred > 0);
+    if with_mail().next().is_some() {
         let _ = writeln!(text, "\n{BOLD}next hops with mail{BOLD:#}");
     }
-    for hop in status.hops.iter().take(HOPS) {
+    for hop in with_mail().take(HOPS) {
         let resting = hop.resting.map_or_else(String::new, |left| format!(", tried again in {}", in_words(left)));
         let last = hop.last.as_ref().map_or_else(String::new, |last| format!(": {last}"));
         let oldest = hop.oldest.map_or_else(String::new, |oldest| format!(", the oldest {} old", span(oldest, now)));
@@ -360,7 +368,7 @@ fn tail(status: &Status, now: Timestamp) -> String {
             hop.connector, hop.hop, hop.ready, hop.active, hop.deferred
         );
     }
-    if status.hops.len() > HOPS {
+    if with_mail().count() > HOPS {
         let _ = writeln!(text, "  … and more");
     }
     text

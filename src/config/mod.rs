@@ -200,7 +200,7 @@ pub enum DomainKind {
 pub struct DirectorySource {
     /// The file as the configuration names it, for reasons and messages.
     pub name: Arc<str>,
-    /// The CSV file of interface section 4.
+    /// The CSV file of recipients.
     pub path: PathBuf,
 }
 
@@ -400,7 +400,7 @@ pub struct Rate {
 }
 
 /// `[tracking]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracking {
     /// The folder.
     pub path: PathBuf,
@@ -420,7 +420,7 @@ pub struct Admin {
 }
 
 /// `[log]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     /// One JSON object a line rather than text.
     pub json: bool,

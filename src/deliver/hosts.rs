@@ -126,19 +126,8 @@ impl<'a, R: Resolve> Hosts<'a, R> {
     ) -> Result<Self, Setback> {
         let mx = |host: SmartHostAddress, preference| Host { host, port: connector.port, preference };
         let (domain, hosts) = match (hop, &connector.hops) {
-            (Hop::SmartHosts, Hops::SmartHosts(smart_hosts)) => (
-                None,
-                smart_hosts
-                    .iter()
-                    .map(|host| Host {
-                        host: host.host.clone(),
-                        port: host.port.unwrap_or(connector.port),
-                        preference: host.preference,
-                    })
-                    .collect(),
-            ),
-            // The copy was planned when the connector had other hosts. What it says now holds.
-            (Hop::Mx(_), Hops::SmartHosts(smart_hosts)) => (
+            // A copy for a domain's MX was planned when the connector had other hosts. What it says now holds.
+            (Hop::SmartHosts | Hop::Mx(_), Hops::SmartHosts(smart_hosts)) => (
                 None,
                 smart_hosts
                     .iter()

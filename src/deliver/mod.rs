@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use ipnet::IpNet;
 
@@ -143,7 +144,13 @@ impl<R: Resolve> Deliverer<R> {
         Self { marks: Some(key), ..self }
     }
 
-    /// Tries to bring a copy to its next hop, for the recipients that are still open.
+    /// Takes the next turn of a connector with a rate: when its message may go.
+    pub fn turn(&self, connector: &ConnectorName) -> Option<Instant> {
+        Some(self.lanes.get(connector)?.turns.as_ref()?.take(connect::now()))
+    }
+
+    /// Tries to bring a copy to its next hop, for the recipients that are still open. Whoever has a rate to keep has taken
+    /// a turn.
     pub async fn attempt(
         &self,
         connector: &Arc<SendConnector>,
@@ -210,9 +217,6 @@ impl<R: Resolve> Deliverer<R> {
             Ok(hosts) => hosts,
             Err(setback) => return setback,
         };
-        if let Some(turns) = &lane.turns {
-            tokio::time::sleep_until(turns.take(connect::now()).into()).await;
-        }
         let domain = match (&copy.hop, &connector.hops) {
             (Hop::Mx(domain), Hops::Mx) if domain.literal().is_none() => Some(domain),
             _ => None,

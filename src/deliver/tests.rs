@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::{Login, Rate, SmartHost, SmartHostAddress};
+use crate::config::{Login, SmartHost, SmartHostAddress};
 use crate::dns::{Absence, Answer, Mx};
 use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify, OrganizationHeaders};
 use crate::route::{CopyRecipient, HopCopy};
@@ -487,7 +487,7 @@ async fn what_one_host_cannot_take_another_of_equal_preference_may() {
     assert!(old.seen().messages.is_empty());
 }
 
-/// Engine section 3: a server that fails on BDAT is remembered and gets DATA.
+/// A server that fails on BDAT is remembered and gets DATA.
 #[tokio::test]
 async fn bdat_that_fails_is_not_tried_again() {
     let peer = Peer::start(Manner { offers: FAST, no_bdat: true, ..Manner::default() }).await;
@@ -592,7 +592,7 @@ async fn a_message_on_disk_arrives_as_it_is() {
 }
 
 /// A message that cannot be read is not sent in part.
-/// Interface section 9: whom they are for, how much there is, and all the rest byte for byte: from memory and from disk,
+/// Organization headers: whom they are for, how much there is, and all the rest byte for byte: from memory and from disk,
 /// small and large, by BDAT and by DATA.
 #[tokio::test]
 async fn organization_headers_go_to_the_other_premises_and_nowhere_else() {
@@ -806,18 +806,6 @@ async fn mx_hosts_are_tried_in_order_in_one_attempt() {
     let strict = World { deliverer: Arc::new(deliverer), connector };
     assert!(strict.words(&mx_message(TO)).await.starts_with("5.4.4 "));
     assert_eq!(second.seen().connections, 1);
-}
-
-#[tokio::test]
-async fn a_rate_holds_messages_back() {
-    let peer = Peer::start(Manner { offers: FAST, ..Manner::default() }).await;
-    let rate = Some(Rate { count: 20, per: Duration::from_secs(1) });
-    let world = World::new(SendConnector { rate, ..connector(&[peer.address]) });
-    let began = std::time::Instant::now();
-    for _ in 0..4 {
-        assert_eq!(world.words(&message(TO)).await, "250 Plain");
-    }
-    assert!(began.elapsed() >= Duration::from_millis(150), "four messages are three intervals apart");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The CSV of interface section 4 and its faulty lines. The only file that names csv-core.
+//! The CSV of recipients (`[[directory]]` in docs/configuration.md) and its faulty lines. The only file that names csv-core.
 //!
 //! A line is a record: a quoted field may hold commas, quotes and blanks, but no line end. So a quote that somebody
 //! forgot to close costs one line, not the rest of the file, and every fault has a line's number. A faulty line is
@@ -219,7 +219,7 @@ pub fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError>
         let text = match read {
             Ok((address, entry)) => match builder.insert(&address, &entry) {
                 Ok(()) => return Ok(()),
-                Err(rejected @ Rejected::Duplicate) => format!("{address}: {rejected}"),
+                Err(rejected @ (Rejected::Duplicate | Rejected::TooLong)) => format!("{address}: {rejected}"),
                 Err(Rejected::Full) => return Err(LoadError::TooLarge),
             },
             Err(text) => text,

@@ -1,4 +1,4 @@
-//! An Exchange export becomes the CSV of interface section 4.
+//! An Exchange export becomes a CSV of recipients.
 //!
 //! The export is what `Export-Csv` makes of Get-Recipient, Get-Mailbox, Get-RemoteMailbox, Get-MailUser,
 //! Get-MailContact or Get-DistributionGroup in the on-premises organization: with or without the `#TYPE` line, in UTF-8

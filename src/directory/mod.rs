@@ -28,7 +28,7 @@ pub use table::Table;
 /// A file that changes while it is read is read again so often before it is refused.
 const ATTEMPTS: usize = 3;
 
-/// What the directory says of an address. Types as in interface section 4.
+/// What the directory says of an address. Types as in the file of recipients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// A mailbox on-premises.
@@ -108,6 +108,8 @@ struct Source {
     name: Arc<str>,
     path: PathBuf,
     state: State,
+    /// Its file as it is now was refused: what the report said.
+    refused: Option<String>,
 }
 
 #[derive(Debug)]
@@ -165,22 +167,12 @@ impl Directory {
         for source in sources {
             let last = self.sources.iter().find(|last| last.path == source.path);
             let (state, outcome) = load_source(source, last);
-            next.push(Arc::new(Source { name: source.name.clone(), path: source.path.clone(), state }));
-            reports.push(Report { source: source.name.clone(), path: source.path.clone(), outcome });
+            let (name, path) = (source.name.clone(), source.path.clone());
+            let report = Report { source: name.clone(), path: path.clone(), outcome };
+            next.push(Arc::new(Source { name, path, state, refused: report.is_refused().then(|| report.to_string()) }));
+            reports.push(report);
         }
         (Self { sources: next }, reports)
-    }
-
-    /// True if a file of these sources is not as this snapshot read it. Cheap: for a slow poll beside file events.
-    pub fn is_stale(&self, sources: &[DirectorySource]) -> bool {
-        sources.len() != self.sources.len()
-            || sources.iter().zip(&self.sources).any(|(source, known)| {
-                source.path != known.path
-                    || match known.state {
-                        State::Good(_, fingerprint) => Fingerprint::of(&source.path).ok() != Some(fingerprint),
-                        State::Missing(_) => true,
-                    }
-            })
     }
 
     /// How many recipients all sources know; one that two of them know counts twice.
@@ -191,6 +183,11 @@ impl Directory {
     /// True if no source knows anybody.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What is wrong with files as they are now: an older one serves, or none.
+    pub fn refused(&self) -> impl Iterator<Item = &str> {
+        self.sources.iter().filter_map(|source| source.refused.as_deref())
     }
 
     /// Bytes of memory the tables hold.
@@ -211,7 +208,7 @@ impl Directory {
             Some(table) => State::Good(Arc::new(table), Fingerprint::of(".".as_ref()).expect("the folder we are in")),
             None => State::Missing("cannot be read".to_owned()),
         };
-        Self { sources: vec![Arc::new(Source { name: name.into(), path: name.into(), state })] }
+        Self { sources: vec![Arc::new(Source { name: name.into(), path: name.into(), state, refused: None })] }
     }
 
     fn tables(&self) -> impl Iterator<Item = &Table> {
@@ -371,6 +368,11 @@ fn load_steady(source: &DirectorySource) -> Result<file::Loaded, LoadError> {
 }
 
 impl Report {
+    /// True if the file as a whole was.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.outcome, LoadOutcome::Refused { .. })
+    }
+
     /// True if somebody should look: the file, or a line of it, was refused.
     pub fn is_faulty(&self) -> bool {
         match &self.outcome {
@@ -551,15 +553,14 @@ mod tests {
 
         let (second, reports) = first.reload(&sources);
         assert!(matches!(reports[0].outcome, LoadOutcome::Unchanged), "{reports:?}");
-        assert!(!second.is_stale(&sources));
         assert!(std::ptr::eq(first.tables().next().unwrap(), second.tables().next().unwrap()), "read anew");
 
         replace(&sources[0], "nonsense\n");
-        assert!(second.is_stale(&sources));
         let (third, reports) = second.reload(&sources);
         assert!(matches!(reports[0].outcome, LoadOutcome::Refused { kept: true, .. }), "{reports:?}");
         assert!(reports[0].to_string().ends_with("the last good one stays"), "{}", reports[0]);
         assert_eq!(find(&third, "anna@contoso.com"), "a.csv: OnPremises");
+        assert_eq!((second.refused().count(), third.refused().count()), (0, 1));
 
         fs::remove_file(&sources[0].path).unwrap();
         let (fourth, _) = third.reload(&sources);

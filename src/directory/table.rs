@@ -59,6 +59,9 @@ pub enum Rejected {
     /// The address is there already, in whatever case; the first one stays.
     #[error("it is there already; the first line with it holds")]
     Duplicate,
+    /// In lower case its local part is longer than any may be.
+    #[error("in lower case its local part has more than 64 octets")]
+    TooLong,
     /// Positions are 32 bits, and places want room: 2 GiB, some 70 million recipients.
     #[error("the table is full")]
     Full,
@@ -157,6 +160,10 @@ impl Builder {
         let domain = self.names.domains.keep(address.domain())?;
         let Self { records, names, index, record } = self;
         lowered(address.local(), |local| {
+            // Some letters take more room in lower case.
+            if local.len() > LOCAL {
+                return Err(Rejected::TooLong);
+            }
             let hash = names.hash(domain, local);
             if index.find(hash, |&other| record_at(records, other).is(domain, local)).is_some() {
                 return Err(Rejected::Duplicate);

@@ -136,7 +136,8 @@ impl Meter {
         self.accepted_lately.add(self.second(), 1);
     }
 
-    pub(super) fn refuse(&self, status: Status) {
+    /// Somebody was refused, with this status.
+    pub fn refuse(&self, status: Status) {
         let count = if status.0 == 4 { &self.refused_for_now } else { &self.refused_for_good };
         count.fetch_add(1, Ordering::Relaxed);
     }
@@ -169,6 +170,10 @@ impl Meter {
         self.via(via, |via| {
             let counter = if failed { &via.failed } else { &via.deferred };
             counter.fetch_add(count as u64, Ordering::Relaxed);
+            // What an operator sends back says nothing of the connector.
+            if matches!(why, Setback::Returned { .. }) {
+                return;
+            }
             via.last().fault = Some((Timestamp::now(), why.to_string()));
         });
     }

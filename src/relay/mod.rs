@@ -67,12 +67,12 @@ use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
 use work::Item;
 
-/// A message with so many `Received:` fields is going round in circles. Interface section 5.6.
+/// A message with so many `Received:` fields is going round in circles.
 pub const HOP_LIMIT: usize = 60;
 
 /// A client has waited so long since its final dot: the message is taken back, before the client gives up and sends it
 /// again. RFC 5321 section 4.5.3.2.6 gives it ten minutes. F-017.
-const PUT_LIMIT: Duration = Duration::from_secs(300);
+pub const PUT_LIMIT: Duration = Duration::from_secs(300);
 
 /// Recipients that one message may have once its groups are expanded: the spool counts those of a copy in 16 bits, and a
 /// record holds them all. More come with the client's next transaction.
@@ -376,7 +376,9 @@ impl Relay {
     /// The reply to a message whose content could not be kept.
     pub fn draft_failed(&self, error: &io::Error) -> Reply {
         warn!(%error, "the content of a message could not be kept");
-        acknowledge::draft_failed(error)
+        let reply = acknowledge::draft_failed(error);
+        self.0.meter.refuse(reply.status_or_class());
+        reply
     }
 
     /// Takes a whole message and says what the end of its data is answered with.
@@ -506,6 +508,7 @@ impl Relay {
             }
             // Dropped before its end, the put takes the message back.
             Err(_) => {
+                self.0.meter.refuse(Status(4, 3, 0));
                 warn!(%id, "a message was not on stable storage after {:?} and is taken back", self.0.put_limit);
                 Err(Reply::took_too_long())
             }

@@ -104,20 +104,20 @@ impl Relay {
         let Ok((message, mut open)) = self.load(key.0, key.1).await else { return true };
         self.queue().leave_out_done(key, &mut open);
         if let Some(tried) = hand.tried(&message) {
-            self.send_on(&self.snapshot(), &tried, &open).await;
+            let _ = self.send_on(&self.snapshot(), &tried, &open).await;
         }
         true
     }
 
     /// Takes those out of what is tried `again` and what has `failed` whom this side would send elsewhere by now. The others
-    /// of them are remembered.
-    pub(super) async fn follow_move(&self, tried: &Tried<'_>, setbacks: [&mut Vec<(u16, Setback)>; 2]) {
+    /// of them are remembered. True: somebody has moved and cannot be sent on now, so none of those has failed.
+    pub(super) async fn follow_move(&self, tried: &Tried<'_>, setbacks: [&mut Vec<(u16, Setback)>; 2]) -> bool {
         let disputed: Vec<u16> = setbacks
             .iter()
             .flat_map(|list| list.iter().filter(|(_, setback)| is_disagreement(setback)).map(|(index, _)| *index))
             .collect();
         if disputed.is_empty() {
-            return;
+            return false;
         }
         // First remembered, then looked at: what is replaced in between is noticed by the one or by the other.
         let key = tried.item.key();
@@ -128,27 +128,39 @@ impl Relay {
             // An operator has the last word: whoever would go elsewhere waits for that, and does not fail.
             let (elsewhere, _) = elsewhere(&snapshot, tried, &disputed);
             again.extend(failed.extract_if(.., |(index, _)| elsewhere.contains(index)));
-            return;
+            return false;
         }
-        let moved = self.send_on(&snapshot, tried, &disputed).await;
-        for list in [again, failed] {
-            list.retain(|(index, _)| !moved.contains(index));
+        match self.send_on(&snapshot, tried, &disputed).await {
+            Ok(moved) => {
+                for list in [again, failed] {
+                    list.retain(|(index, _)| !moved.contains(index));
+                }
+                false
+            }
+            // Their way is known, so nobody hears that there is none.
+            Err(elsewhere) => {
+                again.extend(failed.extract_if(.., |(index, _)| elsewhere.contains(index)));
+                true
+            }
         }
     }
 
     /// Sends those of `indexes` on as a message of their own whose way is another by now; returns them.
-    async fn send_on(&self, snapshot: &Snapshot, tried: &Tried<'_>, indexes: &[u16]) -> Vec<u16> {
+    ///
+    /// # Errors
+    /// Whose way is another, where the spool takes no such message now.
+    async fn send_on(&self, snapshot: &Snapshot, tried: &Tried<'_>, indexes: &[u16]) -> Result<Vec<u16>, Vec<u16>> {
         let message = tried.message;
         let (moved, mut routed) = elsewhere(snapshot, tried, indexes);
         if moved.is_empty() {
-            return moved;
+            return Ok(moved);
         }
         let id = self.0.spool.next_id();
         let content = match self.copy_of(&message.content).await {
             Ok(content) => content,
             Err(error) => {
                 warn!(id = %message.id, %error, "a message cannot be sent another way now; it waits");
-                return Vec::new();
+                return Err(moved);
             }
         };
         let noted = Self::note_routes(&mut routed);
@@ -171,7 +183,7 @@ impl Relay {
             Ok(receipt) => receipt,
             Err(error) => {
                 warn!(id = %message.id, %error, "a message cannot be sent another way now; it waits");
-                return Vec::new();
+                return Err(moved);
             }
         };
         info!(id = %message.id, on = %id, recipients = moved.len(), "routed again: the mailbox has moved");
@@ -186,7 +198,7 @@ impl Relay {
             }
         }
         self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
-        moved
+        Ok(moved)
     }
 
     /// The same content once more, as a message that arrives brings it.
@@ -574,6 +586,26 @@ mod tests {
         assert!(fixture.relay.disputed(|disputed| disputed.len()) <= 1);
         fixture.relay.follow_moves().await;
         assert!(fixture.relay.disputed(|disputed| disputed.is_empty()), "it is forgotten");
+    }
+
+    /// Who has moved does not fail because the spool takes no message just now: no report, and the next look finds the way.
+    #[tokio::test]
+    async fn what_cannot_be_sent_on_now_waits() {
+        let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
+        fixture.relay.replace(snapshot(HERE));
+        // Others have all the room there is for content.
+        let mut others = fixture.relay.0.spool.draft();
+        others.push(CONTENT.into()).await.unwrap();
+        fixture.relay.0.spool.limit_drafts(1);
+        answer(&fixture, 550).await;
+        assert_eq!(waits(&fixture), ["to-cloud: zoe@contoso.mail.onmicrosoft.com"]);
+        assert_eq!((fixture.count("DSN", ""), fixture.count("FAIL", ""), fixture.count("DEFER", "")), (0, 0, 1));
+        drop(others);
+        wake(&fixture);
+        assert!(!fixture.relay.follow_moves().await);
+        fixture.relay.0.spool.flush().await;
+        assert_eq!(waits(&fixture), ["to-on-premises: zoe@contoso.com"]);
+        assert_eq!((fixture.count("DSN", ""), fixture.count("FAIL", "")), (0, 0));
     }
 
     /// An operator has the last word; and what somebody tries just now is looked at again.

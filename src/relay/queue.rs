@@ -554,6 +554,11 @@ impl Relay {
             return Vec::new();
         }
         let queue = self.queue();
+        let rests_until = |copy: &CopyStanding| {
+            let lane = queue.find(&copy.plan.via, &copy.plan.hop)?;
+            let left = queue.depth(lane).resting?.saturating_duration_since(clock::now());
+            now.checked_add(left).ok()
+        };
         let entry = |copy: &CopyStanding| {
             let key = (message.id, copy.number);
             let status = if copy.held || queue.is_held(key) {
@@ -583,7 +588,11 @@ impl Relay {
                 status,
                 accepted: message.accepted,
                 attempts: copy.attempts,
-                next: copy.until.filter(|_| status == State::Deferred),
+                next: match status {
+                    State::Deferred => copy.until.max(rests_until(copy)),
+                    State::Waiting => rests_until(copy),
+                    State::Active | State::Held => None,
+                },
                 size: message.size,
                 last,
             }

@@ -521,6 +521,11 @@ impl<T> Schedule<T> {
     /// Ends the rest of a lane, if it rests: somebody wants it tried now. Returns how many workers to start.
     #[must_use = "workers that were counted have to be started"]
     pub fn rouse(&mut self, lane: LaneId) -> usize {
+        let found = self.lane_mut(lane);
+        if found.resting.is_some() {
+            // Whoever asks before its time does not make it rest longer than it would have.
+            found.failures = found.failures.saturating_sub(1);
+        }
         self.wake(lane);
         let work = self.lane_mut(lane).ready.len();
         self.recruit(lane, work)
@@ -757,7 +762,7 @@ impl<T> Schedule<T> {
         let until = now + jittered(ladder(&self.retry, rung), fraction);
         let lane = self.lane_mut(id);
         if lane.resting.is_none() {
-            if rung == 1 {
+            if rung == 1 && lane.window > 1.0 {
                 // What it bore before is where doubling ends: from there on it has to prove itself.
                 lane.threshold = lane.window;
             }
@@ -1061,6 +1066,31 @@ mod tests {
     }
 
     /// F-035: one probe first, then 1, 2, 4… up to the limit.
+    /// However often somebody asks whether a hop is back, it is looked at again when it would have been.
+    #[test]
+    fn f035_asking_by_hand_climbs_no_ladder() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let id = lane(&mut schedule, 1, 1);
+        for item in 0..10 {
+            let _ = schedule.ready(id, item);
+        }
+        schedule.take(id, now).unwrap();
+        assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
+        assert_eq!(schedule.take(id, now), None);
+        for _ in 0..5 {
+            assert_eq!(schedule.depth(id).resting, Some(now + 60 * SECOND));
+            assert_eq!(schedule.rouse(id), 1);
+            schedule.take(id, now).unwrap();
+            assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
+            assert_eq!(schedule.take(id, now), None);
+        }
+        // What comes at its own time does.
+        assert_eq!(schedule.due(now + 60 * SECOND), [id]);
+        schedule.take(id, now).unwrap();
+        assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
+        assert_eq!(schedule.depth(id).resting, Some(now + 300 * SECOND));
+    }
+
     #[test]
     fn f035_a_lane_that_was_down_is_probed_and_ramps() {
         let (mut schedule, mut now) = (schedule(), Instant::now());

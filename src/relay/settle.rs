@@ -32,6 +32,8 @@ const OWN_CONNECTOR: &str = "reports";
 
 /// A report could not be written: the copy is looked at again after this.
 const REPORT_RETRY: Duration = Duration::from_secs(60);
+/// Who would go another way is looked at again after this, where the spool took no message for it.
+const SPOOL_RETRY: Duration = Duration::from_secs(60);
 
 /// A failure that nobody may be told of for hours stays open and is tried again after this. By then its sender has a turn, or
 /// the hop that refused everything is mended.
@@ -54,7 +56,9 @@ impl Relay {
         let age = age(tried.message.accepted, now);
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;
-        self.follow_move(&tried, [&mut sorted.again, &mut sorted.failed]).await;
+        if self.follow_move(&tried, [&mut sorted.again, &mut sorted.failed]).await {
+            sorted.wait = if sorted.wait.is_zero() { SPOOL_RETRY } else { sorted.wait.min(SPOOL_RETRY) };
+        }
         if !sorted.failed.is_empty()
             && let Err(wait) = self.fail(snapshot, &tried, &sorted.failed, now).await
         {
@@ -263,7 +267,7 @@ impl Relay {
         };
         let rules = Rules { config: &snapshot.config, directory: snapshot.directory.as_ref() };
         let connector = ConnectorName(Arc::from(OWN_CONNECTOR));
-        // A report comes from the relay's own side. Interface section 5.4.
+        // A report comes from the relay's own side.
         let origin = snapshot.config.hybrid.as_ref().map_or(Origin::OnPremises, |hybrid| hybrid.side.origin());
         let asking = Asking { origin, connector: &connector, may_relay: true, size: None };
         let mut routed = match rules.resolve(&asking, &to) {

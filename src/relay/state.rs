@@ -45,6 +45,8 @@ pub struct Depths {
     pub active: usize,
     /// Copies that wait for their time.
     pub later: usize,
+    /// Hops that mail waits for, or that are left alone for a while.
+    pub hops: usize,
     /// Hops that are left alone for a while.
     pub resting: usize,
 }
@@ -99,6 +101,7 @@ impl Relay {
             sum.ready += depth.ready;
             sum.active += depth.active;
             sum.later += depth.later;
+            sum.hops += usize::from(depth.ready + depth.active + depth.later > 0 || depth.resting.is_some());
             sum.resting += usize::from(depth.resting.is_some());
         }
         sums

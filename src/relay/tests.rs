@@ -784,7 +784,7 @@ originator_org = ["fabrikam.example"]
 "#
 }
 
-/// Interface section 3, `originator_org`: whose the message is turns out at its end, and it is taken or refused as a whole.
+/// `originator_org`: whose the message is turns out at its end, and it is taken or refused as a whole.
 #[tokio::test]
 async fn a_message_of_another_organization_counts_as_from_the_internet() {
     const OURS: &str = "X-OriginatorOrg: contoso.com\r\n";
@@ -879,7 +879,7 @@ async fn what_the_disk_refuses_is_not_acknowledged() {
     }
 }
 
-/// Interface section 3: `sender_domains` and `only_here`.
+/// `sender_domains` and `only_here`.
 #[tokio::test]
 async fn who_may_send_by_which_connector() {
     let fixture = Fixture::still();
@@ -1009,7 +1009,7 @@ async fn what_waits_for_a_hop_that_rests_is_not_kept_in_memory() {
     assert_eq!(fixture.relay.0.resident.load(Ordering::Relaxed), 0);
 }
 
-/// S-112, interface section 5.6: of two recipients the one that goes in circles is cut, and reported to the sender; the
+/// S-112: of two recipients the one that goes in circles is cut, and reported to the sender; the
 /// other gets its copy.
 #[tokio::test]
 async fn one_that_goes_in_circles_takes_nothing_from_the_other() {
@@ -1067,7 +1067,7 @@ fn cloud_side(grace: &str) -> (Fixture, tempfile::TempDir) {
     (fixture, folder)
 }
 
-/// Interface section 5.4: a mailbox that each side holds to be at the other may be moving, and is refused for now first.
+/// A mailbox that each side holds to be at the other may be moving, and is refused for now first.
 #[tokio::test]
 async fn a_mailbox_that_may_be_moving_is_refused_for_now() {
     for (grace, expected) in [("1h", "451 4.4.6"), ("0s", "550 5.4.6")] {

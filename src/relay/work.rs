@@ -36,6 +36,9 @@ const READ_RETRY: Duration = Duration::from_secs(60);
 /// An attempt that ended inside the relay is made again after this, if something else was the cause…
 const PANIC_RETRY: Duration = Duration::from_secs(60);
 
+/// Whoever waits for a turn looks so often whether it still counts.
+const TURN_LOOK: Duration = Duration::from_millis(500);
+
 /// …but a copy that ended so many of them is left alone until the next start (F-061).
 const PANICS: u8 = 3;
 
@@ -315,9 +318,35 @@ impl Relay {
         next
     }
 
+    /// Waits until the connector's rate lets another message go, and gives the rules by which it goes then: they may have
+    /// changed meanwhile. `None`: the relay stops.
+    async fn await_turn(&self, lane: LaneId) -> Option<Arc<Snapshot>> {
+        let via = self.queue().failures(lane).1.map(|(via, _)| via.clone());
+        loop {
+            let snapshot = self.snapshot();
+            let due = via.as_ref().and_then(|via| snapshot.deliverer.turn(via));
+            loop {
+                let left = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()));
+                if left.is_zero() {
+                    return Some(snapshot);
+                }
+                tokio::time::sleep(left.min(TURN_LOOK)).await;
+                if self.is_stopping() {
+                    return None;
+                }
+                if !Arc::ptr_eq(&snapshot, &self.snapshot()) {
+                    break;
+                }
+            }
+        }
+    }
+
     /// `None`: the hop was not tried, so nothing is known of it.
     async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
-        let snapshot = self.snapshot();
+        let Some(snapshot) = self.await_turn(lane).await else {
+            self.again(lane, item, Duration::ZERO);
+            return None;
+        };
         let early = item.early.take();
         // Who settles it may be the session: it is in hand until that is done.
         let mut hand = early.is_some().then(|| self.in_hand(item.key()));

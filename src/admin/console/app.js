@@ -161,6 +161,7 @@ function judge(now) {
   if (line.gone !== null) return ["no answer", "bad", `${line.why}. The figures on this page are those of before.`];
   if (!now) return ["asking", "calm", ""];
   if (now.refuses) return [narrow.matches ? "no new mail" : "takes no new mail", "bad", now.refuses];
+  if (now.directory?.length) return [narrow.matches ? "directory" : "directory is faulty", "warn", now.directory[0]];
   const down = now.connectors.filter((one) => one.state === "down");
   if (down.length) {
     const names = down.map((one) => one.name).join(", ");

@@ -123,7 +123,8 @@ function outcome(story) {
   const last = new Map();
   for (const event of story.events) {
     const to = event.to?.length ? event.to : ["*"];
-    if (["SEND", "DEFER", "FAIL", "DROP"].includes(event.event)) for (const one of to) last.set(one, event.event);
+    // Whoever a copy goes to has been heard of; what became of it may not have.
+    if (["TRANSFER", "SEND", "DEFER", "FAIL", "DROP"].includes(event.event)) for (const one of to) last.set(`${event.relay} ${one}`, event.event);
   }
   const all = [...last.values()];
   if (all.some((one) => one === "FAIL" || one === "DROP")) return ["failed", "bad"];
