@@ -2,13 +2,12 @@
 //!
 //!     cargo bench --bench spool
 //!
-//! The spool is made below `CAUSEWAY_BENCH_FOLDER`, or else the current folder: `/tmp` may be in RAM, and a figure for
+//! The spool is made below `TMPDIR`, or else `/tmp`, which may be in RAM, and a figure for
 //! `durable` that does not show the disk is none. *alone* is to be read beside *one fdatasync*.
 
 use std::fs::OpenOptions;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,10 +20,6 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
 
-fn folder() -> PathBuf {
-    std::env::var_os("CAUSEWAY_BENCH_FOLDER").map_or_else(|| ".".into(), PathBuf::from)
-}
-
 /// A spool in a folder that goes when this goes.
 struct Bench {
     spool: Spool,
@@ -34,7 +29,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir_in(folder()).expect("a folder for the spool");
+        let folder = tempfile::tempdir().expect("a folder for the spool");
         let settings = Settings { path: folder.path().join("spool"), min_free_space: 0 };
         let (spool, recovery) = Spool::open(settings).expect("a new spool");
         recovery.run();
@@ -113,7 +108,7 @@ fn spool(criterion: &mut Criterion) {
 
     // What everything below is measured against: the disk itself, with blocks that were written before.
     group.bench_function("one fdatasync", |bencher| {
-        let file = tempfile::Builder::new().tempfile_in(folder()).expect("a file");
+        let file = tempfile::NamedTempFile::new().expect("a file");
         let file = OpenOptions::new().write(true).open(file.path()).expect("a file");
         let block = [0; 1500];
         file.write_all_at(&vec![0; 16 << 20], 0).and_then(|()| file.sync_all()).expect("a disk that works");

@@ -10,7 +10,8 @@
 //! daemon
 //! accept   admin
 //! relay    probe
-//! spool    deliver
+//! deliver
+//! spool
 //! outcome
 //! route
 //! directory

@@ -725,7 +725,7 @@ fn zero_lifts_a_limit() {
     assert!(receive.max_recipients > 1_000_000_000 && receive.max_connections > 1_000_000_000);
 }
 
-/// Interface section 3: where only such connectors take this address, `tls_domain` implies `tls = "require"`.
+/// Where only such connectors take this address, `tls_domain` implies `tls = "require"`.
 #[test]
 fn tls_domain_implies_require_where_nobody_else_may_come() {
     let place = Place::new();

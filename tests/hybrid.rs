@@ -255,7 +255,7 @@ const CIRCLE: [&str; 2] = [
     "ping@contoso.com,forward,pong@contoso.com\npong@contoso.com,on-premises,\n",
 ];
 
-/// Interface section 5: rows "cloud, from on-premises, on-premises mailbox" and 3, and 6.
+/// Rows "cloud, from on-premises, on-premises mailbox" and 3, and 6.
 const LOST: &[Lost] = &[
     Lost {
         what: "each side holds zoe to be on the other, MX here",

@@ -328,7 +328,7 @@ async fn a_refusal_of_the_cloud_is_reported_to_the_sender() {
     test.world.stop().await;
 }
 
-/// Interface section 5: a member that no route leads to costs the others nothing, and the sender is told.
+/// A member that no route leads to costs the others nothing, and the sender is told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_serves_whom_it_can_and_reports_the_others() {
     let recipients = "all@contoso.com,group,julie@contoso.com gone@contoso.com david@contoso.com\n";
@@ -362,7 +362,7 @@ async fn success_is_left_to_report_by_the_hop_that_can() {
     test.world.stop().await;
 }
 
-/// Interface section 5.2: under another address in the envelope, ORCPT says which one the sender gave.
+/// Under another address in the envelope, ORCPT says which one the sender gave.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_address_the_sender_gave_travels_as_orcpt() {
     let mut test = Test::start().await;
@@ -583,7 +583,7 @@ fn is_in_spool(test: &Test, what: &[u8]) -> bool {
 
 const MARK: &[u8] = b"Message-ID: <1@fabrikam.com>";
 
-/// Interface section 7, first half: every copy was accepted by its next hop, and the disk was never touched.
+/// `delivered-or-durable`: every copy was accepted by its next hop, and the disk was never touched.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_every_hop_took_needs_no_disk() {
     let mut test = early("30s").await;

@@ -502,7 +502,7 @@ async fn a_report_returns_no_organization_headers() {
     test.world.stop().await;
 }
 
-/// Interface section 3, `only_here`: the partner's mail comes in as the partner, or not at all; a certificate
+/// `only_here`: the partner's mail comes in as the partner, or not at all; a certificate
 /// shown after the session began decides anew.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partner_comes_its_own_way_also_after_starttls() {

@@ -3,7 +3,7 @@
 
   peers.py install [postfix]                fetch + unpack all peers (or that one) under --root
   peers.py disk                             4 KiB append+fdatasync latency, bytes/s
-  peers.py run PEER [--size --sessions --rcpts --count --nodisc]   one table row
+  peers.py run PEER [--size --sessions --rcpts --count --single]   one table row
   peers.py matrix --peers a,b --cells key|full --reps 3 --out F    many rows (JSON lines)
   peers.py idle PEER --conns 1000           memory held per idle session
   peers.py alone PEER --load smtpload       one connection: from the final dot to the 250, beside one fdatasync

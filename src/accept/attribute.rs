@@ -271,7 +271,7 @@ mod tests {
         accepted.unwrap().client.unwrap()
     }
 
-    /// Interface section 6, the last paragraphs: one row for each sentence.
+    /// `[[receive_connector]]` in docs/configuration.md: one row for each sentence.
     #[tokio::test]
     async fn address_and_certificate_choose_the_connector() {
         let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));

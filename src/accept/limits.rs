@@ -17,7 +17,7 @@ use crate::smtp::Reply;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Limits(Arc<Mutex<Counts>>);
 
-/// So many descriptors no connection of a client gets, or a quarter of all where there are few. Quality S-120.
+/// So many descriptors no connection of a client gets, or a quarter of all where there are few (S-120).
 const RESERVE: u64 = 64;
 
 /// Whether there are descriptors for another client. Cheap to clone.

@@ -40,7 +40,7 @@ use crate::smtp::Reply;
 use crate::smtp::server::{Session, Terms};
 use crate::tls::{Acceptor, ClientCertificate, Stream};
 
-/// After `accept` failed (no descriptors left, say), so long nothing is accepted: no spinning. Quality S-121.
+/// After `accept` failed (no descriptors left, say), so long nothing is accepted: no spinning (S-121).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// And so often the log says so.

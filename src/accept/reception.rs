@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::attribute::{Attribution, attribute};
@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config::Origin;
 use crate::directory::untagged;
 use crate::message::{Domain, Envelope, Recipient};
-use crate::relay::{Asked, Peer, ROUTED_LIMIT, Relay, Snapshot, Submission};
+use crate::relay::{Asked, PUT_LIMIT, Peer, ROUTED_LIMIT, Relay, Snapshot, Submission};
 use crate::route::{Reason, Routed, Verdict, trust};
 use crate::smtp::auth::Credentials;
 use crate::smtp::server::{Answer, Question, Terms};
@@ -142,6 +142,8 @@ impl RelayReception {
             Err(reply) => {
                 if reply.is_permanent() {
                     self.relay.track_refused_sender(&envelope, self.client_ip, &self.verdict, &reply);
+                } else {
+                    self.relay.meter().refuse(reply.status_or_class());
                 }
                 Answer::Refuse(reply)
             }
@@ -323,7 +325,9 @@ impl Reception for RelayReception {
             return;
         }
         let draft = self.draft.get_or_insert_with(|| self.relay.draft());
-        if let Err(error) = draft.push(piece).await {
+        // A disk that does not answer holds nobody longer than one that does not answer in the end.
+        let pushed = timeout(PUT_LIMIT, draft.push(piece)).await;
+        if let Err(error) = pushed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             self.failed = Some(error);
             self.draft = None;
         }

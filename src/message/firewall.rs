@@ -11,7 +11,7 @@
 //! Not here: whether a message came in as internal (`route::trust`), whether a header block is short enough to be
 //! judged at all ([`Facts::is_judged`](super::header::Facts::is_judged)).
 //!
-//! Standards: RFC 5322 section 2.2.3 (folding), 4.5 (what old programs wrote). Interface section 9.
+//! Standards: RFC 5322 section 2.2.3 (folding), 4.5 (what old programs wrote).
 
 use std::borrow::Cow;
 use std::io;

@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(found, [(&b"A"[..], &b"A: 1\r\n\t2\r\n"[..]), (b"", b"no colon\r\n"), (b"B", b"B :3\r\n")]);
     }
 
-    /// S-099 and rule 16: limit - 1, limit, limit + 1.
+    /// S-099: limit - 1, limit, limit + 1.
     #[test]
     fn what_is_beyond_the_limits_is_not_searched() {
         for (fields, expected) in

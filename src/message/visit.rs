@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(key.when(&marks(&later), &visit), None, "its time is sealed too");
     }
 
-    /// RFC 5322 section 2.1.1, and rule 16: every recipient of a large copy is known again, and no more marks are read
+    /// RFC 5322 section 2.1.1: every recipient of a large copy is known again, and no more marks are read
     /// than hops are allowed.
     #[test]
     fn a_thousand_recipients_fit_on_short_lines() {

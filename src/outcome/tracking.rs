@@ -1,4 +1,4 @@
-//! Tracking events: one JSON object a line, a file per day (interface section 10).
+//! Tracking events: one JSON object a line, a file per day (`[tracking]` in docs/configuration.md).
 //!
 //! [`Tracker::write`] formats the line on the caller's side, from borrowed values and into a buffer that is used
 //! again, and leaves it for one thread that writes. A lone event is written at once, many are written together, and

@@ -1,4 +1,4 @@
-//! The hybrid matrix as one match: it reads like the table of interface section 5.
+//! The hybrid matrix as one match: it reads like the table under `[hybrid]` in docs/configuration.md.
 //!
 //! `partner` counts as the Internet and `client` as the relay's own side, so the rows know three origins only. Where
 //! Internet mail leaves through the other premises, that decides for everything that is not of the organization: no

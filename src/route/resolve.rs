@@ -1,6 +1,6 @@
 //! One recipient: accepted domain, directory, forwards, groups, aliases, loops, then matrix or address space.
 //!
-//! The order is that of interface section 5. Where it is silent:
+//! The order is that of `[hybrid]` in docs/configuration.md. Where it is silent:
 //! - What a forward or a group leads to may lie outside of the organization, whoever writes; an alias lends no such
 //!   permission, because it is another name of somebody in the directory.
 //! - A `+tag` under which a mailbox was found stays on the address, under an alias and a hybrid routing address too, as
@@ -1043,7 +1043,7 @@ mod tests {
 
     #[test]
     fn forwards_and_groups_may_lead_outside_and_aliases_may_not() {
-        // Quality 2.4, last row: a directory entry of type forward is the explicit rule.
+        // A directory entry of type forward is the explicit rule.
         let world = World::on_premises()
             .mailbox("anna@contoso.com")
             .cloud_mailbox("david@contoso.com")
@@ -1491,7 +1491,7 @@ mod tests {
     }
 
     #[test]
-    fn quality_2_4_no_form_of_an_address_is_relayed_for_strangers() {
+    fn no_form_of_an_address_is_relayed_for_strangers() {
         // in.d is ours. What the parser takes must be refused here, or be for in.d; nothing reaches out.d.
         let world = World::on_premises().accepted("in.d", "authoritative").mailbox("u@in.d");
         for origin in ["internet", "partner"] {

@@ -240,7 +240,7 @@ address_spaces = ["*"]
 tls = "off"
 "#;
 
-    /// Interface section 3: what is said of the author's organization, and what follows.
+    /// What is said of the author's organization, and what follows.
     #[test]
     fn the_originator_decides_for_the_whole_message() {
         let config = config::parse(CONFIGURATION, std::path::Path::new("/causeway.toml")).unwrap();

@@ -1501,7 +1501,7 @@ mod tests {
         assert_eq!(server.writes[0], "MAIL FROM:<>\r\n");
     }
 
-    /// Interface section 9: our organization is named to the other premises, in TLS, and to nobody else.
+    /// XOORG: our organization is named to the other premises, in TLS, and to nobody else.
     #[test]
     fn the_organization_is_named_in_tls_where_it_is_asked_for() {
         let (envelope, people) = (envelope(), people(1));

@@ -8,7 +8,7 @@
 //!
 //! Standards: RFC 5321 sections 4.1.1 and 4.1.2, 1870 (SIZE), 3030 (BDAT), 3461 (RET, ENVID, NOTIFY, ORCPT), 4954
 //! (AUTH), 6152 (BODY), 6531 (SMTPUTF8), 6533 (ORCPT in UTF-8), 8689 (REQUIRETLS). XOORG:
-//! interface section 9.
+//! what Exchange says to Exchange, as docs/configuration.md has it.
 
 use super::Reply;
 use crate::message::address::Malformed;

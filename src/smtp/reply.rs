@@ -292,11 +292,6 @@ impl Reply {
         Self::new(530, Status(5, 7, 10), "REQUIRETLS needs a session in TLS")
     }
 
-    /// STARTTLS, and there is no certificate to show.
-    pub fn tls_unavailable() -> Self {
-        Self::new(454, Status(4, 7, 0), "TLS not available for the moment")
-    }
-
     /// NUL, or CR or LF alone, in a command.
     pub fn bare_control_in_command() -> Self {
         Self::new(501, Status(5, 5, 2), "lines end in CRLF; CR, LF and NUL stand nowhere else")
@@ -549,13 +544,6 @@ impl Reply {
     /// The message waited longer for its keeping than the client waits for our word.
     pub fn took_too_long() -> Self {
         Self::new(451, Status(4, 3, 0), "took too long; try again")
-    }
-
-    /// Another reply from a next hop or a rule, passed on in its words.
-    pub fn passed_on(code: u16, status: Status, text: &str) -> Self {
-        let code = if (400..600).contains(&code) { code } else { 451 };
-        let status = if status.0 == code / 100 { status } else { Status(code / 100, 0, 0) };
-        Self::new(code, status, text)
     }
 }
 
@@ -829,7 +817,6 @@ mod tests {
             (Reply::relay_denied(), "550 5.7.1 Unable to relay\r\n"),
             (Reply::too_many_recipients(9), "452 4.5.3 at most 9 recipients in one transaction\r\n"),
             (Reply::certificate_refused("a\r\nb\u{e9}"), "550-5.7.1 a\\x0D\r\n550 5.7.1 b\\xC3\\xA9\r\n"),
-            (Reply::passed_on(250, Status(5, 1, 1), "x"), "451 4.0.0 x\r\n"),
             (Reply::bare(250, "a\n\nb"), "250-a\r\n250-\r\n250 b\r\n"),
         ] {
             assert_eq!(wire(&reply), expected);

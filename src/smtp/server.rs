@@ -524,11 +524,21 @@ impl Session {
             self.close(Reply::not_smtp());
             return Move::Again;
         }
+        if let State::Chunks(_, _, content) = &mut self.state {
+            content.pace.resume(now);
+        }
         let limit = if matches!(self.state, State::LoggingIn(_)) { LOGIN_LIMIT } else { COMMAND_LIMIT };
         match self.lines.next(&mut self.unread, limit) {
             None => {
                 // One deadline for the whole command: an octet now and then does not put it off.
                 let until = *self.deadline.get_or_insert(now + self.terms.command_timeout);
+                // The wait between chunks is part of the message: an octet in each is no way to stay.
+                let until = match &mut self.state {
+                    State::Chunks(_, _, content) => {
+                        until.min(content.pace.pause(now, self.terms.command_timeout, content.raw, false))
+                    }
+                    _ => until,
+                };
                 return Move::Wait(until);
             }
             Some(Line::Whole(len)) => {

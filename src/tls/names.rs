@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(matched(&["c.example", "a.example", "b.example"], &leaf).as_deref(), Some("a.example"));
     }
 
-    /// S-051 and quality section 7 choice 5: the CN counts only where no DNS name stands beside it, well-formed or not.
+    /// S-051: the CN counts only where no DNS name stands beside it, well-formed or not.
     #[test]
     fn s051_the_cn_counts_where_there_is_no_dns_name() {
         let mail = "mail.contoso.com";

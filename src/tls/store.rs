@@ -1,7 +1,7 @@
 //! Chains, keys and roots as they were read from files; replaced whole when the files change.
 //!
 //! An [`Identity`] that exists is in order: its key belongs to its first certificate. Being out of time does not
-//! prevent it, since a relay with an expired certificate still serves all who do not ask: [`Identity::chain_findings`]
+//! prevent it, since a relay with an expired certificate still serves all who do not ask: [`Identity::chain_findings_among`]
 //! tells.
 
 use std::borrow::Cow;
@@ -173,9 +173,9 @@ impl Identity {
         }
         let (file, Facts { not_before, not_after, .. }) = (self.certificate.display(), &*self.leaf);
         Some(if now > *not_after {
-            format!("{file}: the certificate was valid until {not_after}, and it is now {now}")
+            format!("{file}: the certificate was valid until {not_after}, and it is now {now:.0}")
         } else {
-            format!("{file}: the certificate is valid from {not_before} on, and it is now {now}")
+            format!("{file}: the certificate is valid from {not_before} on, and it is now {now:.0}")
         })
     }
 
@@ -193,14 +193,8 @@ impl Identity {
         std::iter::once(own).chain(issuers).collect()
     }
 
-    /// What its owner should know about the chain: out of time, soon out of time, incomplete.
-    ///
-    /// Reads the system's roots if the file does not lead to one.
-    pub fn chain_findings(&self, now: Timestamp) -> Vec<Finding> {
-        self.chain_findings_among(&[], now)
-    }
-
-    /// The same where these roots are known beside the system's: those that the configuration names.
+    /// What its owner should know about the chain: out of time, soon out of time, incomplete. `known` are the roots that
+    /// the configuration names; the system's are read if the file does not lead to one of them.
     pub fn chain_findings_among(&self, known: &[Roots], now: Timestamp) -> Vec<Finding> {
         self.findings(now, known, || Roots::system().ok())
     }
@@ -215,9 +209,9 @@ impl Identity {
         let mut find = |error, text| findings.push(Finding { error, text });
         let Facts { not_before, not_after, .. } = *self.leaf;
         if now > not_after {
-            find(true, format!("the certificate was valid until {not_after}, and it is now {now}; {RENEW}"));
+            find(true, format!("the certificate was valid until {not_after}, and it is now {now:.0}; {RENEW}"));
         } else if now < not_before {
-            find(true, format!("the certificate is valid from {not_before} on, and it is now {now}"));
+            find(true, format!("the certificate is valid from {not_before} on, and it is now {now:.0}"));
         } else if not_after.duration_since(now) < SOON {
             find(false, format!("the certificate ends in {}, at {not_after}; {RENEW}", left(not_after, now)));
         }

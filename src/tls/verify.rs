@@ -223,14 +223,14 @@ fn explain(error: &webpki::Error, seen: &Seen, roots: &Roots, now: Timestamp) ->
         E::CertExpired { not_after, .. } => {
             let until = from_unix_time(*not_after);
             format!(
-                "{} valid until {until}, and it is now {now}",
+                "{} valid until {until}, and it is now {now:.0}",
                 whose(seen, |leaf| leaf.not_after.timestamp(), until)
             )
         }
         E::CertNotValidYet { not_before, .. } => {
             let from = from_unix_time(*not_before);
             let whose = whose(seen, |leaf| leaf.not_before.timestamp(), from);
-            format!("{whose} not valid before {from}, and it is now {now}")
+            format!("{whose} not valid before {from}, and it is now {now:.0}")
         }
         E::UnknownIssuer => unknown_issuer(seen, roots, now),
         E::CaUsedAsEndEntity => "it is the certificate of an authority, not of a host".to_owned(),
@@ -267,7 +267,7 @@ fn unknown_issuer(seen: &Seen, roots: &Roots, now: Timestamp) -> String {
     let raw = |name: &x509_parser::x509::X509Name<'_>| name.as_raw().to_vec();
     for certificate in &chain {
         if let Some((name, until)) = roots.expired(&raw(certificate.issuer()), now) {
-            return format!("its root {name} was valid until {until}, and it is now {now}");
+            return format!("its root {name} was valid until {until}, and it is now {now:.0}");
         }
     }
     let leaf = &chain[0];

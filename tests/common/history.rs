@@ -1,4 +1,4 @@
-//! Load, and a history of what everybody knows of it: the ground of the crash and the power runs (quality section 3).
+//! Load, and a history of what everybody knows of it: the ground of the crash and the power runs.
 //!
 //! Clients note for each message what they heard: *taken* (250), *refused* (4yz, 5yz, or the data was never complete)
 //! or *unknown* (the connection ended behind the final dot). The sinks note each arrival before they answer. When all

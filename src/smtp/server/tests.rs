@@ -921,6 +921,24 @@ fn data_has_a_deadline_for_each_block_and_a_least_rate() {
         }
         assert!(slow.outcome.closed, "50 octets a second are too few");
     }
+
+    // The wait between chunks counts as that within one.
+    let mut chunks = begin(b"");
+    let mut seconds = 0;
+    while !chunks.outcome.closed {
+        chunks.send(b"BDAT 1\r\nx");
+        chunks.pass(Duration::from_secs(100));
+        seconds += 100;
+        assert!(seconds <= 400, "an octet in each chunk must not do");
+    }
+    assert!(seconds >= 300 && chunks.outcome.said.ends_with("421 4.4.2 timeout\r\n"), "{seconds}");
+    let mut whole = Driver::new(Terms { max_message_size: None, ..terms() });
+    whole.send(TRANSACTION.as_bytes());
+    for _ in 0..15 {
+        whole.send(format!("BDAT 50000\r\n{}", "x".repeat(50_000)).as_bytes());
+        whole.pass(Duration::from_secs(90));
+    }
+    assert!(!whole.outcome.closed, "555 octets a second will do: {}", whole.outcome.said);
 }
 
 /// C020.
