@@ -9,7 +9,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
-RUN cargo build --release --locked --bin causeway && mkdir /empty
+RUN cargo build --release --locked --bin causeway && strip target/release/causeway && mkdir /empty
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/causeway /usr/bin/causeway

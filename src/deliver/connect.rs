@@ -166,7 +166,7 @@ async fn open_with(
 
 /// What the system says, without its number: senders read it in reports.
 pub(super) fn in_words(error: &std::io::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = tls::in_words(error).unwrap_or_else(|| error.to_string());
     if let Some(number) = text.find(" (os error ") {
         text.truncate(number);
     }

@@ -301,7 +301,8 @@ fn cure(unmet: &Unmet) -> &'static str {
             "let it offer STARTTLS; if it always did, something on the way takes it out (some firewalls do)"
         }
         Unmet::Handshake(_) => "look into its log: it may not know TLS 1.2, or want a client certificate",
-        Unmet::Chain { .. } => "renew its certificate, or name the root of its issuer in ca_file",
+        Unmet::Chain { why, .. } if why.contains("was valid until") => "let its administrator renew the certificate",
+        Unmet::Chain { .. } => "name the root of its issuer in ca_file, if it is to be trusted",
         Unmet::Name { .. } => "if it is the right host, write one of its names into tls_domain",
     }
 }

@@ -16,7 +16,8 @@ use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ClientConfig, ConnectionCommon, ProtocolVersion, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, ConnectionCommon, ProtocolVersion, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion,
 };
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -34,6 +35,24 @@ const SESSIONS: usize = 1024;
 const SERVERS: usize = 1024;
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
+/// What the other side has against the certificate that we showed, or that we showed none. In TLS 1.3 it says so only
+/// after our side of the handshake is over, so any read may bring it.
+pub fn in_words(error: &io::Error) -> Option<String> {
+    let rustls::Error::AlertReceived(alert) = error.get_ref()?.downcast_ref::<rustls::Error>()? else { return None };
+    let why = match alert {
+        AlertDescription::CertificateExpired => "it has ended",
+        AlertDescription::CertificateRevoked => "it was revoked",
+        AlertDescription::UnknownCA => "it does not trust its issuer",
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => "it demands one, and got none",
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::AccessDenied => "it does not say why",
+        _ => return None,
+    };
+    Some(format!("the other side does not accept our certificate: {why} (alert {alert:?})"))
+}
 
 /// The one provider of cryptography.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
@@ -150,7 +169,7 @@ impl Connector {
     /// # Errors
     /// The handshake failed.
     pub async fn look(&self, stream: TcpStream, server_name: &str, deadline: Instant) -> Result<(Stream, Seen), Unmet> {
-        let handshake = |error: io::Error| Unmet::Handshake(error.to_string());
+        let handshake = |error: io::Error| Unmet::Handshake(in_words(&error).unwrap_or_else(|| error.to_string()));
         let name = match name(server_name) {
             Some(name) => name,
             // What is no name cannot be asked for; the address tells the sessions apart, and sends no SNI.

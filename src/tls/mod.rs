@@ -19,7 +19,7 @@ pub(crate) mod wire;
 
 pub use authority::Authority;
 pub use demand::{Demand, Proof, Seen, Unmet};
-pub use handshake::{Accepted, Acceptor, Connector, install_provider};
+pub use handshake::{Accepted, Acceptor, Connector, in_words, install_provider};
 pub use names::Names;
 pub use store::{Expiry, Finding, Identity, Roots};
 pub use stream::Stream;
