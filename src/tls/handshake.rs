@@ -329,6 +329,25 @@ mod tests {
     }
 
     /// S-050 to S-062, chain by chain, shown by a server and by a client, over real handshakes.
+    /// Only alerts about certificates are about ours; the rest is said as it comes.
+    #[test]
+    fn an_alert_about_our_certificate_is_in_words() {
+        for (error, expected) in [
+            (
+                rustls::Error::AlertReceived(AlertDescription::CertificateExpired),
+                Some("our certificate: it has ended ("),
+            ),
+            (rustls::Error::AlertReceived(AlertDescription::UnknownCA), Some("our certificate: it does not trust")),
+            (rustls::Error::AlertReceived(AlertDescription::InternalError), None),
+            (rustls::Error::DecryptError, None),
+        ] {
+            let words = in_words(&io::Error::new(io::ErrorKind::InvalidData, error));
+            assert_eq!(words.is_some(), expected.is_some(), "{words:?}");
+            assert!(words.unwrap_or_default().contains(expected.unwrap_or_default()), "{expected:?}");
+        }
+        assert_eq!(in_words(&io::ErrorKind::ConnectionReset.into()), None);
+    }
+
     #[tokio::test]
     async fn certificates_are_worth_what_their_chains_are() {
         let root = Authority::new("Root");
