@@ -496,6 +496,8 @@ impl Disk for ModelDisk {
         if std::mem::replace(&mut state.locked, true) {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "1"));
         }
+        // Whoever has it is another process, and knows of no sync that failed.
+        state.nodes.iter_mut().for_each(|node| node.failed = false);
         Ok(Box::new(Unlock(self.0.clone())))
     }
 

@@ -183,6 +183,12 @@ impl Recovery {
     pub fn run_with(self, mut take: impl FnMut(Vec<Waiting>)) -> Recovered {
         let Self { shared, old, own } = self;
         let mut scan = Scan::of(&old, Patience::new(shared.options.pause));
+        // Who was killed may have written what was never synced. It has been read, and much follows from it.
+        for old in &old {
+            if let Err(error) = old.file.sync() {
+                tracing::error!(%error, segment = old.number, "what was read at the start may not be on the disk");
+            }
+        }
         let mut recovered = Recovered { torn: scan.torn, ..Recovered::default() };
         let damaged = std::mem::take(&mut scan.damaged);
         for (segment, from, to, reason) in damaged.iter().cloned() {
