@@ -1065,7 +1065,6 @@ mod tests {
         assert_eq!(schedule.depth(id).window, FIRST_WINDOW);
     }
 
-    /// F-035: one probe first, then 1, 2, 4… up to the limit.
     /// However often somebody asks whether a hop is back, it is looked at again when it would have been.
     #[test]
     fn f035_asking_by_hand_climbs_no_ladder() {
@@ -1091,6 +1090,7 @@ mod tests {
         assert_eq!(schedule.depth(id).resting, Some(now + 300 * SECOND));
     }
 
+    /// F-035: one probe first, then 1, 2, 4… up to the limit.
     #[test]
     fn f035_a_lane_that_was_down_is_probed_and_ramps() {
         let (mut schedule, mut now) = (schedule(), Instant::now());

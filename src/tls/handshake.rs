@@ -328,7 +328,6 @@ mod tests {
         pem.split_inclusive("-----END CERTIFICATE-----\n").map(str::to_owned).collect()
     }
 
-    /// S-050 to S-062, chain by chain, shown by a server and by a client, over real handshakes.
     /// Only alerts about certificates are about ours; the rest is said as it comes.
     #[test]
     fn an_alert_about_our_certificate_is_in_words() {
@@ -348,6 +347,7 @@ mod tests {
         assert_eq!(in_words(&io::ErrorKind::ConnectionReset.into()), None);
     }
 
+    /// S-050 to S-062, chain by chain, shown by a server and by a client, over real handshakes.
     #[tokio::test]
     async fn certificates_are_worth_what_their_chains_are() {
         let root = Authority::new("Root");
