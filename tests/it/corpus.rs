@@ -2,17 +2,13 @@
 //!
 //! What a fuzzer once found stays found: `fuzz/README.md` tells how to look for more, and how to keep it.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod targets;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use targets::TARGETS;
+use crate::targets::TARGETS;
 
 /// Mutations of each target's corpus. The seed is always the same, so that a failure is no matter of luck; with
 /// `CAUSEWAY_MUTATIONS=seconds:seed` each target gets so many seconds, and others.
@@ -43,7 +39,7 @@ fn cases(target: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Runs it; if it fails, the answer is the case, so that it can be kept.
-fn run(target: &targets::Target, what: &str, data: &[u8]) -> Option<String> {
+fn run(target: &crate::targets::Target, what: &str, data: &[u8]) -> Option<String> {
     let ran = catch_unwind(AssertUnwindSafe(|| (target.run)(data)));
     ran.err().map(|_| format!("{} {what}: b\"{}\"", target.name, data.escape_ascii()))
 }

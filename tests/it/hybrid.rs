@@ -3,13 +3,10 @@
 //! What is expected stands in the tables of `demo::mail`. Two witnesses are asked for each copy: the `Received:` fields
 //! of what arrived, and the tracking events of both relays; they must agree with the table and with each other.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::common::{Scratch, causeway, run, said};
 use causeway::demo::client::Client;
 use causeway::demo::hops::{self, Path, Place, Told};
 use causeway::demo::hybrid::{Plan, Posted};
@@ -18,7 +15,6 @@ use causeway::demo::{self, Arrival, HybridWorld};
 use causeway::message::header;
 use causeway::smtp::Reply;
 use causeway::tls::{Authority, Demand, Names, Proof};
-use common::{Scratch, causeway, run, said};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,22 +3,18 @@
 //! The pairs are the examples in `config/`, one for each scenario and side; a row plants one mistake in a pair, and
 //! exactly its own finding must come of it. Everything else is on loopback.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test that asked for it
-
-mod common;
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::{At, Reaction, Scratch, Sink, SinkPlan, causeway};
 use causeway::config;
 use causeway::dns::zone::{Failure, Serving, Zone, serve};
 use causeway::dns::{Resolver, Tlsa};
 use causeway::probe::{self, Limits};
 use causeway::tls::authority::Template;
 use causeway::tls::{Authority, Identity};
-use common::{At, Reaction, Scratch, Sink, SinkPlan, causeway};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -119,10 +115,10 @@ struct Found {
 fn found(scratch: &Scratch, config: &Path, args: &[&str]) -> Found {
     let mut command = causeway();
     command.arg("-c").arg(config).arg("check").arg("--json").args(args);
-    let output = common::run(&mut command, common::PATIENCE);
+    let output = crate::common::run(&mut command, crate::common::PATIENCE);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let answer: Value =
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {}", common::said(&output)));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {}", crate::common::said(&output)));
     let folder = format!("{}/", scratch.path().display());
     let line = |finding: &Value| {
         let word = |key: &str| finding[key].as_str().unwrap_or_default().replace(&folder, "");
@@ -851,7 +847,7 @@ fn a_host_that_hangs_ends_at_its_deadline_and_holds_up_nobody() {
     let limits = Limits { connect: Duration::from_secs(5), host: Duration::from_millis(1500), at_once: 4 };
     let report = world.runtime.block_on(async {
         let resolver = Resolver::new(&config.dns.servers).unwrap();
-        tokio::time::timeout(common::PATIENCE, probe::look(&config, &resolver, limits, |_, _| {})).await.unwrap()
+        tokio::time::timeout(crate::common::PATIENCE, probe::look(&config, &resolver, limits, |_, _| {})).await.unwrap()
     });
     let words: Vec<_> = report.hosts.iter().map(|host| host.flows.clone()).collect();
     for hung in &words[..3] {

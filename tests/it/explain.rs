@@ -1,13 +1,9 @@
 //! `causeway explain` as its reader meets it: the program itself, its exit status, and what a pipe gets.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Scratch, causeway, run};
+use crate::common::{PATIENCE, Scratch, causeway, run};
 
 const CONFIG: &str = r#"
 hostname = "mail.contoso.com"

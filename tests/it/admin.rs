@@ -1,17 +1,13 @@
 //! The admin interface of the built daemon, over plain sockets.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
-use causeway::tls::Identity;
-use common::{
+use crate::common::{
     At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, out, relay, run, said, wait_until,
 };
+use causeway::tls::Identity;
 use serde_json::{Value, json};
 
 /// A relay that sends everything to `next`.

@@ -3,15 +3,12 @@
 //! The demo's world with doors for the cloud, for a partner and for the premises among themselves. Every message goes
 //! through the whole relay, and what arrives is compared byte for byte.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::{Scratch, behind_trace, run, same};
 use bytes::BytesMut;
 use causeway::demo::site::Behaviour;
 use causeway::demo::{self, Arrival, Plan, World};
@@ -20,7 +17,6 @@ use causeway::smtp::Reply;
 use causeway::smtp::reply::{ReplyParser, Status};
 use causeway::tls::authority::{Authority, Template};
 use causeway::tls::{Connector, Demand, Identity, Stream};
-use common::{Scratch, behind_trace, run, same};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -547,9 +543,9 @@ async fn a_dkim_signature_survives_the_passage() {
     let scratch = Scratch::new();
     let key = scratch.file("dkim.key");
     let made = run(Command::new("openssl").args(["genrsa", "-traditional", "-out"]).arg(&key).arg("2048"), PATIENCE);
-    assert!(made.status.success(), "{}", common::said(&made));
+    assert!(made.status.success(), "{}", crate::common::said(&made));
     let public = run(Command::new("openssl").args(["rsa", "-pubout", "-outform", "PEM", "-in"]).arg(&key), PATIENCE);
-    let record: String = common::said(&public).lines().filter(|line| !line.contains(' ')).collect();
+    let record: String = crate::common::said(&public).lines().filter(|line| !line.contains(' ')).collect();
     scratch.write("record", format!("v=DKIM1; k=rsa; p={record}"));
     let sign = scratch.write("sign.py", "import dkim, sys\nmessage = sys.stdin.buffer.read()\nsys.stdout.buffer.write(dkim.sign(message, b's', b'fabrikam.com', open(sys.argv[1], 'rb').read(), canonicalize=(b'simple', b'simple'), include_headers=[b'From', b'Subject', b'X-Kept']) + message)\n");
     let verify = scratch.write("verify.py", "import dkim, sys\nrecord = open(sys.argv[1], 'rb').read()\nprint(dkim.verify(sys.stdin.buffer.read(), dnsfunc=lambda name, timeout=5: record))\n");
@@ -557,7 +553,7 @@ async fn a_dkim_signature_survives_the_passage() {
         let file = scratch.write("input", input);
         let script = format!("/usr/bin/python3 {} {} < {}", script.display(), argument.display(), file.display());
         let output = run(Command::new("sh").args(["-c", &script]), PATIENCE);
-        assert!(output.status.success(), "scripts/test installs python3-dkim: {}", common::said(&output));
+        assert!(output.status.success(), "scripts/test installs python3-dkim: {}", crate::common::said(&output));
         output.stdout
     };
     let message = format!(

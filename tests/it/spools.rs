@@ -5,14 +5,10 @@
 //! them, by the program that introduces it:
 //!
 //! ```text
-//! CAUSEWAY_PROGRAM=target/debug/causeway cargo test --test spools -- --ignored
+//! CAUSEWAY_PROGRAM=target/debug/causeway cargo test --test it spools:: -- --ignored
 //! ```
 //!
 //! What a single record means is held fast in `src/spool/golden`; here it is a whole folder and the whole program. F020.
-
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,13 +18,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use causeway::message::Body;
-use causeway::spool::format::{SEGMENT_HEAD, SegmentHead, VERSION};
-use causeway::spool::{OpenError, Settings, Spool};
-use common::{
+use crate::common::{
     At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, causeway, out, relay, run, said,
     same, wait_until,
 };
+use causeway::message::Body;
+use causeway::spool::format::{SEGMENT_HEAD, SegmentHead, VERSION};
+use causeway::spool::{OpenError, Settings, Spool};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;

@@ -1,14 +1,12 @@
 //! `causeway init`: what it writes is a good configuration that routes as the scenario says, what it prints is what the
 //! other servers need, and it overwrites nothing by accident. The examples in `config/` are what it writes.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use crate::common::{PATIENCE, Scratch, causeway, run, said};
 use causeway::tls::Authority;
-use common::{PATIENCE, Scratch, causeway, run, said};
 use serde_json::Value;
 
 /// The hosts of either side: the relay, and the mailbox server behind it.
@@ -492,6 +490,9 @@ fn the_examples_are_what_init_writes() {
         }
         let written = fs::read_to_string(written).expect("what init wrote");
         let example = fs::read_to_string(&example).unwrap_or_else(|error| panic!("config/{name}: {error}"));
-        assert_eq!(example, written, "config/{name} is not what init writes; UPDATE_EXAMPLES=1 cargo test --test init");
+        assert_eq!(
+            example, written,
+            "config/{name} is not what init writes; UPDATE_EXAMPLES=1 cargo test --test it init::"
+        );
     }
 }

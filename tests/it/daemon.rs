@@ -1,17 +1,13 @@
 //! The daemon as its operator meets it: signals, reload, files that change, limits, exit statuses.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway, out,
     relay,
 };
-use common::{run, said, wait_until};
+use crate::common::{run, said, wait_until};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
 

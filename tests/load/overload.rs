@@ -4,17 +4,13 @@
 //! Bounds are for a busy machine without optimization; `CAUSEWAY_OVERLOAD=10` asks for ten times as many of everything
 //! (`scripts/overload`).
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::deep::status;
-use common::{At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, out, relay, run, wait_until};
+use crate::common::deep::status;
+use crate::common::{At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, out, relay, run, wait_until};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
@@ -414,10 +410,10 @@ fn s121_out_of_descriptors() {
     // They wait in the kernel.
     let waiting: Vec<TcpStream> = (0..20).map(|_| from(ip(3), site.address())).collect();
     site.daemon.wait_for_log("no connection can be accepted");
-    let cpu = common::deep::cpu(pid);
+    let cpu = crate::common::deep::cpu(pid);
     let start = Instant::now();
     wait_until("a second has gone by", PATIENCE, || start.elapsed() > Duration::from_secs(1));
-    let busy = (common::deep::cpu(pid) - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
+    let busy = (crate::common::deep::cpu(pid) - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
     assert!(busy < 0.3, "it spins: {busy}");
     assert!(site.daemon.times_logged("no connection can be accepted") <= 5, "{}", site.daemon.log_text());
     assert_eq!(site.sink.count(), 1, "nothing was delivered meanwhile");

@@ -3,14 +3,11 @@
 //! Each test starts a world of its own. What arrives is counted when nothing waits any more, so a second copy would
 //! be found.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::Scratch;
 use causeway::demo::client::{Sent, send};
 use causeway::demo::site::Behaviour;
 use causeway::demo::{self, Arrival, Plan, Site, World};
@@ -18,7 +15,6 @@ use causeway::outcome::tracking::Tracker;
 use causeway::smtp::Reply;
 use causeway::smtp::reply::Status;
 use causeway::tls::Proof;
-use common::Scratch;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};

@@ -4,10 +4,6 @@
 //! Each Postfix is an instance of its own, in a scratch folder, on a port of its own; the machine's is not touched.
 //! Postfix needs root and its user `postfix`: without them the tests say so and pass, as there is nothing to talk to.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -17,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, awkward_message, behind_trace, relay, same, wait_until,
 };
 use nix::unistd::{Group, Uid, User};
@@ -412,8 +408,8 @@ fn thousands_from_smtp_source_arrive_once_each() {
         if once_connected {
             command.arg("-d");
         }
-        let output = common::run(command.arg(daemon.address().to_string()), Duration::from_secs(120));
-        assert!(output.status.success(), "{size}: {}", common::said(&output));
+        let output = crate::common::run(command.arg(daemon.address().to_string()), Duration::from_secs(120));
+        assert!(output.status.success(), "{size}: {}", crate::common::said(&output));
         expected += count;
         recipients += count * per_message;
     }

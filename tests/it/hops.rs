@@ -5,15 +5,11 @@
 //! changes little; and what is compared runs at the same time on the same machine. The same rules are held to hours of
 //! such hops in made-up time in `relay::hops`; the figures at full speed come from `benches/peers`.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use common::{Client, Daemon, Limit, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
+use crate::common::{Client, Daemon, Limit, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
 

@@ -1,14 +1,10 @@
 //! docs/operations.md as its reader tries it: the Postfix that moves, held against what Postfix itself answers.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{PATIENCE, Scratch, causeway, run, said};
+use crate::common::{PATIENCE, Scratch, causeway, run, said};
 use serde_json::Value;
 
 fn page() -> String {

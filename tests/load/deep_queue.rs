@@ -1,13 +1,9 @@
 //! A deep queue in short: what `scripts/million` measures with a million messages, with bounds that hold on a busy machine
 //! and without optimization.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::time::Duration;
 
-use common::deep::Deep;
+use crate::common::deep::Deep;
 
 /// F-053, F-057: all of it is found again after a kill -9, waits for next to nothing, and arrives exactly once when its
 /// hops are back.

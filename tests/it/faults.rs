@@ -8,10 +8,6 @@
 //! Skipped with a message where strace may not trace or nothing can be mounted. `CAUSEWAY_FAULT_SWEEP` asks for every fault
 //! at so many occurrences; `scripts/fault-sweep` keeps the figures.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -21,8 +17,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use common::history::number;
-use common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, relay, run, said, wait_until};
+use crate::common::history::number;
+use crate::common::{At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, relay, run, said, wait_until};
 
 /// What the disk is asked by while the relay runs, as the kernel calls it. What only a start asks is for the model disk:
 /// `spool::tests::sweep`.

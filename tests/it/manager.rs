@@ -1,14 +1,10 @@
 //! The daemon under a service manager: sockets that are bound for it, and what it says of itself. Perl plays systemd's
 //! part, because a socket can only be handed down by whoever becomes the daemon.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
-use common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
+use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
 
 /// Binds a port, writes it into the configuration, and becomes the daemon with that socket as descriptor 3.
 const SYSTEMD: &str = r#"

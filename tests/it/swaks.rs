@@ -3,19 +3,15 @@
 //! The relay stands in front of two sinks, one for each premises. swaks has no way to say SIZE or SMTPUTF8: for
 //! those see `daemon.rs`.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use causeway::tls::Identity;
-use common::{
+use crate::common::{
     At, Client, Daemon, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, relay, run, said, wait_until,
 };
+use causeway::tls::Identity;
 
 /// Anybody's door.
 const INTERNET: &str = "127.0.0.1";
@@ -382,7 +378,7 @@ const PASSWORD: &str = "s\u{fc}per secret";
 /// The line of `causeway hash-password` for this user, and its exit status.
 fn hash_password(arguments: &[&str], piped: &str) -> (i32, String) {
     use std::io::Write as _;
-    let mut child = common::causeway()
+    let mut child = crate::common::causeway()
         .arg("hash-password")
         .args(arguments)
         .stdin(std::process::Stdio::piped())

@@ -2,15 +2,11 @@
 //!
 //! Needs root and a user to become; without either it says so and tests nothing.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
+use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
 use nix::unistd::{User, chown, geteuid};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";

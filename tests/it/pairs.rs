@@ -3,8 +3,6 @@
 //! Whatever the message, the extensions and the cuts: what one side sends is what the other side keeps, every recipient
 //! gets the answer that was meant for it, and when one side falls silent the other ends at its own deadline.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};

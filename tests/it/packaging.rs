@@ -1,10 +1,7 @@
 //! What is shipped: the Debian package's list of files, its scripts, units and first configuration, and what the container's
 //! build is given. Nothing is built here; `scripts/package` and `docker build` do that.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-#[path = "../examples/manual.rs"]
+#[path = "../../examples/manual.rs"]
 #[allow(clippy::duplicate_mod)]
 mod manual;
 
@@ -15,8 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::{PATIENCE, Scratch, causeway, run, said};
 use causeway::config;
-use common::{PATIENCE, Scratch, causeway, run, said};
 use jiff::Timestamp;
 use nix::unistd::{Uid, User};
 use toml::Value;

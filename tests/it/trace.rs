@@ -1,13 +1,9 @@
 //! `causeway trace` against the files of two real relays, one behind the other.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use common::{
+use crate::common::{
     At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, out, relay, run, said, wait_until,
 };
 use serde_json::Value;

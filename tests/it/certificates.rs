@@ -1,10 +1,6 @@
 //! Certificates over their lives, and TLS that somebody takes away: renewals while mail flows, pairs that are faulty,
 //! issuers that change, STARTTLS stripped from a reply.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -12,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
 use causeway::config;
 use causeway::daemon::{Daemon as Running, bind_all};
 use causeway::outcome::tracking::Tracker;
 use causeway::tls::authority::{Authority, Template};
 use causeway::tls::{Connector, Demand, Names, Proof};
-use common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};

@@ -1,13 +1,9 @@
 //! `causeway directory` as an administrator meets it, from the Exchange export to a recipient that is shown.
 
-#![allow(clippy::unwrap_used)] // what goes wrong here fails the test
-
-mod common;
-
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use common::{PATIENCE, Scratch, causeway, run};
+use crate::common::{PATIENCE, Scratch, causeway, run};
 use serde_json::Value;
 
 const CONFIG: &str = r#"hostname = "mail.contoso.com"
