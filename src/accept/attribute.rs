@@ -257,7 +257,7 @@ mod tests {
 
     /// What a server sees of a client that presents `identity`.
     async fn presented(authority: &Authority, identity: &Identity) -> ClientCertificate {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
@@ -530,6 +530,7 @@ mod tests {
         assert!(unmet.ends_with(" and 1993 more") && unmet.len() < 400, "{unmet}");
         assert!(certificate.description().len() < 400);
         let all = started.elapsed();
-        assert!(all < Duration::from_secs(5), "handshake {handshake:?}, with judgement {all:?}");
+        // Milliseconds on an idle machine.
+        assert!(all < Duration::from_secs(30), "handshake {handshake:?}, with judgement {all:?}");
     }
 }

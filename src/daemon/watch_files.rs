@@ -171,7 +171,7 @@ fn print(file: &Path) -> Print {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// So far off that everything counts as read already.
     fn later() -> SystemTime {

@@ -314,7 +314,7 @@ mod tests {
             assert!(!header::facts(&left).organization);
             let (_, rest) = cut_body(in_pieces(message.as_bytes(), 997)).unwrap();
             assert_eq!(rest.len(), left.len() as u64);
-            assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}…", &forged[..20]);
+            assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}…", &forged[..20]);
         }
     }
 

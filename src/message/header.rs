@@ -392,7 +392,7 @@ mod tests {
             facts(head.as_bytes());
             block_len(head.as_bytes());
             // Linear is a few milliseconds even unoptimized; quadratic would be minutes.
-            assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}…", &head[..16]);
+            assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}…", &head[..16]);
         }
     }
 

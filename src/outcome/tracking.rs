@@ -838,7 +838,7 @@ mod tests {
         write(&tracker, "2025-07-01T23:59:59Z", 1);
         write(&tracker, "2025-07-02T00:00:00Z", 2);
         let packed = folder.path().join("tracking-2025-07-01.jsonl.gz");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !packed.exists() || folder.path().join("tracking-2025-07-01.jsonl").exists() {
             assert!(Instant::now() < deadline, "the day is not finished");
             std::thread::yield_now();

@@ -715,7 +715,7 @@ mod tests {
     ) -> tokio::task::JoinHandle<T> {
         fixture.relay.0.spool.flush().await;
         fixture.disk.hold();
-        let (before, deadline) = (fixture.disk.written(), Instant::now() + Duration::from_secs(10));
+        let (before, deadline) = (fixture.disk.written(), Instant::now() + Duration::from_secs(60));
         let task = tokio::spawn(work);
         while fixture.disk.written() == before {
             assert!(Instant::now() < deadline, "nothing was written");

@@ -474,7 +474,7 @@ async fn come_to_rest(spool: &Spool) {
 
 /// Says whether the disk works again: puts until one is taken.
 async fn accepts_again(spool: &Spool, seed: u64) -> MessageId {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         match put(spool, seed, 100, &[1]).await {
             Ok(id) => return id,
@@ -495,7 +495,7 @@ fn f012_what_was_settled_when_a_write_failed_is_written_by_itself() {
             come_to_rest(&spool).await;
             disk.inject(Fault { op, after: 0, errno: Errno::EIO, lasts: false });
             spool.settle(settled(id, 0, 0));
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
             while spool.waiting() > 0 {
                 assert!(tokio::time::Instant::now() < deadline, "{op:?}: it waits for ever");
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -757,7 +757,8 @@ fn f013_a_message_that_the_disk_does_not_give_is_set_aside_only_after_an_hour() 
                 let began = std::time::Instant::now();
                 let damaged = loop {
                     match spool.load(id) {
-                        Err(LoadError::Io(_)) if began.elapsed() > Duration::from_secs(1) => break false,
+                        Err(LoadError::Io(_)) if !expected && began.elapsed() > Duration::from_secs(1) => break false,
+                        Err(LoadError::Io(_)) if began.elapsed() > Duration::from_secs(60) => panic!("it never is"),
                         Err(LoadError::Io(_)) => tokio::time::sleep(Duration::from_millis(2)).await,
                         Err(LoadError::Damaged(reason)) => {
                             assert!(reason.contains("could not be read for 400ms: Input/output error"), "{reason}");
@@ -989,7 +990,7 @@ fn f004_what_comes_during_a_sync_shares_the_next_one() {
             let spool = spool.clone();
             async move { put(&spool, 0, 100, &[1]).await }
         });
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while disk.count("write") == writes {
             assert!(std::time::Instant::now() < deadline);
             tokio::task::yield_now().await;
@@ -1357,7 +1358,7 @@ mod on_a_real_disk {
                     assert!(matches!(refused, Err(PutError::Fault(_))), "{what}: {refused:?}");
                 }
                 undo(&path, &aside);
-                let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+                let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
                 let after = loop {
                     match put(&spool, 9, len, &[1]).await {
                         Ok(id) => break id,
@@ -1415,7 +1416,7 @@ mod on_a_real_disk {
     }
 
     async fn poll(mut done: impl FnMut() -> bool) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         while !done() {
             assert!(tokio::time::Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(1)).await;

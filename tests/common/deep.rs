@@ -84,6 +84,11 @@ pub struct Deep {
 }
 
 impl Deep {
+    /// Messages a second in the best of three runs: what else the machine does is in the others.
+    fn best_rate(&self, runtime: &Runtime, address: SocketAddr, sink: &DeepSink) -> f64 {
+        (0..3).map(|_| load(runtime, address, self.load / 3, sink)).fold(0.0, f64::max)
+    }
+
     /// Does it all, below the folder of temporary files. Says on the way what it is at.
     pub fn measure(&self) -> Figures {
         let say = |what: &str| eprintln!("{:>9} messages: {what}", self.messages);
@@ -93,7 +98,7 @@ impl Deep {
 
         let empty = Scratch::new();
         let mut daemon = Daemon::spawn(empty.path(), &configuration(NOBODY));
-        let rate_empty = load(&runtime, daemon.address(), self.load, &sink);
+        let rate_empty = self.best_rate(&runtime, daemon.address(), &sink);
         assert!(daemon.terminate().success());
         say(&format!("{rate_empty:.0}/s without a queue"));
 
@@ -112,7 +117,7 @@ impl Deep {
             std::thread::sleep(self.idle);
             (cpu(daemon.pid()) - before).as_secs_f64() / start.elapsed().as_secs_f64()
         };
-        let rate_deep = load(&runtime, daemon.address(), self.load, &sink);
+        let rate_deep = self.best_rate(&runtime, daemon.address(), &sink);
         say(&format!("{:.2} % CPU, {rate_deep:.0}/s past the queue", idle_cpu * 100.0));
         daemon.kill9();
         drop(daemon);

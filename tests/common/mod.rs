@@ -18,6 +18,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use causeway::tls::authority::Authority;
@@ -36,6 +37,17 @@ pub fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMut() ->
         assert!(Instant::now() < end, "waited {deadline:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A loopback address and port that nobody else is given: where a program listens that cannot be handed a bound socket, or
+/// where nobody listens. A port that was free on 127.0.0.1 a moment ago may be anybody's by now; every process has a loopback
+/// address of its own, made of its number, and counts its ports.
+pub fn reserved_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let port = NEXT.fetch_add(1, Ordering::Relaxed);
+    // A process number has 22 bits at most: 127.64.0.0 to 127.127.255.255. /proc/sys/kernel/pid_max, proc(5).
+    SocketAddr::from(([127, 64 | high, middle, low], port))
 }
 
 /// A folder that is gone afterwards.

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::common::{
-    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, out, relay, run, said, wait_until,
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, causeway, out, relay, reserved_address, run,
+    said, wait_until,
 };
 use causeway::tls::Identity;
 use serde_json::{Value, json};
@@ -310,8 +311,8 @@ impl World {
     /// One with a port that its own command line can find.
     fn at_known_port(next: SocketAddr) -> Self {
         let scratch = Scratch::new();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let daemon = Daemon::spawn(scratch.path(), &config(next, &format!("[admin]\nlisten = \"{free}\"")));
+        let admin = format!("[admin]\nlisten = \"{}\"", reserved_address());
+        let daemon = Daemon::spawn(scratch.path(), &config(next, &admin));
         Self { scratch, daemon }
     }
 

@@ -36,7 +36,7 @@ const CALLS: [&str; 9] = [
 const ERRORS: [&str; 5] = ["ENOSPC", "EIO", "EMFILE", "EROFS", "EDQUOT"];
 
 /// New mail is taken so soon after a fault.
-const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(30);
 
 #[test]
 fn f011_f012_f015_acknowledged_mail_survives_whatever_system_call_fails_and_mail_comes_again() {

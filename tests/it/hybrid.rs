@@ -17,7 +17,7 @@ use causeway::smtp::Reply;
 use causeway::tls::{Authority, Demand, Names, Proof};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The fields of the organization, in lower case.
 const ORGANIZATION: [&str; 3] =

@@ -5,7 +5,7 @@
 //! Postfix needs root and its user `postfix`: without them the tests say so and pass, as there is nothing to talk to.
 
 use std::io::{BufRead as _, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::common::{
-    Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, awkward_message, behind_trace, relay, same, wait_until,
+    Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, awkward_message, behind_trace, relay, reserved_address, same,
+    wait_until,
 };
 use nix::unistd::{Group, Uid, User};
 
@@ -80,7 +81,7 @@ impl Postfix {
         make("spool/maildrop", 0o1730, true, true);
         make("spool/public", 0o2710, true, true);
 
-        let address = free_address();
+        let address = reserved_address();
         let at = folder.display();
         let main = format!(
             r"compatibility_level = 3.6
@@ -121,7 +122,7 @@ in_flow_delay = 0
         scratch.write(
             &format!("{name}/conf/master.cf"),
             format!(
-                "127.0.0.1:{} inet n - n - - smtpd
+                "{address} inet n - n - - smtpd
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -143,8 +144,7 @@ virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
-",
-                address.port()
+"
             ),
         );
         let master = Command::new(format!("{DAEMONS}/master"))
@@ -205,7 +205,7 @@ impl Drop for Postfix {
         if let Ok(pid) = i32::try_from(self.master.id()) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         }
-        let end = std::time::Instant::now() + Duration::from_secs(10);
+        let end = std::time::Instant::now() + Duration::from_secs(60);
         while matches!(self.master.try_wait(), Ok(None)) && std::time::Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -215,11 +215,6 @@ impl Drop for Postfix {
             eprintln!("Postfix says:\n{}", self.log());
         }
     }
-}
-
-/// A port that was free a moment ago: Postfix cannot be given one that is bound.
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
 /// The relay, in front of `hop`.
@@ -426,7 +421,7 @@ fn smtp_sink_counts_what_the_relay_sends() {
     let sink = Path::new(PROGRAMS).join("smtp-sink");
     assert!(sink.exists(), "smtp-sink is missing: run scripts/test");
     let scratch = Scratch::new();
-    let hop = free_address();
+    let hop = reserved_address();
     let mut command = Command::new(sink);
     if Uid::effective().is_root() {
         command.args(["-u", "nobody"]);

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const ERIN: &str = "erin@fabrikam.com";
 
 /// What is easily spoilt on the way: dots, 8-bit, folds, trailing blanks, a line of 998 octets.

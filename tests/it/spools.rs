@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::{
-    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, causeway, out, relay, run, said,
-    same, wait_until,
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, behind_trace, causeway, out, relay,
+    reserved_address, run, said, same, wait_until,
 };
 use causeway::message::Body;
 use causeway::spool::format::{SEGMENT_HEAD, SegmentHead, VERSION};
@@ -68,9 +68,7 @@ tls = "off"
 
 /// With a console at a port of its own, for `queue`.
 fn with_admin(config: &str) -> String {
-    // The system has just given it out and taken it back; nobody else is given it so soon.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    config.replace("[admin]\nlisten = \"\"", &format!("[admin]\nlisten = \"127.0.0.1:{port}\""))
+    config.replace("[admin]\nlisten = \"\"", &format!("[admin]\nlisten = \"{}\"", reserved_address()))
 }
 
 /// Puts the spool of `version` into the scratch folder, as the daemon that was killed left it.

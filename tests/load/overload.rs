@@ -16,8 +16,9 @@ use socket2::{Domain, Socket, Type};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
 
-/// A healthy client waits no longer than this for its 250, whatever others do.
-const SERVED: Duration = Duration::from_secs(3);
+/// A healthy client waits no longer than this for its 250, whatever others do: milliseconds on an idle machine. One that
+/// waits for the others would wait until they end.
+const SERVED: Duration = Duration::from_secs(20);
 
 /// How many times as much as usual.
 fn times() -> usize {
@@ -201,7 +202,7 @@ fn connections_beyond_the_limits_hear_421_and_the_others_are_served() {
 /// S-120, S-122: connections that say nothing, or a command that never ends an octet at a time, cost little and end.
 #[test]
 fn silent_and_slow_connections_cost_little_and_end() {
-    let site = Site::new("command_timeout = \"4s\"");
+    let site = Site::new("command_timeout = \"10s\"");
     let quiet = descriptors(site.daemon.pid());
     let count = (1000 * times()).min(4500);
     let mut crowd = crowd(count, site.address());
@@ -225,7 +226,7 @@ fn silent_and_slow_connections_cost_little_and_end() {
 /// S-122: messages that come an octet at a time. None holds a read buffer for what has not come.
 #[test]
 fn slow_writers_cost_little_and_end() {
-    let site = Site::new("data_timeout = \"2s\"");
+    let site = Site::new("data_timeout = \"8s\"");
     let quiet = descriptors(site.daemon.pid());
     let count = (1000 * times()).min(4500);
     let mut crowd = crowd(count, site.address());
