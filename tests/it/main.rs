@@ -19,6 +19,7 @@ mod corpus;
 mod daemon;
 mod dialogues;
 mod directory;
+mod exim;
 mod explain;
 mod faults;
 mod hops;
