@@ -100,6 +100,13 @@ impl Daemon {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
 
+    /// Waits until the log contains `text` so many times, and panics if it does more often. What a client was answered may be
+    /// heard before the line of the log that goes with it is read.
+    pub fn logs_times(&self, text: &str, times: usize) {
+        wait_until(&format!("the log says {text:?} {times} times"), PATIENCE, || self.times_logged(text) >= times);
+        assert_eq!(self.times_logged(text), times, "{text:?}:\n{}", self.log_text());
+    }
+
     pub fn wait_for_log(&self, text: &str) {
         wait_until(&format!("the log says {text:?}:\n{}", self.log_text()), PATIENCE, || self.has_logged(text));
     }

@@ -206,7 +206,7 @@ fn s067_a_renewal_in_any_order_and_every_fault() {
         wait_until("that was seen", PATIENCE, || daemon.times_logged("ca.pem") >= told);
         replace(&scratch, second, content(second));
         shown.wait_for(&daemon, number);
-        assert_eq!(daemon.times_logged(mismatch), told, "{}", daemon.log_text());
+        daemon.logs_times(mismatch, told);
     }
 
     let (chain, key) = numbered(&shown.authority, 4);
@@ -294,7 +294,7 @@ fn s067_the_log_warns_of_certificates() {
     daemon.wait_for_log("SIGHUP");
     wait_until("it was read again", PATIENCE, || daemon.times_logged("the new configuration is in force") >= 1);
     for said in ["ends in 19 days", "ends in 4 days", "is missing from the file"] {
-        assert_eq!(daemon.times_logged(said), 1, "{said}: {}", daemon.log_text());
+        daemon.logs_times(said, 1);
     }
 }
 
@@ -323,7 +323,7 @@ fn a_new_issuer_of_a_domain_connector_is_told() {
         send(&daemon);
     }
     sink.wait_for(2);
-    assert_eq!(daemon.times_logged("first sight of the certificate's issuer"), 1, "{}", daemon.log_text());
+    daemon.logs_times("first sight of the certificate's issuer", 1);
     sink.replan(cloud(&other));
     send(&daemon);
     daemon.wait_for_log("a new issuer");
@@ -532,5 +532,5 @@ fn f039_an_expired_certificate_of_the_other_side() {
     sink.replan(cloud(&authority));
     assert!(sink.wait_for(1).remove(0).tls.is_some());
     daemon.wait_for_log("the hosts take mail again");
-    assert_eq!(daemon.times_logged("none of the hosts takes mail now"), 1, "{}", daemon.log_text());
+    daemon.logs_times("none of the hosts takes mail now", 1);
 }

@@ -534,7 +534,7 @@ fn clients_submit_after_a_login() {
         assert!(arrival.text().contains("with ESMTPSA"), "{}", arrival.text());
     }
     world.wait_for_event(&["\"RECEIVE\"", "\"submissions\"", "authenticated as tim"]);
-    assert_eq!(world.daemon.times_logged("\"user\":\"tim\""), 4, "{}", world.daemon.log_text());
+    world.daemon.logs_times("\"user\":\"tim\"", 4);
 
     let began = std::time::Instant::now();
     let (status, said) = world.login(SUBMISSION, "PLAIN", "wrong", &["--tls"]);
@@ -542,7 +542,7 @@ fn clients_submit_after_a_login() {
     assert!(said.contains("<~* 535 5.7.8 "), "{said}");
     assert!(began.elapsed() >= std::time::Duration::from_secs(1), "a failure is answered late");
     world.daemon.wait_for_log("a login failed: that is not the password of this user");
-    assert_eq!(world.daemon.times_logged("\"user\":\"tim\""), 5, "{}", world.daemon.log_text());
+    world.daemon.logs_times("\"user\":\"tim\"", 5);
 
     let (status, said) = world.swaks(SUBMISSION, &["--tls"]);
     assert_eq!(status, MAIL_REFUSED, "nobody: {said}");
@@ -733,6 +733,6 @@ fn an_address_that_guesses_is_locked() {
     assert!(said.contains("<~* 454 4.7.0 "), "{said}");
     let (status, said) = login("192.0.2.67", PASSWORD);
     assert_eq!(status, GOOD, "{said}");
-    assert_eq!(world.daemon.times_logged("no password from there is looked at"), 1, "{}", world.daemon.log_text());
+    world.daemon.logs_times("no password from there is looked at", 1);
     assert_eq!(world.outside.wait_for(1).len(), 1);
 }

@@ -477,5 +477,5 @@ fn f054_without_memory_new_connections_hear_421() {
         let (_, greeting) = Client::greeted(site.address()).unwrap();
         assert!(greeting.starts_with("421 4.3.2 "), "{greeting}");
     }
-    assert_eq!(site.daemon.times_logged("memory runs out"), 1, "{}", site.daemon.log_text());
+    site.daemon.logs_times("memory runs out", 1);
 }
