@@ -1,7 +1,8 @@
 //! The receiving side of one SMTP session, without sockets, clocks or tasks.
 //!
 //! Bytes and answers go in, [`Step`]s come out; `accept::drive` carries them out. There is never more than
-//! one step under way, so replies keep their order however hard the client pipelines.
+//! one step under way, so replies keep their order however hard the client pipelines. While a step is under way that
+//! takes long, the driver may send the replies to earlier commands: [`Session::pending`].
 //!
 //! Not here: which connector a peer belongs to (`accept::attribute`), where mail goes (`route`),
 //! when a 250 may be given (`relay::acknowledge`).
@@ -361,6 +362,17 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Are there replies that no [`Step::Send`] has handed out yet?
+    pub fn has_pending(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// These replies, for a driver whose present step takes long: they are true already, and the client may act on them.
+    /// None is handed out again.
+    pub fn pending(&mut self) -> Bytes {
+        std::mem::take(&mut self.unsent).freeze()
     }
 
     /// Where the driver puts the bytes it reads.
@@ -1153,7 +1165,7 @@ impl Session {
     }
 
     fn flush(&mut self) -> Step {
-        Step::Send(std::mem::take(&mut self.unsent).freeze())
+        Step::Send(self.pending())
     }
 
     /// The largest message; 0 in a configuration is no limit.

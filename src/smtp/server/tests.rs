@@ -26,6 +26,8 @@ struct Counts {
 
 struct Driver {
     session: Session,
+    /// It sends what is due before it answers a question.
+    is_early: bool,
     now: Instant,
     until: Option<Instant>,
     body: Vec<u8>,
@@ -61,6 +63,7 @@ impl Driver {
         let now = Instant::now();
         let mut driver = Self {
             session: Session::new(terms, secure, now),
+            is_early: false,
             now,
             until: None,
             body: Vec::new(),
@@ -99,6 +102,10 @@ impl Driver {
                     self.body.clear();
                 }
                 Step::Ask(question) => {
+                    if self.is_early && self.session.has_pending() {
+                        self.counts.sends += 1;
+                        self.outcome.said.push_str(std::str::from_utf8(&self.session.pending()).unwrap());
+                    }
                     let answer = self.answer(question);
                     self.session.answer(answer);
                 }
@@ -978,6 +985,22 @@ fn data_has_a_deadline_for_each_block_and_a_least_rate() {
         whole.pass(Duration::from_secs(90));
     }
     assert!(!whole.outcome.closed, "555 octets a second will do: {}", whole.outcome.said);
+}
+
+/// A driver may send what is due while a question is open. It is the same that is said, in the same order.
+#[test]
+fn replies_may_leave_while_a_question_is_open() {
+    let pipeline = "EHLO client.example\r\nMAIL FROM:<a@b.example>\r\nRCPT TO:<julie@contoso.com>\r\n\
+        RCPT TO:<nobody@contoso.com>\r\nNOOP\r\nBDAT 4 LAST\r\nhi\r\nMAIL FROM:<a@b.example>\r\n\
+        RCPT TO:<later@contoso.com>\r\nQUIT\r\n";
+    let mut together = Driver::new(terms());
+    together.send(pipeline.as_bytes());
+    let mut early = Driver::new(terms());
+    early.is_early = true;
+    early.send(pipeline.as_bytes());
+    assert_eq!(early.outcome, together.outcome);
+    // A greeting, then once; or before each question that found something due.
+    assert_eq!((together.counts.sends, early.counts.sends), (2, 8));
 }
 
 /// C020.
