@@ -29,9 +29,6 @@ use crate::smtp::{Reply, Status};
 use crate::spool::Draft;
 use crate::tls::{ClientCertificate, Stream};
 
-/// How long a client may take for its handshake.
-pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// After the expansion of so many it is others' turn: a pipeline of RCPTs would otherwise hold a core for seconds.
 const LARGE_GROUP: usize = 100;
 
@@ -358,8 +355,9 @@ impl Reception for RelayReception {
         self.routed.clear();
         self.discard();
         let acceptor = self.door.acceptor(&self.attribution.connector)?;
+        let deadline = Instant::now() + self.attribution.connector.tls_handshake_timeout;
         let accepted = match stream {
-            Stream::Plain(socket) => acceptor.accept(socket, Instant::now() + HANDSHAKE_TIMEOUT).await?,
+            Stream::Plain(socket) => acceptor.accept(socket, deadline).await?,
             _ => return Err(io::Error::other("STARTTLS inside TLS")),
         };
         let config = &self.snapshot.config;
@@ -389,12 +387,13 @@ mod tests {
     use std::path::Path;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::watch;
     use tokio::time::timeout_at;
 
     use super::*;
     use crate::accept::limits::Limits;
-    use crate::accept::{ConnectionLimits, serve_simulated};
+    use crate::accept::{ConnectionLimits, serve, serve_simulated};
     use crate::config;
     use crate::deliver::Deliverer;
     use crate::directory::Directory;
@@ -403,6 +402,7 @@ mod tests {
     use crate::outcome::tracking::Tracker;
     use crate::spool::model::{Model, ModelDisk};
     use crate::spool::{Options, Settings, Spool};
+    use crate::tls::Authority;
     use crate::tls::wire::{self, Weather};
 
     const CONFIGURATION: &str = r#"
@@ -653,6 +653,40 @@ tls = "off"
         session.await.unwrap().unwrap();
         committer.abort();
         clock::held::hold(None);
+    }
+
+    /// A client that shakes no hands is waited for as long as its connector says, after STARTTLS and where TLS comes first.
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_ends_with_its_timeout() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("recipients.csv"), "address,type,target\nanna@contoso.com,cloud,\n").unwrap();
+        let (chain, key) = Authority::new("Root").issue(&["mail.contoso.com"]);
+        std::fs::write(folder.path().join("crt"), chain).unwrap();
+        std::fs::write(folder.path().join("key"), key).unwrap();
+        for (more, seconds) in [("", 60), ("tls_handshake_timeout = \"7s\"\n", 7)] {
+            for tls in ["offer", "implicit"] {
+                let with = format!("tls = \"{tls}\"\ncertificate = \"crt\"\nkey = \"key\"\n{more}");
+                let text = CONFIGURATION.replace("tls = \"off\"\n[[receive", &format!("{with}[[receive"));
+                let text = text.replace("tls = \"off\"\n[[send", &format!("{with}[[send"));
+                let (mut reception, relay) = connection_by(folder.path(), &text);
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let (client, accepted) =
+                    tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+                let (client, (socket, peer)) = (client.unwrap(), accepted.unwrap());
+                let begun = Instant::now();
+                let error = if tls == "offer" {
+                    reception.start_tls(Stream::Plain(socket)).await.map(|_| ()).unwrap_err()
+                } else {
+                    let here = (Arc::clone(&reception.door), relay.snapshot());
+                    let (_stopping, stopping) = watch::channel(false);
+                    let limits = ConnectionLimits::default();
+                    serve(socket, peer, here, relay.clone(), limits, stopping).await.unwrap_err()
+                };
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{tls}: {error}");
+                assert_eq!(begun.elapsed().as_secs(), seconds, "{tls}");
+                drop((client, reception, relay));
+            }
+        }
     }
 
     /// However large groups are: after the recipient that was one too many none is expanded any more, until the next
