@@ -249,6 +249,7 @@ mod tests {
                 max_connections_per_ip: 9,
                 max_errors: 9,
                 strict: false,
+                tls_handshake_timeout: Duration::from_secs(9),
                 command_timeout: Duration::from_secs(9),
                 data_timeout: Duration::from_secs(9),
             })

@@ -1,7 +1,8 @@
 //! How often somebody may try a password: verifications at one time, and failures of one address.
 //!
 //! A verification costs a core some tens of milliseconds and 19 MiB or more, so two run at one time over the whole daemon,
-//! on threads of their own, and the others wait. A failure is answered late, later with each from the same address;
+//! on threads of their own, and the others wait. A user who logged in from the same address before waits only for what is
+//! under way, however many strangers guess. A failure is answered late, later with each from the same address;
 //! after [`LOCK_AFTER`] of them within [`WINDOW`] no password from there is looked at.
 //!
 //! Not here: what a user is (`directory::users`), how many logins may fail in one session (`smtp::server`).
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
@@ -41,14 +42,19 @@ const LONGEST_DELAY: Duration = Duration::from_secs(8);
 /// Addresses whose failures are remembered: about four MiB. Beyond, the one that was quiet for longest is forgotten.
 const ADDRESSES: usize = 10_000;
 
+/// Users with an address whose last login succeeded, as far as they are remembered: about two MiB. Beyond, the one whose
+/// login is the longest ago is forgotten.
+const KNOWN: usize = 10_000;
+
 /// Logins of all listeners and configurations. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Logins(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    turns: Arc<Semaphore>,
+    turns: Turns,
     failures: Mutex<Failures>,
+    known: Mutex<Known>,
 }
 
 /// What became of a login.
@@ -69,7 +75,7 @@ pub(super) enum Verdict {
 
 impl Default for Logins {
     fn default() -> Self {
-        Self(Arc::new(Inner { turns: Arc::new(Semaphore::new(AT_ONE_TIME)), failures: Mutex::default() }))
+        Self(Arc::new(Inner { turns: Turns::new(), failures: Mutex::default(), known: Mutex::default() }))
     }
 }
 
@@ -80,7 +86,9 @@ impl Logins {
         if self.failures().is_locked(address, Instant::now()) {
             return Verdict::Locked;
         }
-        let Ok(Ok(turn)) = timeout(PATIENCE, Arc::clone(&self.0.turns).acquire_owned()).await else {
+        let who: Login = (address, credentials.username.as_str().into());
+        let is_known = self.known().has(&who);
+        let Ok(Some(turn)) = timeout(PATIENCE, self.0.turns.take(is_known)).await else {
             return Verdict::Busy;
         };
         // A hundred connections may have guessed at one time; the failures of the first count for the last.
@@ -90,9 +98,13 @@ impl Logins {
         // The thread holds the turn: it goes on to its end even if the session is cut off meanwhile.
         let verify = move || (users.verify(&credentials.username, &credentials.password), turn);
         match spawn_blocking(verify).await {
-            Ok((true, _)) => Verdict::Welcome,
+            Ok((true, _)) => {
+                self.known().remember(who, Instant::now());
+                Verdict::Welcome
+            }
             Ok((false, turn)) => {
                 let noted = self.failures().note(address, Instant::now());
+                self.known().forget(&who, noted.newly_locked);
                 drop(turn);
                 if noted.newly_locked {
                     warn!(
@@ -109,6 +121,75 @@ impl Logins {
 
     fn failures(&self) -> MutexGuard<'_, Failures> {
         self.0.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The queue for verifications, first come, first served; of those who are not known no more stand in it, or are served,
+/// than verifications run at one time. The others wait in a queue before it. So a known login never waits for more than
+/// those, and a stranger's turn comes however many known ones there are.
+#[derive(Debug)]
+struct Turns {
+    verifications: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
+}
+
+/// One verification's place, given back when it is dropped.
+#[derive(Debug)]
+struct Turn {
+    _verification: OwnedSemaphorePermit,
+    _stranger: Option<OwnedSemaphorePermit>,
+}
+
+impl Turns {
+    fn new() -> Self {
+        let places = || Arc::new(Semaphore::new(AT_ONE_TIME));
+        Self { verifications: places(), strangers: places() }
+    }
+
+    /// Waits for a turn. There always is one in the end: `None` is for semaphores that were closed.
+    async fn take(&self, is_known: bool) -> Option<Turn> {
+        let stranger = match is_known {
+            true => None,
+            false => Some(Arc::clone(&self.strangers).acquire_owned().await.ok()?),
+        };
+        let verification = Arc::clone(&self.verifications).acquire_owned().await.ok()?;
+        Some(Turn { _verification: verification, _stranger: stranger })
+    }
+}
+
+/// Who logs in: an address, and the name of a user.
+type Login = (IpAddr, Box<str>);
+
+/// Logins that succeeded, with the time of the last one. The name belongs to it: who has one password and guesses others
+/// from the same address is served like any stranger with these.
+#[derive(Debug, Default)]
+struct Known(HashMap<Login, Instant>);
+
+impl Known {
+    fn has(&self, who: &Login) -> bool {
+        self.0.contains_key(who)
+    }
+
+    /// The name is that of a user: nobody fills the memory with names of his own.
+    fn remember(&mut self, who: Login, now: Instant) {
+        if self.0.len() >= KNOWN && !self.0.contains_key(&who) {
+            // Goes through all of them: the verification before it cost a thousand times as much.
+            let oldest = self.0.iter().min_by_key(|(_, at)| **at).map(|(who, _)| who.clone());
+            oldest.and_then(|who| self.0.remove(&who));
+        }
+        self.0.insert(who, now);
+    }
+
+    /// After a failure; with the address, if that is locked.
+    fn forget(&mut self, who: &Login, address_too: bool) {
+        self.0.remove(who);
+        if address_too {
+            self.0.retain(|(address, _), _| *address != who.0);
+        }
     }
 }
 
@@ -183,6 +264,9 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
     use super::*;
     use crate::directory::users::tests::users;
 
@@ -258,13 +342,102 @@ mod tests {
         assert_eq!(failures.0.len(), ADDRESSES - 4_999 + 1);
     }
 
+    /// Two of 250 guesses are under way when a user comes who is known: the next turn is his. The one after that is a
+    /// stranger's again, and theirs come in the order in which they asked.
+    #[test]
+    fn a_known_login_waits_only_for_what_is_under_way() {
+        type Taking<'a> = Pin<Box<dyn Future<Output = Option<Turn>> + 'a>>;
+        let turns = Turns::new();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut under_way: VecDeque<(String, Turn)> = VecDeque::new();
+        let mut waiting: Vec<(String, Taking<'_>)> = Vec::new();
+        for guess in 0..250 {
+            waiting.push((format!("guess {guess}"), Box::pin(turns.take(false))));
+        }
+        let mut served = Vec::new();
+        let mut pass = |waiting: &mut Vec<(String, Taking<'_>)>, under_way: &mut VecDeque<(String, Turn)>| {
+            waiting.retain_mut(|(name, taking)| match taking.as_mut().poll(&mut context) {
+                Poll::Ready(turn) => {
+                    served.push(name.clone());
+                    under_way.push_back((name.clone(), turn.unwrap()));
+                    false
+                }
+                Poll::Pending => true,
+            });
+            assert!(under_way.len() <= AT_ONE_TIME);
+        };
+        pass(&mut waiting, &mut under_way);
+        for user in ["tim", "tina", "tom"] {
+            waiting.push((user.to_owned(), Box::pin(turns.take(true))));
+        }
+        pass(&mut waiting, &mut under_way);
+        for _ in 0..7 {
+            under_way.pop_front();
+            // Whoever has got on in one queue lines up in the other.
+            pass(&mut waiting, &mut under_way);
+            pass(&mut waiting, &mut under_way);
+        }
+        assert_eq!(
+            served,
+            ["guess 0", "guess 1", "tim", "tina", "tom", "guess 2", "guess 3", "guess 4", "guess 5"],
+            "three users are served before 248 guesses that came before them"
+        );
+    }
+
+    /// However many known logins there are, a stranger's turn comes.
+    #[test]
+    fn known_logins_keep_no_stranger_waiting_for_ever() {
+        let turns = Turns::new();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut take = |is_known: bool| {
+            let mut taking = Box::pin(turns.take(is_known));
+            let turn = taking.as_mut().poll(&mut context);
+            (taking, turn)
+        };
+        let (_, Poll::Ready(first)) = take(true) else { panic!("it is free") };
+        let (_, Poll::Ready(second)) = take(true) else { panic!("it is free") };
+        let (mut stranger, turn) = take(false);
+        assert!(turn.is_pending());
+        let (mut later, turn) = take(true);
+        assert!(turn.is_pending());
+        drop((first, second));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(later.as_mut().poll(&mut context).is_ready() && stranger.as_mut().poll(&mut context).is_ready());
+    }
+
+    #[test]
+    fn known_logins_are_few_and_lose_it_by_a_failure() {
+        let (mut known, start) = (Known::default(), Instant::now());
+        let who = |number: usize| -> Login {
+            (IpAddr::from(u32::try_from(number % 100).unwrap().to_be_bytes()), format!("user{number}").into())
+        };
+        for number in 0..KNOWN {
+            known.remember(who(number), start + Duration::from_millis(number as u64));
+        }
+        // The first one comes again, so the second is the oldest.
+        known.remember(who(0), start + 11 * SECOND);
+        known.remember(who(KNOWN), start + 12 * SECOND);
+        assert_eq!(known.0.len(), KNOWN);
+        assert!(known.has(&who(0)) && !known.has(&who(1)) && known.has(&who(2)) && known.has(&who(KNOWN)));
+        let elsewhere: Login = (ip("198.51.100.1"), "user2".into());
+        assert!(!known.has(&elsewhere), "another address is another login");
+        known.forget(&who(2), false);
+        assert!(!known.has(&who(2)) && known.has(&who(102)), "others behind that address are not to blame");
+        known.forget(&who(2), true);
+        assert!(!known.has(&who(102)) && known.has(&who(103)), "a locked address has no known logins");
+    }
+
     #[tokio::test]
     async fn a_login_is_judged() {
         let (logins, users) = (Logins::default(), Arc::new(users(&[("tim", "tanstaaf")])));
         let client = ip("192.0.2.1");
+        let who: Login = (client, "tim".into());
+        assert!(!logins.known().has(&who));
         assert_eq!(logins.judge(client, Arc::clone(&users), login("tanstaaf")).await, Verdict::Welcome);
+        assert!(logins.known().has(&who), "the next one is served before strangers");
         let wrong = logins.judge(client, Arc::clone(&users), login("x")).await;
         assert_eq!(wrong, Verdict::Wrong { delay: SECOND });
+        assert!(!logins.known().has(&who), "until it succeeds again");
         // A right password takes nothing back: whoever has one account may still be guessing at others.
         assert_eq!(logins.judge(client, Arc::clone(&users), login("tanstaaf")).await, Verdict::Welcome);
         let wrong = logins.judge(client, users, login("x")).await;

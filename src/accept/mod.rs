@@ -31,7 +31,7 @@ pub use drive::{Reception, drive};
 
 use limits::{Descriptors, Limits, Slot};
 use logins::Logins;
-use reception::{HANDSHAKE_TIMEOUT, RelayReception};
+use reception::RelayReception;
 
 use crate::clock;
 use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
@@ -215,7 +215,8 @@ async fn serve(
     }
     let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
         let acceptor = door.acceptor(&provisional.connector)?;
-        let accepted = acceptor.accept(socket, tokio::time::Instant::now() + HANDSHAKE_TIMEOUT).await?;
+        let deadline = tokio::time::Instant::now() + provisional.connector.tls_handshake_timeout;
+        let accepted = acceptor.accept(socket, deadline).await?;
         let certificate = accepted.client.as_ref();
         let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, clock::wall());
         let attribution = proved.unwrap_or(provisional);

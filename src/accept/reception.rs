@@ -29,9 +29,6 @@ use crate::smtp::{Reply, Status};
 use crate::spool::Draft;
 use crate::tls::{ClientCertificate, Stream};
 
-/// How long a client may take for its handshake.
-pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// After the expansion of so many it is others' turn: a pipeline of RCPTs would otherwise hold a core for seconds.
 const LARGE_GROUP: usize = 100;
 
@@ -39,6 +36,11 @@ const LARGE_GROUP: usize = 100;
 /// as long as most are unknown: an old list is no search. Who is known is answered at once. S-114.
 const UNKNOWN: usize = 5;
 const TARPIT: Duration = Duration::from_secs(2);
+
+/// The recipients of one message are answered at most this much later altogether. Then each further one, known or not, is to
+/// come in another message: a client that allows a transaction some minutes does not run out of them, and a search gets no
+/// faster.
+const TARPIT_LIMIT: Duration = Duration::from_secs(30);
 
 /// So many known ones are told apart: a longer list with more unknown ones than this is slowed at its end.
 const KNOWN: usize = 500;
@@ -63,8 +65,10 @@ pub(super) struct RelayReception {
     /// What MAIL said: sender and parameters, and the declared size.
     mail: Option<(Envelope, Option<u64>)>,
     routed: Vec<Routed>,
-    /// A recipient was one too many, groups expanded: of the others of this message none is looked at any more.
-    full: bool,
+    /// A recipient was one too many: the reply to each further one of this message, none of which is looked at.
+    full: Option<Reply>,
+    /// How much later than they could be the recipients of this message were answered.
+    slowed: Duration,
     /// The mailboxes that a stranger named in this session, as hashes, and how many times he named one that nobody knows.
     known: HashSet<u64>,
     unknown: usize,
@@ -98,7 +102,8 @@ impl RelayReception {
             user: None,
             mail: None,
             routed: Vec::new(),
-            full: false,
+            full: None,
+            slowed: Duration::ZERO,
             known: HashSet::new(),
             unknown: 0,
             draft: None,
@@ -111,7 +116,8 @@ impl RelayReception {
     fn sender(&mut self, envelope: Envelope, size: Option<u64>, xoorg: Option<Domain>) -> Answer {
         self.routed = Vec::new();
         self.discard();
-        self.full = false;
+        self.full = None;
+        self.slowed = Duration::ZERO;
         if let Err(reply) = self.keep_up() {
             return Answer::Refuse(reply);
         }
@@ -160,8 +166,8 @@ impl RelayReception {
     }
 
     async fn recipient(&mut self, recipient: Recipient) -> Answer {
-        if self.full {
-            return Answer::Refuse(Reply::too_many_recipients(ROUTED_LIMIT));
+        if let Some(reply) = &self.full {
+            return Answer::Refuse(reply.clone());
         }
         let asked = Asked {
             connector: &self.attribution.connector,
@@ -182,7 +188,7 @@ impl RelayReception {
             }
             Err(reply) => {
                 // To expand a large group takes milliseconds, which a client could ask for with every line.
-                self.full = reply.code == 452;
+                self.full = (reply.code == 452).then(|| Reply::too_many_recipients(ROUTED_LIMIT));
                 self.tarpit(&reply).await;
                 yield_now().await;
                 Answer::Refuse(reply)
@@ -209,7 +215,8 @@ impl RelayReception {
         self.known.insert(hasher.finish());
     }
 
-    /// Who asks for one unknown recipient after another is looking for those there are: it waits.
+    /// Who asks for one unknown recipient after another is looking for those there are: it waits. The driver has sent the
+    /// replies to what was asked before.
     async fn tarpit(&mut self, reply: &Reply) {
         if !self.is_stranger() || reply.status != Some(Status(5, 1, 1)) {
             return;
@@ -218,6 +225,10 @@ impl RelayReception {
         if self.unknown > UNKNOWN.max(self.known.len()) {
             // Nobody but this session waits.
             sleep(TARPIT).await;
+            self.slowed += TARPIT;
+            if self.slowed >= TARPIT_LIMIT {
+                self.full = Some(Reply::too_many_unknown_recipients());
+            }
         }
     }
 
@@ -344,8 +355,9 @@ impl Reception for RelayReception {
         self.routed.clear();
         self.discard();
         let acceptor = self.door.acceptor(&self.attribution.connector)?;
+        let deadline = Instant::now() + self.attribution.connector.tls_handshake_timeout;
         let accepted = match stream {
-            Stream::Plain(socket) => acceptor.accept(socket, Instant::now() + HANDSHAKE_TIMEOUT).await?,
+            Stream::Plain(socket) => acceptor.accept(socket, deadline).await?,
             _ => return Err(io::Error::other("STARTTLS inside TLS")),
         };
         let config = &self.snapshot.config;
@@ -374,8 +386,14 @@ mod tests {
     use std::fmt::Write as _;
     use std::path::Path;
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+    use tokio::time::timeout_at;
+
     use super::*;
     use crate::accept::limits::Limits;
+    use crate::accept::{ConnectionLimits, serve, serve_simulated};
     use crate::config;
     use crate::deliver::Deliverer;
     use crate::directory::Directory;
@@ -384,6 +402,8 @@ mod tests {
     use crate::outcome::tracking::Tracker;
     use crate::spool::model::{Model, ModelDisk};
     use crate::spool::{Options, Settings, Spool};
+    use crate::tls::Authority;
+    use crate::tls::wire::{self, Weather};
 
     const CONFIGURATION: &str = r#"
 hostname = "mail.contoso.com"
@@ -502,7 +522,7 @@ tls = "off"
     }
 
     /// Who asks, whom for, and how many seconds each answer takes.
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn s114_a_search_for_recipients_is_slowed_and_mail_is_not() {
         let (known, unknown) = ("anna@contoso.com", "nobody@contoso.com");
         let names = ["anna", "ben", "cara", "dan", "eva", "finn", "gina", "hugo"];
@@ -549,6 +569,124 @@ tls = "off"
             session("internet", &padded),
             session("on-premises", &ours),
         );
+    }
+
+    /// A message whose recipients were slowed down for long enough takes no more of them, known or not. The next one does.
+    #[tokio::test(start_paused = true)]
+    async fn the_tarpit_is_bounded_for_each_message() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("recipients.csv"), "address,type,target\nanna@contoso.com,cloud,\n").unwrap();
+        let text = CONFIGURATION.replace("origin = \"on-premises\"", "origin = \"internet\"");
+        let (mut reception, relay) = connection_by(folder.path(), &text);
+        let (known, unknown) = ("anna@contoso.com", "nobody@contoso.com");
+        let waits = TARPIT_LIMIT.as_secs() / TARPIT.as_secs();
+        for (message, free) in [(1, UNKNOWN), (2, 0)] {
+            assert_eq!(said(&mut reception, sender()).await, "go");
+            let begun = Instant::now();
+            let mut asked = 0;
+            let refused = loop {
+                assert_eq!(said(&mut reception, recipient(known)).await, "go", "message {message}");
+                let answer = said(&mut reception, recipient(unknown)).await;
+                asked += 1;
+                assert!(answer.starts_with("550 5.1.1 "), "message {message}: {answer}");
+                if begun.elapsed() >= TARPIT_LIMIT {
+                    break asked;
+                }
+            };
+            assert_eq!(refused, free as u64 + waits, "message {message}");
+            for _ in 0..100 {
+                for to in [known, unknown] {
+                    let answer = said(&mut reception, recipient(to)).await;
+                    assert!(answer.starts_with("452 4.5.3 too many unknown recipients"), "message {message}: {answer}");
+                }
+            }
+            assert_eq!(begun.elapsed(), TARPIT_LIMIT, "message {message}");
+        }
+        drop((reception, relay));
+    }
+
+    /// Twenty messages in one pipeline, each with one recipient whom nobody knows among those that are known. The tarpit
+    /// slows them down; what is durable is acknowledged before it does.
+    #[tokio::test(start_paused = true)]
+    async fn the_tarpit_holds_back_no_acknowledgement() {
+        const MESSAGES: u64 = 20;
+        clock::held::hold(Some(jiff::Timestamp::UNIX_EPOCH));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("recipients.csv"), "address,type,target\nanna@contoso.com,cloud,\n").unwrap();
+        let settings = Settings { path: "/spool".into(), min_free_space: 0 };
+        let options = Options { keeper_thread: false, committer_thread: false, ..Options::default() };
+        let (spool, recovery) = Spool::open_on(Arc::new(ModelDisk(Model::new(1))), settings, options).unwrap();
+        let _ = recovery.run();
+        let relay = Relay::new(snapshot(folder.path(), CONFIGURATION), spool.clone(), Tracker::none());
+        relay.begin_stop();
+        let committer = tokio::spawn(async move {
+            loop {
+                match spool.step() {
+                    Some(at) => drop(timeout_at(at.into(), spool.called()).await),
+                    None => spool.called().await,
+                }
+            }
+        });
+        let weather =
+            Weather { latency: Duration::ZERO, jitter: Duration::ZERO, piece: usize::MAX, window: usize::MAX };
+        let (theirs, mut client) = wire::pair(weather, &Arc::default(), Arc::new(|| false));
+        let door = Arc::new(Door::new("127.0.0.1:25".parse().unwrap(), &relay.snapshot().config));
+        let stranger = "198.51.100.1".parse().unwrap();
+        let (_stopping, stopping) = watch::channel(false);
+        let session =
+            tokio::spawn(serve_simulated(theirs, stranger, door, relay, ConnectionLimits::default(), stopping));
+
+        let message = "MAIL FROM:<erin@fabrikam.com>\r\nRCPT TO:<anna@contoso.com>\r\n\
+            RCPT TO:<nobody@contoso.com>\r\nBDAT 15 LAST\r\nSubject: s\r\n\r\nx";
+        let pipeline = format!("EHLO client.example\r\n{}QUIT\r\n", message.repeat(MESSAGES as usize));
+        let begun = Instant::now();
+        client.write_all(pipeline.as_bytes()).await.unwrap();
+        let (mut said, mut acknowledged) = (Vec::new(), Vec::new());
+        while client.read_buf(&mut said).await.unwrap() > 0 {
+            let count = String::from_utf8_lossy(&said).matches("queued as ").count();
+            acknowledged.resize(count, begun.elapsed().as_secs());
+        }
+        let expected: Vec<u64> =
+            (1..=MESSAGES).map(|message| message.saturating_sub(UNKNOWN as u64) * TARPIT.as_secs()).collect();
+        assert_eq!(acknowledged, expected, "{}", String::from_utf8_lossy(&said));
+        assert!(said.ends_with(b"bye\r\n") || String::from_utf8_lossy(&said).contains("\r\n221 "));
+        session.await.unwrap().unwrap();
+        committer.abort();
+        clock::held::hold(None);
+    }
+
+    /// A client that shakes no hands is waited for as long as its connector says, after STARTTLS and where TLS comes first.
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_ends_with_its_timeout() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("recipients.csv"), "address,type,target\nanna@contoso.com,cloud,\n").unwrap();
+        let (chain, key) = Authority::new("Root").issue(&["mail.contoso.com"]);
+        std::fs::write(folder.path().join("crt"), chain).unwrap();
+        std::fs::write(folder.path().join("key"), key).unwrap();
+        for (more, seconds) in [("", 60), ("tls_handshake_timeout = \"7s\"\n", 7)] {
+            for tls in ["offer", "implicit"] {
+                let with = format!("tls = \"{tls}\"\ncertificate = \"crt\"\nkey = \"key\"\n{more}");
+                let text = CONFIGURATION.replace("tls = \"off\"\n[[receive", &format!("{with}[[receive"));
+                let text = text.replace("tls = \"off\"\n[[send", &format!("{with}[[send"));
+                let (mut reception, relay) = connection_by(folder.path(), &text);
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let (client, accepted) =
+                    tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+                let (client, (socket, peer)) = (client.unwrap(), accepted.unwrap());
+                let begun = Instant::now();
+                let error = if tls == "offer" {
+                    reception.start_tls(Stream::Plain(socket)).await.map(|_| ()).unwrap_err()
+                } else {
+                    let here = (Arc::clone(&reception.door), relay.snapshot());
+                    let (_stopping, stopping) = watch::channel(false);
+                    let limits = ConnectionLimits::default();
+                    serve(socket, peer, here, relay.clone(), limits, stopping).await.unwrap_err()
+                };
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{tls}: {error}");
+                assert_eq!(begun.elapsed().as_secs(), seconds, "{tls}");
+                drop((client, reception, relay));
+            }
+        }
     }
 
     /// However large groups are: after the recipient that was one too many none is expanded any more, until the next

@@ -69,6 +69,7 @@ pub(super) fn receive_connector(
     let require_auth = table.flag("require_auth", problems).map(|require| require.unwrap_or(false));
     let users_file = table.path("users_file", problems);
     let proxy_protocol = table.flag("proxy_protocol", problems).map(|proxy| proxy.unwrap_or(false));
+    let tls_handshake_timeout = table.text("tls_handshake_timeout", value::some_time, problems);
     let command_timeout = table.text("command_timeout", value::some_time, problems);
     let data_timeout = table.text("data_timeout", value::some_time, problems);
     table.finish(problems);
@@ -87,6 +88,9 @@ pub(super) fn receive_connector(
         }
         (_, identity) => identity,
     };
+    if let (Ok(ReceiveTls::Off), Ok(Some(_))) = (tls, tls_handshake_timeout) {
+        table.warn("tls_handshake_timeout", "is not used with tls = \"off\"", problems);
+    }
     if let (Ok(ReceiveTls::Off), Ok(Some(_))) = (tls, &tls_domain) {
         table.complain("tls_domain", "no client can present a certificate with tls = \"off\"", problems);
     }
@@ -161,6 +165,7 @@ pub(super) fn receive_connector(
         max_connections_per_ip: max_connections_per_ip?,
         max_errors: max_errors?,
         strict: strict?.unwrap_or(false),
+        tls_handshake_timeout: tls_handshake_timeout?.unwrap_or(std::time::Duration::from_secs(60)),
         command_timeout: command_timeout?.unwrap_or(std::time::Duration::from_secs(300)),
         data_timeout: data_timeout?.unwrap_or(std::time::Duration::from_secs(180)),
     })

@@ -279,6 +279,8 @@ pub struct ReceiveConnector {
     pub max_errors: usize,
     /// Refuse clients that talk before the greeting or pipeline out of order.
     pub strict: bool,
+    /// The wait for the end of a TLS handshake.
+    pub tls_handshake_timeout: Duration,
     /// The wait for a command.
     pub command_timeout: Duration,
     /// The wait for the next piece of a message.

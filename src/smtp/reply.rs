@@ -321,6 +321,11 @@ impl Reply {
         Self::new(452, Status(4, 5, 3), format!("at most {limit} recipients in one transaction"))
     }
 
+    /// So many of them that the client is slowed down.
+    pub fn too_many_unknown_recipients() -> Self {
+        Self::new(452, Status(4, 5, 3), "too many unknown recipients; send the rest in another transaction")
+    }
+
     /// The message, or what SIZE announced, is over the limit.
     pub fn message_too_big(limit: u64) -> Self {
         Self::new(552, Status(5, 3, 4), format!("message exceeds {limit} octets"))

@@ -1,7 +1,8 @@
 //! The receiving side of one SMTP session, without sockets, clocks or tasks.
 //!
 //! Bytes and answers go in, [`Step`]s come out; `accept::drive` carries them out. There is never more than
-//! one step under way, so replies keep their order however hard the client pipelines.
+//! one step under way, so replies keep their order however hard the client pipelines. While a step is under way that
+//! takes long, the driver may send the replies to earlier commands: [`Session::pending`].
 //!
 //! Not here: which connector a peer belongs to (`accept::attribute`), where mail goes (`route`),
 //! when a 250 may be given (`relay::acknowledge`).
@@ -47,7 +48,7 @@ pub struct Terms {
     pub xoorg: bool,
     /// RFC 5321 section 4.5.3.2: the wait for a command.
     pub command_timeout: Duration,
-    /// The wait for the next piece of a message.
+    /// The wait for the next piece of a message, and how far the whole message may lag behind [`LEAST_RATE`].
     pub data_timeout: Duration,
 }
 
@@ -127,11 +128,9 @@ const FAILED_LOGINS: usize = 3;
 /// BDAT 0 in one message.
 const EMPTY_CHUNKS: usize = 100;
 
-/// The slowest a message may come: so many octets a second, after [`RATE_GRACE`].
-const RATE: u64 = 500;
-
-/// How long a message may come at any rate.
-const RATE_GRACE: Duration = Duration::from_secs(300);
+/// The slowest a message may come, in octets a second: the waits for all its pieces together are at most `data_timeout`
+/// and a second for each so many octets. Postfix's `smtpd_min_data_rate` has the same default.
+pub const LEAST_RATE: u64 = 500;
 
 /// How far we go on reading a message that will be refused, where no limit of the connector says it.
 const SWALLOW_LIMIT: u64 = 64 << 20;
@@ -365,6 +364,17 @@ impl Session {
         }
     }
 
+    /// Are there replies that no [`Step::Send`] has handed out yet?
+    pub fn has_pending(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// These replies, for a driver whose present step takes long: they are true already, and the client may act on them.
+    /// None is handed out again.
+    pub fn pending(&mut self) -> Bytes {
+        std::mem::take(&mut self.unsent).freeze()
+    }
+
     /// Where the driver puts the bytes it reads.
     pub fn unread(&mut self) -> &mut BytesMut {
         &mut self.unread
@@ -524,8 +534,10 @@ impl Session {
             self.close(Reply::not_smtp());
             return Move::Again;
         }
-        if let State::Chunks(_, _, content) = &mut self.state {
-            content.pace.resume(now);
+        match &mut self.state {
+            State::Chunks(_, _, content) => content.pace.resume(now),
+            State::Refused(refusal) => refusal.pace.resume(now),
+            _ => {}
         }
         let limit = if matches!(self.state, State::LoggingIn(_)) { LOGIN_LIMIT } else { COMMAND_LIMIT };
         match self.lines.next(&mut self.unread, limit) {
@@ -535,7 +547,10 @@ impl Session {
                 // The wait between chunks is part of the message: an octet in each is no way to stay.
                 let until = match &mut self.state {
                     State::Chunks(_, _, content) => {
-                        until.min(content.pace.pause(now, self.terms.command_timeout, content.raw, false))
+                        until.min(content.pace.pause(now, self.terms.data_timeout, content.raw, false))
+                    }
+                    State::Refused(refusal) => {
+                        until.min(refusal.pace.pause(now, self.terms.data_timeout, refusal.dropped, false))
                     }
                     _ => until,
                 };
@@ -1150,7 +1165,7 @@ impl Session {
     }
 
     fn flush(&mut self) -> Step {
-        Step::Send(std::mem::take(&mut self.unsent).freeze())
+        Step::Send(self.pending())
     }
 
     /// The largest message; 0 in a configuration is no limit.
@@ -1219,13 +1234,13 @@ impl Pace {
         }
     }
 
-    /// The deadline for the next octets: each block has its time, and all of them together may not be slower
-    /// than [`RATE`]. Only time in which we were the ones who waited counts: with a piece for the driver to keep
-    /// (`busy`), it has not begun.
-    fn pause(&mut self, now: Instant, block: Duration, received: u64, busy: bool) -> Instant {
+    /// The deadline for the next octets: each piece has `data_timeout`, and all of them together have that and the time
+    /// that they take at [`LEAST_RATE`]. Only time in which we were the ones who waited counts: with a piece for the
+    /// driver to keep (`busy`), it has not begun.
+    fn pause(&mut self, now: Instant, data_timeout: Duration, received: u64, busy: bool) -> Instant {
         self.since = (!busy).then_some(now);
-        let allowed = RATE_GRACE.max(block) + Duration::from_secs(received / RATE);
-        now + block.min(allowed.saturating_sub(self.waited))
+        let allowed = data_timeout.saturating_add(Duration::from_secs(received / LEAST_RATE));
+        now + data_timeout.min(allowed.saturating_sub(self.waited))
     }
 }
 

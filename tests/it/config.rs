@@ -277,6 +277,21 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             "origin",
+            "tls = \"off\"\ntls_handshake_timeout = \"9s\"\norigin",
+            &[
+                r#"warning:13:1: receive_connector "in": tls_handshake_timeout: is not used with tls = "off""#,
+                r#"warning:15:1: receive_connector "in": certificate: is not used with tls = "off""#,
+            ],
+        ),
+        (
+            "origin",
+            "tls_handshake_timeout = \"0s\"\norigin",
+            &[
+                r#"error:12:25: receive_connector "in": tls_handshake_timeout: found "0s", expected a duration longer than "0s""#,
+            ],
+        ),
+        (
+            "origin",
             "client_ca_file = \"ca.pem\"\norigin",
             &[r#"warning:12:1: receive_connector "in": client_ca_file: is not used without tls_domain"#],
         ),
@@ -700,6 +715,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((receive.max_recipients, receive.max_connections), (1000, 5000));
     assert_eq!((receive.max_connections_per_ip, receive.max_errors), (100, 10));
     assert_eq!((seconds(receive.command_timeout), seconds(receive.data_timeout)), (300, 180));
+    assert_eq!(seconds(receive.tls_handshake_timeout), 60);
 
     let send = &config.send_connectors[0];
     assert!(matches!(send.tls, Level::Opportunistic));
