@@ -63,7 +63,7 @@ pub(super) async fn explain(State(admin): State<Shared>, sent: Body) -> Result<R
     let snapshot = admin.relay.snapshot();
     let answer = blocking(move || -> Result<Value, String> {
         let config = &*snapshot.config;
-        let Sender(from) = explain::sender(&question.from)?;
+        let Sender(from) = explain::sender(&question.from, config)?;
         let to = explain::recipients(&question.to, config)?;
         let size = match question.size {
             None => None,

@@ -19,6 +19,7 @@ use super::WRONG;
 use super::page::{self, Folding};
 use crate::config::{self, Config, DirectorySource, Origin, Problems};
 use crate::directory::{self, Directory, LoadOutcome, Report};
+use crate::message::Address;
 use crate::route::explain::{
     Comer, Coming, Explanation, Sender, next_hop, origin, recipients, sender, size, tls_words,
 };
@@ -39,8 +40,8 @@ differs; 2 the question or a configuration is wrong.
   explain --against tomorrow.csv                      whose mail moves tomorrow")]
 pub struct Args {
     /// The sender, as in MAIL FROM; "" or "<>", which it is unless said otherwise, for a report
-    #[arg(long, value_name = "A", value_parser = sender)]
-    from: Option<Sender>,
+    #[arg(long, value_name = "A")]
+    from: Option<String>,
     /// A recipient, as in RCPT TO; may be repeated. With --against and neither --to nor --recipients: everybody in the
     /// directories
     #[arg(long, value_name = "B", required_unless_present = "against", conflicts_with = "recipients")]
@@ -71,6 +72,11 @@ pub struct Args {
 }
 
 impl Args {
+    fn sender(&self, config: &Config) -> Result<Option<Address>, String> {
+        let Sender(from) = sender(self.from.as_deref().unwrap_or_default(), config)?;
+        Ok(from)
+    }
+
     fn comer(&self) -> Comer<'_> {
         Comer { origin: self.origin, client: self.client, tls_name: self.tls_name.as_deref() }
     }
@@ -120,6 +126,7 @@ pub fn run(path: &Path, args: &Args) -> ExitCode {
 /// One message by one configuration. True: all of it would be taken.
 fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<bool>, Wrong> {
     let config = config::load(path).map_err(Wrong::Problems)?;
+    let from = args.sender(&config)?;
     let recipients = recipients(&args.to, &config)?;
     let coming = match Coming::of(&config, args.comer()) {
         Ok(coming) => coming,
@@ -132,8 +139,7 @@ fn explain(path: &Path, args: &Args, out: &mut impl Write) -> Result<io::Result<
     };
     let (directory, reports) = Directory::load(&config.directories);
     tell(&reports);
-    let from = args.from.as_ref().and_then(|sender| sender.0.as_ref());
-    let explanation = Explanation::of(&config, &directory, coming, from, &recipients, args.size);
+    let explanation = Explanation::of(&config, &directory, coming, from.as_ref(), &recipients, args.size);
     let written = if args.json {
         writeln!(out, "{:#}", explanation.json())
     } else {
@@ -168,7 +174,7 @@ fn compare(path: &Path, against: &Path, args: &Args, out: &mut impl Write) -> Re
     }
     tell(&reports);
 
-    let from = args.from.as_ref().and_then(|sender| sender.0.as_ref());
+    let from = args.sender(&config)?;
     let view = |config, directory, file: &Path| View {
         file: file.display().to_string(),
         config,
@@ -177,7 +183,7 @@ fn compare(path: &Path, against: &Path, args: &Args, out: &mut impl Write) -> Re
     };
     let here = view(&config, &directory, path);
     let there = view(&other, &other_directory, against);
-    let comparison = Comparison { here, there, from, size: args.size };
+    let comparison = Comparison { here, there, from: from.as_ref(), size: args.size };
 
     if !args.to.is_empty() {
         let to = (recipients(&args.to, &config)?, recipients(&args.to, &other)?);
@@ -334,7 +340,7 @@ mod tests {
     use crate::route::world::World;
 
     fn explain(world: &World, from: &str, to: &[&str], size: Option<u64>) -> (String, Value, bool) {
-        let Sender(from) = sender(from).unwrap();
+        let Sender(from) = sender(from, &world.config).unwrap();
         let to: Vec<_> = to.iter().map(|to| recipient(to, &world.config).unwrap()).collect();
         let origin = world.config.receive_connectors[0].origin;
         let coming = Coming::of(&world.config, Comer { origin: Some(origin), ..Comer::default() }).unwrap();

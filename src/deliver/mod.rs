@@ -15,9 +15,9 @@ use ipnet::IpNet;
 use crate::clock;
 use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
-use crate::message::{Domain, Recipient, visit};
+use crate::message::{Address, Domain, Recipient, visit};
 use crate::outcome::Setback;
-use crate::route::Hop;
+use crate::route::{Hop, HopCopy, plan};
 use crate::smtp::Reply;
 use crate::smtp::client::{END_OF_DATA, Fault, Mail, Remedy};
 use crate::spool::Message;
@@ -171,14 +171,19 @@ impl<R: Resolve> Deliverer<R> {
         open: &[u16],
         taken: &(dyn Fn(u16) + Sync),
     ) -> Attempt {
-        let mut pending: Vec<_> = open.iter().map(|&index| Pending { index, setback: None, only: None }).collect();
+        let mailboxes = Mailboxes::of(message.copies.get(copy), open);
+        let mut pending: Vec<_> =
+            mailboxes.said(open).map(|index| Pending { index, setback: None, only: None }).collect();
         let mut results = Vec::with_capacity(open.len());
-        let last = self.go_through_hosts(connector, message, copy, taken, &mut pending, &mut results).await;
+        let taken = |index| mailboxes.names(index).for_each(taken);
+        let last =
+            self.go_through_hosts(connector, message, copy, &mailboxes, &taken, &mut pending, &mut results).await;
         // Nobody is left without an answer, nor gets two.
         results.extend(pending.into_iter().map(|Pending { index, setback, .. }| {
             let setback = setback.unwrap_or_else(|| last.clone());
             (index, Err(setback))
         }));
+        mailboxes.spread(&mut results);
         debug_assert_eq!(results.len(), open.len());
         Attempt { results }
     }
@@ -189,11 +194,13 @@ impl<R: Resolve> Deliverer<R> {
     }
 
     /// Gives the setback of those who are left in `pending` without one.
+    #[expect(clippy::too_many_arguments, reason = "all of it is the one attempt's")]
     async fn go_through_hosts(
         &self,
         connector: &Arc<SendConnector>,
         message: &Message,
         copy: usize,
+        mailboxes: &Mailboxes,
         taken: &(dyn Fn(u16) + Sync),
         pending: &mut Vec<Pending>,
         results: &mut Vec<(u16, Result<Delivered, Setback>)>,
@@ -265,6 +272,7 @@ impl<R: Resolve> Deliverer<R> {
                 way,
                 message,
                 copy,
+                mailboxes,
                 organization: self.organization.as_ref().filter(|_| connector.internal),
                 marks: self.marks.as_deref(),
                 taken,
@@ -290,6 +298,61 @@ impl<R: Resolve> Deliverer<R> {
             }
         }
         hosts.why_nothing()
+    }
+}
+
+/// Recipients of a copy that share an address: one mailbox under several names (`route::plan`). A host is told of it once,
+/// and its answer holds for all of them. Mostly there are none.
+#[derive(Debug, Default)]
+struct Mailboxes {
+    /// Whose answer holds for it, for all names but the first.
+    others: HashMap<u16, u16>,
+    /// What a host is told in place of the first name's own wish for reports, where the names' wishes differ. Its ORCPT stays:
+    /// there is room for one.
+    joint: HashMap<u16, Recipient>,
+}
+
+impl Mailboxes {
+    fn of(copy: Option<&HopCopy>, open: &[u16]) -> Self {
+        let mut mailboxes = Self::default();
+        let Some(copy) = copy.filter(|_| open.len() > 1) else { return mailboxes };
+        let mut firsts: HashMap<&Address, u16> = HashMap::with_capacity(open.len());
+        for &index in open {
+            let Some(again) = copy.recipients.get(usize::from(index)).map(|one| &one.recipient) else { continue };
+            let first = *firsts.entry(&again.address).or_insert(index);
+            if first == index {
+                continue;
+            }
+            mailboxes.others.insert(index, first);
+            let told =
+                mailboxes.joint.get(&first).or_else(|| Some(&copy.recipients.get(usize::from(first))?.recipient));
+            let Some(told) = told.filter(|told| told.notify != again.notify) else { continue };
+            let joint = Recipient { notify: plan::both(told.notify, again.notify), ..told.clone() };
+            mailboxes.joint.insert(first, joint);
+        }
+        mailboxes
+    }
+
+    /// Those of `open` that a host is told.
+    fn said(&self, open: &[u16]) -> impl Iterator<Item = u16> {
+        open.iter().copied().filter(|index| !self.others.contains_key(index))
+    }
+
+    /// `first`, and whoever shares its address.
+    fn names(&self, first: u16) -> impl Iterator<Item = u16> {
+        let others = self.others.iter().filter(move |(_, its)| **its == first).map(|(index, _)| *index);
+        std::iter::once(first).chain(others)
+    }
+
+    /// Gives every other name the answer of the first.
+    fn spread(&self, results: &mut Vec<(u16, Result<Delivered, Setback>)>) {
+        if self.others.is_empty() {
+            return;
+        }
+        let answers: HashMap<u16, Result<Delivered, Setback>> = results.iter().cloned().collect();
+        let mut others: Vec<_> = self.others.iter().map(|(index, first)| (*index, *first)).collect();
+        others.sort_unstable();
+        results.extend(others.into_iter().filter_map(|(index, first)| Some((index, answers.get(&first)?.clone()))));
     }
 }
 
@@ -323,7 +386,8 @@ struct Call<'a> {
     target: &'a Target,
     way: Way<'a>,
     message: &'a Message,
-    copy: &'a crate::route::HopCopy,
+    copy: &'a HopCopy,
+    mailboxes: &'a Mailboxes,
     /// For XOORG, where the host is of the other premises.
     organization: Option<&'a Domain>,
     marks: Option<&'a visit::Key>,
@@ -456,7 +520,10 @@ impl Call<'_> {
     fn mail<'m>(&'m self, tried: &[u16], content: &Content, chunking: bool) -> Mail<'m> {
         let recipients: Vec<(u16, &Recipient)> = tried
             .iter()
-            .filter_map(|&index| self.copy.recipients.get(usize::from(index)).map(|to| (index, &to.recipient)))
+            .filter_map(|&index| {
+                let to = self.mailboxes.joint.get(&index);
+                Some((index, to.or_else(|| Some(&self.copy.recipients.get(usize::from(index))?.recipient))?))
+            })
             .collect();
         Mail {
             envelope: &self.message.envelope,

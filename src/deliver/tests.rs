@@ -376,6 +376,42 @@ async fn one_answer_for_each_recipient_and_a_clean_connection_for_the_next() {
     assert_eq!(peer.verbs().iter().filter(|verb| *verb == "RSET").count(), 1);
 }
 
+/// One mailbox under several names is said once, with what all of them wish, and each name has its answer.
+#[tokio::test]
+async fn a_mailbox_with_several_names_is_said_once() {
+    let peer = Peer::start(Manner { offers: "PIPELINING\nDSN", ..Manner::default() }).await;
+    let world = World::new(connector(&[peer.address]));
+    let to = ["julie@d.example", "never@d.example", "julie@d.example", "JULIE@d.example", "never@d.example"];
+    let mut message = message(&to);
+    for (index, success) in [(0, false), (2, true)] {
+        message.copies[0].recipients[index].recipient.notify = Notify::On { success, failure: !success, delay: false };
+    }
+    let heard = Mutex::new(Vec::new());
+    let taken = |index| heard.lock().unwrap().push(index);
+    let attempt = world.deliverer.attempt_telling(&world.connector, &message, 0, &[0, 1, 2, 3, 4], &taken).await;
+    let mut codes: Vec<_> = attempt
+        .results
+        .into_iter()
+        .map(|(index, result)| match result {
+            Ok(delivered) => (index, delivered.reply.code),
+            Err(Setback::Answered { reply, .. }) => (index, reply.code),
+            Err(setback) => panic!("{setback}"),
+        })
+        .collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [(0, 250), (1, 550), (2, 250), (3, 250), (4, 550)]);
+    let said: Vec<_> = peer.seen().commands.into_iter().map(|(_, line)| line).collect();
+    let said: Vec<_> = said.iter().filter(|line| line.starts_with("RCPT")).collect();
+    assert_eq!(
+        said,
+        ["RCPT TO:<julie@d.example> NOTIFY=SUCCESS,FAILURE", "RCPT TO:<never@d.example>", "RCPT TO:<JULIE@d.example>"]
+    );
+    // Of those who are left of an earlier attempt, whoever comes first speaks for the others.
+    let attempt = world.deliverer.attempt(&world.connector, &message, 0, &[2, 3]).await;
+    assert_eq!(attempt.results.len(), 2);
+    assert_eq!(peer.seen().commands.iter().filter(|(_, line)| line.ends_with("NOTIFY=SUCCESS")).count(), 1);
+}
+
 /// C272: nobody counts an attempt because a server does not keep connections.
 #[tokio::test]
 async fn a_kept_connection_that_was_closed_costs_nothing() {

@@ -20,9 +20,10 @@ use hashbrown::HashTable;
 
 use super::Entry;
 use super::places::Places;
+use crate::message::address::LOCAL_LIMIT;
 use crate::message::{Address, Domain};
 
-/// Local parts up to this length are lowered on the stack. RFC 5321 section 4.5.3.1.1 allows no longer ones.
+/// Local parts up to this length, nearly all there are, are lowered on the stack.
 const LOCAL: usize = 64;
 
 /// What a source knows, unchangeable.
@@ -60,7 +61,7 @@ pub enum Rejected {
     #[error("it is there already; the first line with it holds")]
     Duplicate,
     /// In lower case its local part is longer than any may be.
-    #[error("in lower case its local part has more than 64 octets")]
+    #[error("in lower case its local part has more than 256 octets")]
     TooLong,
     /// Positions are 32 bits, and places want room: 2 GiB, some 70 million recipients.
     #[error("the table is full")]
@@ -161,7 +162,7 @@ impl Builder {
         let Self { records, names, index, record } = self;
         lowered(address.local(), |local| {
             // Some letters take more room in lower case.
-            if local.len() > LOCAL {
+            if local.len() > LOCAL_LIMIT {
                 return Err(Rejected::TooLong);
             }
             let hash = names.hash(domain, local);
@@ -502,6 +503,18 @@ mod tests {
         let table = builder.finish();
         assert_eq!(find(&table, "jürgen.öz@contoso.com"), Some(Entry::OnPremises));
         assert_eq!(find(&table, "JÜRGEN.ÖZ@contoso.com"), Some(Entry::OnPremises));
+    }
+
+    #[test]
+    fn local_parts_may_be_as_long_as_verp_and_srs_make_them() {
+        let long = format!("bounces+{}@contoso.com", "x".repeat(200));
+        let mut builder = Builder::default();
+        builder.insert(&address(&long), &Entry::Forward(address(&long.replace("contoso.com", "d.example")))).unwrap();
+        // In lower case it takes half as much again.
+        let grows = Address::new(&"\u{23a}".repeat(100), Domain::parse("contoso.com").unwrap()).unwrap();
+        assert_eq!(builder.insert(&grows, &Entry::OnPremises), Err(Rejected::TooLong));
+        let table = builder.finish();
+        assert!(matches!(find(&table, &long.to_uppercase()), Some(Entry::Forward(to)) if to.local().len() == 208));
     }
 
     #[test]

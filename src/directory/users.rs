@@ -1,4 +1,4 @@
-//! Who may log in: `users_file`, as an immutable snapshot. The only file that names argon2.
+//! Who may log in: `users_file`, as an immutable snapshot. The only file that names argon2 and stringprep.
 //!
 //! A line is `name:$argon2id$…` (a PHC string); blank lines and those that begin with `#` say nothing. A faulty line is
 //! reported with its number and skipped. A file in which nothing is usable is refused, and so is one that changes while
@@ -7,10 +7,13 @@
 //!
 //! Not here: how often somebody may try (`accept::logins`), the words of AUTH (`smtp::auth`).
 //!
-//! Not yet: names and passwords are compared octet by octet, without SASLprep (RFC 4013).
+//! Names and passwords are compared as SASLprep makes them, so that it does not matter which of two ways to write an `ü` a
+//! keyboard has. What SASLprep cannot prepare, such as a letter that is younger than Unicode 3.2, is compared as it is. A
+//! hash that was made before names and passwords were prepared still counts for the octets it was made of.
 //!
-//! Standards: RFC 9106 (Argon2).
+//! Standards: RFC 9106 (Argon2), 4013 (SASLprep), 4616 (PLAIN prepares both).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
@@ -19,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
+
+use zeroize::Zeroize as _;
 
 use super::file::{Fault, Fingerprint};
 
@@ -68,14 +73,16 @@ impl Users {
     pub fn verify(&self, name: &str, password: &str) -> bool {
         let known = self.find(name);
         // Always the same one for the same name, so that the time is that of a user like any other.
-        let decoy = usize::try_from(self.decoys.hash_one(name) % self.hashes.len() as u64).unwrap_or(0);
+        let decoy = usize::try_from(self.decoys.hash_one(prepared(name)) % self.hashes.len() as u64).unwrap_or(0);
         let hash = known.unwrap_or(&self.hashes[decoy].1);
-        let matches = Argon2::default().verify_password(password.as_bytes(), hash).is_ok();
+        // A second look, for older hashes, depends on what was typed and not on whose password it is.
+        let matches = verify_prepared(password, hash) || (is_changed(password) && is_that(password, hash));
         matches && known.is_some() && !password.is_empty()
     }
 
     fn find(&self, name: &str) -> Option<&PasswordHash> {
-        let at = self.hashes.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        let name = prepared(name);
+        let at = self.hashes.binary_search_by(|(known, _)| (**known).cmp(&name)).ok()?;
         Some(&self.hashes[at].1)
     }
 }
@@ -189,7 +196,42 @@ fn user(line: &[u8]) -> Result<Option<(Box<str>, PasswordHash)>, String> {
     }
     let (name, hash) = line.split_once(':').ok_or("expected name:$argon2id$…; there is no colon")?;
     check_name(name)?;
-    Ok(Some((name.into(), parse_hash(hash).map_err(|why| format!("{name}: {why}"))?)))
+    Ok(Some((prepared(name).into(), parse_hash(hash).map_err(|why| format!("{name}: {why}"))?)))
+}
+
+/// By SASLprep, or as it is. RFC 4013.
+fn prepared(text: &str) -> Cow<'_, str> {
+    match stringprep::saslprep(text) {
+        // What consists of nothing but letters that it takes away is not nothing.
+        Ok(prepared) if !prepared.is_empty() => prepared,
+        Ok(_) | Err(_) => Cow::Borrowed(text),
+    }
+}
+
+/// Does SASLprep make something else of this password?
+fn is_changed(password: &str) -> bool {
+    let mut prepared = prepared(password);
+    let is_changed = *prepared != *password;
+    wipe(&mut prepared);
+    is_changed
+}
+
+fn verify_prepared(password: &str, hash: &PasswordHash) -> bool {
+    let mut prepared = prepared(password);
+    let matches = is_that(&prepared, hash);
+    wipe(&mut prepared);
+    matches
+}
+
+fn is_that(password: &str, hash: &PasswordHash) -> bool {
+    Argon2::default().verify_password(password.as_bytes(), hash).is_ok()
+}
+
+/// The caller wipes what is only borrowed.
+fn wipe(password: &mut Cow<'_, str>) {
+    if let Cow::Owned(password) = password {
+        password.zeroize();
+    }
 }
 
 /// What a user may be called: whatever fits on a line of the file and of the log.
@@ -245,7 +287,11 @@ pub fn hash(password: &str) -> Result<String, String> {
     }
     let params = Params::new(MEMORY, PASSES, LANES, None).map_err(|error| error.to_string())?;
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-    argon2.hash_password(password.as_bytes()).map(|hash| hash.to_string()).map_err(|error| error.to_string())
+    let mut prepared = prepared(password);
+    let hash =
+        argon2.hash_password(prepared.as_bytes()).map(|hash| hash.to_string()).map_err(|error| error.to_string());
+    wipe(&mut prepared);
+    hash
 }
 
 /// All users files as they were at one moment.
@@ -412,6 +458,38 @@ pub(crate) mod tests {
                 assert!(!users.verify(&format!("stranger{stranger}"), password));
             }
         }
+    }
+
+    /// A name and password as they were hashed, as they are typed, and whether that is the user. SASLprep: RFC 4013 section 3
+    /// and others.
+    #[test]
+    fn names_and_passwords_are_compared_as_saslprep_makes_them() {
+        for (hashed, typed, expected) in [
+            (("J\u{fc}rgen", "gr\u{fc}n"), ("Ju\u{308}rgen", "gru\u{308}n"), true),
+            (("Ju\u{308}rgen", "gru\u{308}n"), ("J\u{fc}rgen", "gr\u{fc}n"), true),
+            (("tim", "two words"), ("tim", "two\u{a0}words"), true),
+            (("tim", "IX"), ("tim", "I\u{ad}X"), true),
+            (("tim", "IX"), ("tim", "\u{2168}"), true),
+            (("tim", "a"), ("tim", "\u{aa}"), true),
+            (("tim", "USER"), ("tim", "user"), false),
+            (("tim", "gr\u{fc}n"), ("tim", "grun"), false),
+            // Prohibited, or younger than Unicode 3.2: as it is.
+            (("tim", "a\u{7}b"), ("tim", "a\u{7}b"), true),
+            (("tim", "\u{1f511}=*"), ("tim", "\u{1f511}=*"), true),
+            (("tim", "\u{ad}"), ("tim", "\u{ad}"), true),
+            (("tim", "\u{ad}"), ("tim", ""), false),
+        ] {
+            let line = format!("{}:{}", hashed.0, hash(hashed.1).unwrap());
+            let users = read(line.as_bytes()).unwrap().0;
+            assert_eq!(users.verify(typed.0, typed.1), expected, "{hashed:?} {typed:?}");
+        }
+        // Hashes that were made of the octets as they came.
+        let users = users(&[("tim", "gru\u{308}n"), ("anna", "tanstaaf")]);
+        assert!(users.verify("tim", "gru\u{308}n") && users.verify("anna", "tanstaaf"));
+        // Two names that are one.
+        let (_, faults, _) =
+            read(format!("J\u{fc}rgen:{}\nJu\u{308}rgen:{}\n", quick_hash("x"), quick_hash("y")).as_bytes()).unwrap();
+        assert_eq!(faults.len(), 1, "{faults:?}");
     }
 
     /// An empty password would never be looked at, even if somebody hashed one.

@@ -1,21 +1,37 @@
 //! Mail addresses and domains as checked values: what has one of these types has been parsed.
 //!
 //! A [`Domain`] is in A-label form, lower case, without a trailing dot, or an address literal. The local part
-//! of an [`Address`] is kept byte for byte without its quotes; `Display` puts back the quoting that is needed.
+//! of an [`Address`] is kept byte for byte without its quotes; `Display` puts back the quoting that is needed. So an
+//! unquoted `a..b@d`, which [`Syntax::Lenient`] takes, is written as `"a..b"@d`: the same mailbox, in the form that the
+//! standard has for it and that strict servers take. Postfix writes it so too.
+//!
+//! The only limit of a local part is that of the whole path. The 64 octets of RFC 5321 section 4.5.3.1.1 are what must be
+//! taken at least; VERP and SRS make longer ones.
 //!
 //! Standards: RFC 5321 section 4.1.2 (grammar) and 4.5.3.1 (lengths), 5890 (A-labels), 6531 (UTF-8 addresses).
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
-/// RFC 5321 section 4.5.3.1.1.
-const LOCAL_LIMIT: usize = 64;
+/// The longest local part that an address may be given on its way through the relay. What a client says is bounded by
+/// [`PATH_LIMIT`], which is less.
+pub const LOCAL_LIMIT: usize = 256;
 /// RFC 5321 section 4.5.3.1.2.
 const DOMAIN_LIMIT: usize = 255;
 /// RFC 1035 section 2.3.4.
 const LABEL_LIMIT: usize = 63;
 /// RFC 5321 section 4.5.3.1.3: a path has 256 octets, two of them the angle brackets.
 const PATH_LIMIT: usize = 254;
+
+/// How closely a client must follow the grammar of RFC 5321 section 4.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Syntax {
+    /// As the standard writes it: a receive connector with `strict = true`.
+    Strict,
+    /// Also what devices and other relays send and Postfix takes, as long as it can mean one thing only: dots anywhere
+    /// in an unquoted local part, and more that `smtp::command` lists.
+    Lenient,
+}
 
 /// A domain name in A-label form (lower case, no trailing dot) or an address literal such as `[192.0.2.1]`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,7 +50,7 @@ pub struct Address {
 /// Why a text is no address or domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The local part breaks the grammar, or is empty or longer than 64 octets.
+    /// The local part breaks the grammar, or is empty or longer than any path.
     #[error("the local part is malformed")]
     Local,
     /// The domain breaks the grammar, or is longer than 255 octets.
@@ -139,25 +155,37 @@ impl Domain {
 }
 
 impl Address {
-    /// Parses `local@domain`, with or without quotes in the local part, without angle brackets.
+    /// Parses `local@domain`, with or without quotes in the local part, without angle brackets: as an administrator or a
+    /// lenient listener writes it.
     ///
     /// # Errors
     /// What of it is malformed.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let (local, rest) = Self::parse_local(text)?;
-        let domain =
-            rest.strip_prefix('@').ok_or(if rest.is_empty() { Malformed::NoDomain } else { Malformed::Local })?;
-        let address = Self { local, domain: Domain::parse(domain)? };
-        if address.local.len() + 1 + address.domain.0.len() > PATH_LIMIT {
+        Self::parse_as(text, Syntax::Lenient, None)
+    }
+
+    /// The same by this syntax. An address without a domain is `home`'s, if there is one: Postfix's `myorigin`.
+    ///
+    /// # Errors
+    /// What of it is malformed.
+    pub fn parse_as(text: &str, syntax: Syntax, home: Option<&Domain>) -> Result<Self, Malformed> {
+        let (local, rest) = Self::parse_local(text, syntax)?;
+        let domain = match (rest.strip_prefix('@'), home) {
+            (Some(domain), _) => Domain::parse(domain)?,
+            (None, Some(home)) if rest.is_empty() => home.clone(),
+            (None, _) if rest.is_empty() => return Err(Malformed::NoDomain),
+            (None, _) => return Err(Malformed::Local),
+        };
+        if local.len() + 1 + domain.0.len() > PATH_LIMIT {
             return Err(Malformed::TooLong);
         }
-        Ok(address)
+        Ok(Self { local, domain })
     }
 
     /// The address made of these two parts; `local` is unquoted.
     ///
     /// # Errors
-    /// [`Malformed::Local`] if no quoting could carry it (NUL, CR, LF, other controls, more than 64 octets).
+    /// [`Malformed::Local`] if no quoting could carry it (NUL, CR, LF, other controls, more than 256 octets).
     pub fn new(local: &str, domain: Domain) -> Result<Self, Malformed> {
         if local.len() > LOCAL_LIMIT || local.chars().any(char::is_control) {
             return Err(Malformed::Local);
@@ -166,10 +194,7 @@ impl Address {
     }
 
     /// Takes the local part off the front of `text`: unquoted, and what follows it (`@…`, or nothing).
-    ///
-    /// # Errors
-    /// [`Malformed::Local`] if `text` begins with none.
-    pub fn parse_local(text: &str) -> Result<(Box<str>, &str), Malformed> {
+    fn parse_local(text: &str, syntax: Syntax) -> Result<(Box<str>, &str), Malformed> {
         let (local, rest): (Box<str>, &str) = match text.strip_prefix('"') {
             Some(quoted) => {
                 let mut local = String::new();
@@ -190,13 +215,17 @@ impl Address {
             None => {
                 let end = text.find('@').unwrap_or(text.len());
                 let (local, rest) = text.split_at(end);
-                if !is_dot_string(local) {
+                let is_sound = match syntax {
+                    Syntax::Strict => is_dot_string(local),
+                    Syntax::Lenient => is_dotted(local),
+                };
+                if !is_sound {
                     return Err(Malformed::Local);
                 }
                 (local.into(), rest)
             }
         };
-        if local.len() > LOCAL_LIMIT { Err(Malformed::Local) } else { Ok((local, rest)) }
+        Ok((local, rest))
     }
 
     /// The local part without quotes, case preserved.
@@ -236,12 +265,14 @@ impl Address {
 
 /// `Dot-string` of RFC 5321 section 4.1.2, with the UTF-8 of RFC 6531 section 3.3.
 fn is_dot_string(local: &str) -> bool {
+    is_dotted(local) && !local.starts_with('.') && !local.ends_with('.') && !local.contains("..")
+}
+
+/// The same with dots anywhere.
+fn is_dotted(local: &str) -> bool {
     !local.is_empty()
-        && local.split('.').all(|atom| {
-            !atom.is_empty()
-                && atom.chars().all(|c| {
-                    c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || (!c.is_ascii() && !c.is_control())
-                })
+        && local.chars().all(|c| {
+            c.is_ascii_alphanumeric() || ".!#$%&'*+-/=?^_`{|}~".contains(c) || (!c.is_ascii() && !c.is_control())
         })
 }
 
@@ -304,9 +335,10 @@ mod tests {
             ("out.d!u@in.d", Ok("out.d!u@in.d")),
             ("a", Err(Malformed::NoDomain)),
             ("@b.c", Err(Malformed::Local)),
-            (".a@d.e", Err(Malformed::Local)), // C045
+            (".a@d.e", Err(Malformed::Local)), // C045: unless leniently, below
             ("a.@d.e", Err(Malformed::Local)),
             ("a..b@d.e", Err(Malformed::Local)),
+            (".@d.e", Err(Malformed::Local)),
             ("a b@d.e", Err(Malformed::Local)),
             ("a,b@d.e", Err(Malformed::Local)),
             ("\"a@d.e", Err(Malformed::Local)),
@@ -330,12 +362,38 @@ mod tests {
             ("u@in\u{3002}d.example", Err(Malformed::Domain)),
             ("u\u{ff20}out.d", Err(Malformed::NoDomain)),
         ] {
-            let parsed = Address::parse(text).map(|address| address.to_string());
+            let parsed = Address::parse_as(text, Syntax::Strict, None).map(|address| address.to_string());
             assert_eq!(parsed, expected.map(str::to_owned), "{text}");
         }
     }
 
-    /// C049: RFC 5321 section 4.5.3.1.
+    /// What only a lenient listener takes. It is written as the standard wants it, and names the same mailbox.
+    #[test]
+    fn dots_may_stand_anywhere_where_nobody_is_strict() {
+        let home = Domain::parse("mail.contoso.com").unwrap();
+        for (text, expected) in [
+            ("a..b@d.e", Ok("\"a..b\"@d.e")),
+            ("a.@d.e", Ok("\"a.\"@d.e")),
+            (".a@d.e", Ok("\".a\"@d.e")),
+            ("a.b@d.e", Ok("a.b@d.e")),
+            ("root", Ok("root@mail.contoso.com")),
+            ("\"a b\"", Ok("\"a b\"@mail.contoso.com")),
+            ("", Err(Malformed::Local)),
+            ("a b@d.e", Err(Malformed::Local)),
+            ("a,b@d.e", Err(Malformed::Local)),
+            ("\"a\"b@d.e", Err(Malformed::Local)),
+            ("a@", Err(Malformed::Domain)),
+            ("a@b..c", Err(Malformed::Domain)),
+        ] {
+            let parsed = Address::parse_as(text, Syntax::Lenient, Some(&home)).map(|address| address.to_string());
+            assert_eq!(parsed, expected.map(str::to_owned), "{text}");
+        }
+        let quoted = Address::parse_as("\"a..b\"@d.e", Syntax::Strict, None);
+        assert_eq!(Address::parse("a..b@d.e"), quoted);
+        assert_eq!(Address::parse("root"), Err(Malformed::NoDomain));
+    }
+
+    /// RFC 5321 section 4.5.3.1: the path ends what the local part does not.
     #[test]
     fn lengths_end_where_the_standard_ends_them() {
         let label = "a".repeat(60);
@@ -346,7 +404,12 @@ mod tests {
         };
         for (text, sound) in [
             (format!("{}@d.e", "x".repeat(64)), true),
-            (format!("{}@d.e", "x".repeat(65)), false),
+            (format!("{}@d.e", "x".repeat(65)), true),
+            (format!("{}@d.e", "x".repeat(250)), true),
+            (format!("{}@d.e", "x".repeat(251)), false), // the path would have 257 octets
+            (format!("\"{}\"@d.e", " ".repeat(250)), true), // quotes are how it is written
+            (format!("{}@d.e", "\u{fc}".repeat(125)), true),
+            (format!("{}@d.e", "\u{fc}".repeat(126)), false),
             (format!("x@{}", domain(252)), true),
             (format!("x@{}", domain(253)), false), // the path would have 257 octets
             (format!("x@{}.e", "a".repeat(63)), true),
@@ -354,6 +417,8 @@ mod tests {
         ] {
             assert_eq!(Address::parse(&text).is_ok(), sound, "{} octets: {text}", text.len());
         }
+        let (d, long) = (Domain::parse("d.e").unwrap(), "x".repeat(256));
+        assert!(Address::new(&long, d.clone()).is_ok() && Address::new(&format!("{long}x"), d).is_err());
         assert!(Domain::parse(&domain(255)).is_ok());
         assert!(Domain::parse(&format!("{}b", domain(255))).is_err());
     }
@@ -376,7 +441,7 @@ mod tests {
         }
 
         #[test]
-        fn any_printable_local_part_survives_its_quoting(local in "[ -~]{0,64}") {
+        fn any_printable_local_part_survives_its_quoting(local in "[ -~]{0,250}") {
             let address = Address::new(&local, Domain::parse("d.example").unwrap()).unwrap();
             prop_assert_eq!(Address::parse(&address.to_string()), Ok(address));
         }

@@ -29,7 +29,7 @@ impl fmt::Debug for MessageId {
 pub struct Envelope {
     /// MAIL FROM; `None` is the null reverse-path `<>`.
     pub sender: Option<Address>,
-    /// RCPT TO, in order, without duplicates.
+    /// RCPT TO, in order. An address stands there twice only with different wishes for reports.
     pub recipients: Vec<Recipient>,
     /// What a failure report returns of the message. RFC 3461 section 4.3.
     pub ret: Option<Ret>,

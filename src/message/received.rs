@@ -13,8 +13,9 @@ use jiff::tz::Offset;
 
 use super::{Address, Domain, MessageId};
 
-/// The longest name of a client we repeat, in bytes; escaped it is three times that, and still fits on a line.
-const HELLO_LIMIT: usize = 255;
+/// The longest name of a client we repeat, in bytes, escaped as [`clean_name`] does it: three times that of the longest
+/// domain, and it still fits on a line.
+const HELLO_LIMIT: usize = 3 * 255;
 
 /// The longest text about TLS we repeat.
 const TLS_LIMIT: usize = 120;
@@ -25,7 +26,7 @@ const LINE: usize = 78;
 /// What the field tells of how a message came in.
 #[derive(Debug, Clone)]
 pub struct Received<'a> {
-    /// What the client called itself; anything that is not printable ASCII is escaped.
+    /// What the client called itself, as [`clean_name`] gives it.
     pub hello: &'a str,
     /// Where it connected from.
     pub peer: IpAddr,
@@ -51,11 +52,20 @@ impl Received<'_> {
     /// The field, folded, with its final CRLF.
     pub fn to_field(&self) -> String {
         let mut field = Folded::start("Received: from ");
-        push_hello(&mut field.text, self.hello);
-        field.clause(|text| match self.peer.to_canonical() {
-            IpAddr::V4(peer) => write!(text, "([{peer}])"),
-            IpAddr::V6(peer) => write!(text, "([IPv6:{peer}])"),
-        });
+        let peer = Domain::from_ip(self.peer.to_canonical());
+        if is_host_or_literal(self.hello) {
+            push_name(&mut field.text, self.hello);
+            field.clause(|text| write!(text, "({peer})"));
+        } else {
+            // RFC 5321 section 4.4 has a domain or a literal behind `from`, and this name is neither.
+            field.text.push_str(peer.as_str());
+            field.clause(|text| {
+                text.push_str("(helo=");
+                push_name(text, self.hello);
+                text.push(')');
+                Ok(())
+            });
+        }
         field.clause(|text| write!(text, "by {}", self.by));
         field.clause(|text| write!(text, "with {}", self.protocol()));
         if let Some(tls) = self.tls {
@@ -149,22 +159,54 @@ fn is_comment(c: char) -> bool {
     c.is_ascii_alphanumeric() || " ._-+/:".contains(c)
 }
 
-/// The client's name so that the field parses whatever it is (C232): what is not part of a host name or an address
-/// literal becomes `%XX`, and the percent sign itself too, so that nobody can pretend to have been escaped. `%` and
-/// `_` are atoms, which an `obs-domain` may consist of. RFC 5322 section 3.4.1.
-fn push_hello(text: &mut String, hello: &str) {
-    let hello = if hello.is_empty() { "unknown" } else { hello };
-    let literal = hello.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|inner| {
-        !inner.is_empty() && inner.bytes().all(|b| b.is_ascii_alphanumeric() || b":.-".contains(&b))
-    });
-    for &byte in hello.as_bytes().iter().take(HELLO_LIMIT) {
-        if byte.is_ascii_alphanumeric() || b".-_".contains(&byte) || literal && b"[]:".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            let _ = write!(text, "%{byte:02X}");
+/// What a client called itself, so that it can stand in a header field, the log and events whatever it was: octets that
+/// are no part of a host name become `%XX`, and the percent sign itself too, so that nobody can pretend to have been
+/// escaped. An address literal stays as it is.
+pub fn clean_name(name: &[u8]) -> String {
+    let literal = is_literal(name);
+    let mut text = String::with_capacity(name.len());
+    for &octet in name {
+        push_octet(&mut text, octet, literal);
+    }
+    text
+}
+
+/// Can it be a host's name, or the address literal of one? What [`clean_name`] had to escape cannot.
+pub fn is_host_or_literal(name: &str) -> bool {
+    is_literal(name.as_bytes()) || name.bytes().all(is_host_octet)
+}
+
+fn is_literal(name: &[u8]) -> bool {
+    let inner = name.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
+    inner.is_some_and(|inner| {
+        !inner.is_empty() && inner.iter().all(|&b| b.is_ascii_alphanumeric() || b":.-".contains(&b))
+    })
+}
+
+fn is_host_octet(octet: u8) -> bool {
+    octet.is_ascii_alphanumeric() || b".-_".contains(&octet)
+}
+
+fn push_octet(text: &mut String, octet: u8, literal: bool) {
+    if is_host_octet(octet) || literal && b"[]:".contains(&octet) {
+        text.push(char::from(octet));
+    } else {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "%{octet:02X}");
+    }
+}
+
+/// The client's name. It is clean already; what is not, in spite of that, is made so.
+fn push_name(text: &mut String, name: &str) {
+    let name = if name.is_empty() { "unknown" } else { name };
+    let literal = is_literal(name.as_bytes());
+    for &octet in name.as_bytes().iter().take(HELLO_LIMIT) {
+        match octet {
+            b'%' => text.push('%'),
+            octet => push_octet(text, octet, literal),
         }
     }
-    if hello.len() > HELLO_LIMIT && literal {
+    if name.len() > HELLO_LIMIT && literal {
         // Its closing bracket was cut off.
         text.push(']');
     }
@@ -259,23 +301,33 @@ mod tests {
         }
     }
 
+    /// What a client said, and how the field begins. What is no host name stands in a comment, behind the address.
     #[test]
-    fn c232_hostile_names_are_escaped() {
+    fn names_of_clients_are_cleaned_up() {
         let by = domain("mail.contoso.com");
         for (hello, expected) in [
-            ("x) by evil; (", "x%29%20by%20evil%3B%20%28"),
-            ("a\r\nSubject: b", "a%0D%0ASubject%3A%20b"),
-            ("[192.0.2.9]", "[192.0.2.9]"),
-            ("[IPv6:2001:db8::9]", "[IPv6:2001:db8::9]"),
-            ("[a]b]", "%5Ba%5Db%5D"),
-            ("100%", "100%25"),
-            ("\u{e9}.example", "%C3%A9.example"),
-            ("", "unknown"),
-            ("WIN_PC-1", "WIN_PC-1"),
+            (&b"x) by evil; ("[..], "[192.0.2.1] (helo=x%29%20by%20evil%3B%20%28)"),
+            (b"a\\", "[192.0.2.1] (helo=a%5C)"),
+            (b"a\r\nSubject: b", "[192.0.2.1] (helo=a%0D%0ASubject%3A%20b)"),
+            (b"[192.0.2.9]", "[192.0.2.9] ([192.0.2.1])"),
+            (b"[IPv6:2001:db8::9]", "[IPv6:2001:db8::9] ([192.0.2.1])"),
+            (b"[a]b]", "[192.0.2.1] (helo=%5Ba%5Db%5D)"),
+            (b"100%", "[192.0.2.1] (helo=100%25)"),
+            (b"a%20b", "[192.0.2.1] (helo=a%2520b)"),
+            (b"host name with blanks", "[192.0.2.1] (helo=host%20name%20with%20blanks)"),
+            (b"b\xfcro-pc", "[192.0.2.1] (helo=b%FCro-pc)"),
+            ("b\u{fc}ro-pc".as_bytes(), "[192.0.2.1] (helo=b%C3%BCro-pc)"),
+            (b"", "unknown ([192.0.2.1])"),
+            (b"WIN_PC-1", "WIN_PC-1 ([192.0.2.1])"),
         ] {
-            let text = received(hello, &by).to_field();
-            assert!(text.starts_with(&format!("Received: from {expected} ([192.0.2.1])")), "{hello:?}: {text}");
+            let hello = clean_name(hello);
+            let text = received(&hello, &by).to_field();
+            let flat = text.replace("\r\n\t", " ");
+            assert!(flat.starts_with(&format!("Received: from {expected} by mail.contoso.com")), "{hello}: {text}");
         }
+        // Whoever forgot to clean it up does no harm.
+        let text = received("x) (\u{fc}\r\n y", &by).to_field();
+        assert!(text.starts_with("Received: from [192.0.2.1] (helo=x%29%20%28%C3%BC%0D%0A%20y)"), "{text}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The tracking events of a message's way through the relay.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -11,12 +12,13 @@ use super::{Asked, Peer, Relay};
 use crate::clock;
 use crate::config::{ConnectorName, ReceiveConnector};
 use crate::deliver::{Attempt, Delivered};
+use crate::message::received::is_host_or_literal;
 use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::outcome::Setback;
 use crate::outcome::spans::Facts;
 use crate::outcome::tracking::{Event, EventKind, Try};
 use crate::route::trust::Words;
-use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict};
+use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict, plan};
 use crate::smtp::{Reply, Status};
 use crate::spool::{Message, NewMessage};
 
@@ -44,8 +46,9 @@ impl Noted {
 const FINE: Status = Status(2, 0, 0);
 
 impl Relay {
-    /// Takes the reasons out of the routes: the plan does not need them, the events do.
+    /// Takes the reasons out of the routes: the plan does not need them once spellings are unified, the events do.
     pub(super) fn note_routes(routed: &mut [Routed]) -> Vec<Noted> {
+        plan::unify_spellings(routed);
         routed
             .iter_mut()
             .map(|routed| Noted {
@@ -71,10 +74,11 @@ impl Relay {
             None => None,
         };
         let user = peer.user.as_ref().map(|user| format!("authenticated as {user}"));
-        let detail: Option<&dyn fmt::Display> = match &user {
-            Some(user) => Some(user),
-            None => None,
-        };
+        // A client that can be found by no name is found by what it said.
+        let name = (!is_host_or_literal(&peer.hello)).then(|| format!("helo={}", peer.hello));
+        let words: Vec<&str> = [&user, &name].into_iter().flatten().map(String::as_str).collect();
+        let detail = words.join("; ");
+        let detail: Option<&dyn fmt::Display> = if detail.is_empty() { None } else { Some(&detail) };
         self.0.tracker.write(&Event {
             detail,
             to: &asked,
@@ -207,7 +211,7 @@ impl Relay {
         let copy = tried.copy();
         self.flow_out(tried, done.iter().map(|(index, _)| *index), State::Delivered);
         for together in done.chunk_by(|one, other| one.1.host == other.1.host && one.1.reply == other.1.reply) {
-            let to: Vec<&Address> = together.iter().filter_map(|(index, _)| address(copy, *index)).collect();
+            let to = distinct(together.iter().filter_map(|(index, _)| address(copy, *index)).collect());
             let Some((_, delivered)) = together.first() else { continue };
             self.0.tracker.write(&Event {
                 to: &to,
@@ -234,7 +238,7 @@ impl Relay {
         let state = if kind == EventKind::Fail { State::Failed } else { State::Deferred };
         self.flow_out(tried, setbacks.iter().map(|(index, _)| *index), state);
         for alike in setbacks.chunk_by(|one, other| one.1 == other.1) {
-            let to: Vec<&Address> = alike.iter().filter_map(|(index, _)| address(copy, *index)).collect();
+            let to = distinct(alike.iter().filter_map(|(index, _)| address(copy, *index)).collect());
             let Some((_, setback)) = alike.first() else { continue };
             self.0.meter.set_back(&copy.via, alike.len(), kind == EventKind::Fail, setback);
             let detail = format!("{setback}{which}");
@@ -257,7 +261,7 @@ impl Relay {
     /// One event about recipients of a copy.
     pub(super) fn track_recipients(&self, tried: &Tried<'_>, kind: EventKind, of: &[u16], why: &dyn fmt::Display) {
         let copy = tried.copy();
-        let to: Vec<&Address> = of.iter().filter_map(|index| address(copy, *index)).collect();
+        let to = distinct(of.iter().filter_map(|index| address(copy, *index)).collect());
         self.0.tracker.write(&Event {
             to: &to,
             connector: Some(&copy.via.0),
@@ -360,7 +364,16 @@ fn about(message: &Message, kind: EventKind) -> Event<'_> {
 }
 
 fn recipients(copy: &HopCopy) -> Vec<&Address> {
-    copy.recipients.iter().map(|recipient| &recipient.recipient.address).collect()
+    distinct(copy.recipients.iter().map(|recipient| &recipient.recipient.address).collect())
+}
+
+/// Each address once: who was named under several names stands in a copy several times.
+fn distinct(mut to: Vec<&Address>) -> Vec<&Address> {
+    if to.len() > 1 {
+        let mut seen = HashSet::with_capacity(to.len());
+        to.retain(|address| seen.insert(*address));
+    }
+    to
 }
 
 fn address(copy: &HopCopy, index: u16) -> Option<&Address> {

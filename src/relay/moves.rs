@@ -318,13 +318,22 @@ fn end_of(
     copy: &HopCopy,
     one: &CopyRecipient,
 ) -> Option<Routed> {
-    let as_before = (&copy.via, &copy.hop, &one.recipient.address);
-    if resolution.routed.iter().any(|end| way(end) == as_before) {
+    let before = &one.recipient.address;
+    // It may have been named by another spelling than that under which it went.
+    let is_as_before =
+        |end: &Routed| end.route.via == copy.via && end.route.hop == copy.hop && is_same(before, &end.route.to);
+    if resolution.routed.iter().any(is_as_before) {
         return None;
     }
+    // Another name of the same mailbox in the same copy goes wherever this one goes.
+    let is_other = |plan: &HopCopy, other: &CopyRecipient| {
+        other.recipient.address != *before || plan.via != copy.via || plan.hop != copy.hop
+    };
     let has_it = |end: &Routed| {
-        let mut others = plans.iter().flat_map(|plan| &plan.recipients).filter(|other| *other != one);
-        others.any(|other| is_same(&other.recipient.address, &end.route.to))
+        plans.iter().any(|plan| {
+            let mut others = plan.recipients.iter().filter(|other| is_other(plan, other));
+            others.any(|other| is_same(&other.recipient.address, &end.route.to))
+        })
     };
     // Behind a group stand others, who have the message; how many of them is not known here: who was named twice stands
     // under one of the names, and who was sent on already is in another message. So a member is only ever itself. One that

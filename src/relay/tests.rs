@@ -209,6 +209,56 @@ fn delivered() -> Delivered {
 
 const THREE: [&str; 3] = ["one@contoso.com", "two@contoso.com", "three@contoso.com"];
 
+/// Two spellings of a mailbox that the directory knows are one recipient of the hop, and both are in the report. Of another
+/// organization's mailboxes nobody here knows whether they have a case.
+#[tokio::test]
+async fn two_spellings_of_a_mailbox_are_one_recipient_and_two_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = "address,type,target\njulie@contoso.com,on-premises,\njules@contoso.com,alias,julie@contoso.com\n";
+    std::fs::write(folder.path().join("recipients.csv"), list).unwrap();
+    let text = CONFIGURATION.replace("external-relay", "authoritative").replacen(
+        "[[receive_connector]]",
+        "[[directory]]\nkind = \"file\"\npath = \"recipients.csv\"\n[[receive_connector]]",
+        1,
+    );
+    let snapshot = snapshot_of(&text, &folder.path().join("causeway.toml"));
+    let fixture = Fixture::over(Model::new(1), snapshot, PUT_LIMIT);
+    let to = ["julie@contoso.com", "JULIE@contoso.com", "jules@contoso.com", "x@fabrikam.com", "X@fabrikam.com"];
+    assert_eq!(fixture.send("erin@fabrikam.com", &to, "\r\n").await.code, 250);
+    let item = fixture.item();
+    let id = item.id;
+    let message = fixture.relay.0.spool.load(id).unwrap().message;
+    let named = |copy: &crate::route::HopCopy| {
+        let names = copy.recipients.iter().map(|one| format!("{} as {}", one.asked.local(), one.recipient.address));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let copies: Vec<_> = message.copies.iter().map(named).collect();
+    assert_eq!(
+        copies,
+        [
+            "julie as julie@contoso.com, JULIE as julie@contoso.com, jules as julie@contoso.com",
+            "x as x@fabrikam.com, X as X@fabrikam.com",
+        ]
+    );
+    fixture.settle(item, (0..3).map(|index| (index, Err(answered(550)))).collect()).await;
+    assert_eq!(fixture.open(id), [vec![], vec![0, 1]]);
+    assert_eq!(fixture.count("FAIL", "[\"julie@contoso.com\"]"), 1, "{:?}", fixture.events);
+    assert_eq!(fixture.count("DSN", "erin@fabrikam.com"), 1);
+    let out = fixture.relay.queue().sweep(|_| false);
+    let mut reports = out.iter().filter(|(_, item)| item.id != id);
+    let report = fixture.relay.0.spool.load(reports.next().unwrap().1.id).unwrap().message;
+    let crate::message::Body::Memory(pieces) = &report.content else { panic!("not in memory") };
+    let text = String::from_utf8_lossy(&pieces.concat()).into_owned();
+    for name in ["julie", "JULIE", "jules"] {
+        assert!(text.contains(&format!("<{name}@contoso.com>")), "{name}: {text}");
+    }
+    for name in ["JULIE", "jules"] {
+        assert!(text.contains(&format!("Original-Recipient: rfc822;{name}@contoso.com")), "{name}: {text}");
+    }
+    assert_eq!(text.matches("Final-Recipient: rfc822;julie@contoso.com").count(), 3, "{text}");
+    out.iter().for_each(|(lane, _)| fixture.relay.queue().let_go(*lane));
+}
+
 /// One has it, one is to be tried again, one never: each is settled once, and the failure is one record with its
 /// report.
 #[tokio::test]

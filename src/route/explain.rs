@@ -16,6 +16,7 @@ use self::door::{comes_in, door};
 use super::{Asking, Disagreements, Hop, HopCopy, Reason, Refusal, Resolution, Routed, Rules, plan};
 use crate::config::{self, Config, Hops, Level, Origin, ReceiveConnector, SendConnector};
 use crate::directory::Lookup;
+use crate::message::address::Syntax;
 use crate::message::{Address, Domain, Notify, Recipient};
 use crate::smtp::Reply;
 
@@ -60,16 +61,18 @@ pub struct Sender(pub Option<Address>);
 ///
 /// # Errors
 /// It is no address.
-pub fn sender(text: &str) -> Result<Sender, String> {
+pub fn sender(text: &str, config: &Config) -> Result<Sender, String> {
     match text {
         "" | "<>" => Ok(Sender(None)),
-        _ => address(text).map(|address| Sender(Some(address))),
+        _ => address(text, config).map(|address| Sender(Some(address))),
     }
 }
 
-fn address(text: &str) -> Result<Address, String> {
+/// Without a domain it is of this host, as on a connector that is not strict.
+fn address(text: &str, config: &Config) -> Result<Address, String> {
     let plain = text.strip_prefix('<').and_then(|text| text.strip_suffix('>')).unwrap_or(text);
-    Address::parse(plain).map_err(|malformed| format!("{text:?} is no address: {malformed}"))
+    let parsed = Address::parse_as(plain, Syntax::Lenient, Some(&config.hostname));
+    parsed.map_err(|malformed| format!("{text:?} is no address: {malformed}"))
 }
 
 /// As in RCPT TO.
@@ -80,16 +83,12 @@ pub fn recipients(to: &[String], config: &Config) -> Result<Vec<Address>, String
     to.iter().map(|to| recipient(to, config)).collect()
 }
 
-/// As in RCPT TO. `postmaster` may come without a domain, and is then that of this host. RFC 5321 section 4.1.1.3.
+/// As in RCPT TO.
 ///
 /// # Errors
 /// It is no address.
 pub fn recipient(text: &str, config: &Config) -> Result<Address, String> {
-    let plain = text.strip_prefix('<').and_then(|text| text.strip_suffix('>')).unwrap_or(text);
-    if plain.eq_ignore_ascii_case("postmaster") {
-        return Address::new(plain, config.hostname.clone()).map_err(|malformed| malformed.to_string());
-    }
-    address(text)
+    address(text, config)
 }
 
 /// The interface's word.
@@ -313,7 +312,7 @@ mod tests {
             ("203.0.113.9", "eve@example.org", None),
             ("10.1.0.1", "eve@fabrikam.example", Some("550 5.7.1")),
         ] {
-            let Sender(from_address) = sender(from).unwrap();
+            let Sender(from_address) = sender(from, &config).unwrap();
             let door = door(&config, None, Some(ip.parse().unwrap()), None).unwrap();
             let to = [address("anna@contoso.com")];
             let coming = Coming { door, words: Vec::new() };

@@ -1,7 +1,9 @@
 //! Bifurcation: recipients with equal connector and hop share one copy.
 //!
-//! Copies and their recipients keep the order in which they were first named. Who is reached under one address
-//! twice, directly and through a group for instance, gets the message once, and both wishes for reports are kept.
+//! Copies and their recipients keep the order in which they were first named. Who is reached twice under one address,
+//! directly and through a group for instance, or under two spellings of a mailbox of ours, gets the message once. If both
+//! names come with a wish for reports, both stay in the copy, with one address: `deliver` says it once, and each name gets
+//! its report.
 
 use std::collections::HashMap;
 
@@ -12,32 +14,78 @@ use crate::message::{Address, Notify};
 const FEW: usize = 16;
 
 /// One copy for each next hop.
-pub fn plan(routed: Vec<Routed>) -> Vec<HopCopy> {
+pub fn plan(mut routed: Vec<Routed>) -> Vec<HopCopy> {
+    unify_spellings(&mut routed);
     if routed.len() <= FEW { plan_few(routed) } else { plan_many(routed) }
+}
+
+/// Mailboxes of ours have no case in their names: of several spellings the first one holds. The routes' reasons say whose
+/// mailboxes they are; where those are taken out before [`plan()`], this comes first.
+pub fn unify_spellings(routed: &mut [Routed]) {
+    if routed.len() <= FEW {
+        for at in 1..routed.len() {
+            let (before, rest) = routed.split_at_mut(at);
+            if let Some(first) = before.iter().find(|first| is_other_spelling(first, &rest[0])) {
+                respell(&mut rest[0], first.route.to.clone());
+            }
+        }
+        return;
+    }
+    // The first of each spelling that counts, by address without regard to case.
+    let mut firsts: HashMap<String, Vec<usize>> = HashMap::new();
+    for at in 0..routed.len() {
+        if !is_ours(&routed[at]) {
+            continue;
+        }
+        let alike = firsts.entry(routed[at].route.to.key()).or_default();
+        match alike.iter().find(|first| has_same_way(&routed[**first], &routed[at])) {
+            Some(&first) if routed[first].route.to == routed[at].route.to => {}
+            Some(&first) => {
+                let to = routed[first].route.to.clone();
+                respell(&mut routed[at], to);
+            }
+            None => alike.push(at),
+        }
+    }
+}
+
+fn has_same_way(one: &Routed, other: &Routed) -> bool {
+    one.route.via == other.route.via && one.route.hop == other.route.hop
+}
+
+/// Only the host of a mailbox may say that its local part has no case. RFC 5321 section 2.4.
+fn is_other_spelling(first: &Routed, again: &Routed) -> bool {
+    let (one, other) = (&first.route.to, &again.route.to);
+    one.domain() == other.domain()
+        && one.local().len() == other.local().len()
+        && one != other
+        && has_same_way(first, again)
+        && is_ours(first)
+        && is_ours(again)
+        && one.key() == other.key()
+}
+
+/// The directory knows it, so it is a mailbox whose name has no case.
+fn is_ours(one: &Routed) -> bool {
+    one.route.because.iter().any(|reason| reason.found().is_some())
+}
+
+fn respell(one: &mut Routed, to: Address) {
+    one.recipient.address = to.clone();
+    one.route.to = to;
 }
 
 fn plan_few(routed: Vec<Routed>) -> Vec<HopCopy> {
     let mut copies: Vec<HopCopy> = Vec::with_capacity(1);
-    // Which recipients are mailboxes of the organization, copy by copy. A bit is enough: there are few.
-    let mut ours: Vec<u16> = Vec::with_capacity(1);
     for one in routed {
-        let own = is_ours(&one);
         let Some(at) = copies.iter().position(|copy| copy.via == one.route.via && copy.hop == one.route.hop) else {
             copies.push(copy_for(one));
-            ours.push(u16::from(own));
             continue;
         };
         let recipients = &mut copies[at].recipients;
-        let known = recipients.iter().enumerate().position(|(number, known)| {
-            same(&known.recipient.address, &one.recipient.address, own && ours[at] & (1 << number) != 0)
-        });
-        match known {
-            Some(known) => merge(&mut recipients[known], one),
-            None => {
-                ours[at] |= u16::from(own) << recipients.len();
-                recipients.push(recipient(one));
-            }
-        }
+        let known = |known: &usize| recipients[*known].recipient.address == one.recipient.address;
+        let known: Vec<usize> = (0..recipients.len()).filter(known).collect();
+        let _ = place(recipients, &known, one);
     }
     copies
 }
@@ -45,25 +93,16 @@ fn plan_few(routed: Vec<Routed>) -> Vec<HopCopy> {
 fn plan_many(routed: Vec<Routed>) -> Vec<HopCopy> {
     let mut copies: Vec<HopCopy> = Vec::new();
     let mut hops = HashMap::new();
-    // The number of a recipient in its copy, and whether it is ours, by copy and address without regard to case.
-    let mut numbers: HashMap<(usize, String), Vec<(usize, bool)>> = HashMap::new();
+    // The numbers of a recipient in its copy, by copy and address.
+    let mut numbers: HashMap<(usize, Address), Vec<usize>> = HashMap::new();
     for one in routed {
-        let own = is_ours(&one);
         let at = *hops.entry((one.route.via.clone(), one.route.hop.clone())).or_insert_with(|| {
             copies.push(HopCopy { via: one.route.via.clone(), hop: one.route.hop.clone(), recipients: Vec::new() });
             copies.len() - 1
         });
-        let recipients = &mut copies[at].recipients;
-        let alike = numbers.entry((at, one.recipient.address.key())).or_default();
-        let known = alike
-            .iter()
-            .find(|(number, ours)| same(&recipients[*number].recipient.address, &one.recipient.address, own && *ours));
-        match known {
-            Some((number, _)) => merge(&mut recipients[*number], one),
-            None => {
-                alike.push((recipients.len(), own));
-                recipients.push(recipient(one));
-            }
+        let known = numbers.entry((at, one.recipient.address.clone())).or_default();
+        if let Some(number) = place(&mut copies[at].recipients, known, one) {
+            known.push(number);
         }
     }
     copies
@@ -74,34 +113,35 @@ fn copy_for(one: Routed) -> HopCopy {
     HopCopy { via: route.via, hop: route.hop, recipients: vec![CopyRecipient { asked, recipient }] }
 }
 
-fn recipient(one: Routed) -> CopyRecipient {
-    CopyRecipient { asked: one.asked, recipient: one.recipient }
-}
-
-/// The directory knows it, so it is a mailbox whose name has no case.
-fn is_ours(one: &Routed) -> bool {
-    one.route.because.iter().any(|reason| reason.found().is_some())
-}
-
-/// Only the host of a mailbox may say that its local part has no case. RFC 5321 section 2.4.
-fn same(one: &Address, other: &Address, ignore_case: bool) -> bool {
-    one == other || (ignore_case && one.domain() == other.domain() && one.key() == other.key())
-}
-
-fn merge(known: &mut CopyRecipient, again: Routed) {
-    // Reports go by the name that was given with the wish for them.
-    let silent = known.recipient.notify == Notify::Never && again.recipient.notify != Notify::Never;
-    let notify = both(known.recipient.notify, again.recipient.notify);
-    if silent {
-        known.asked = again.asked;
-        known.recipient.orcpt = again.recipient.orcpt;
+/// Puts a recipient into its copy, where `known` are the numbers of those with its address. Gives its number if it is
+/// one more.
+fn place(recipients: &mut Vec<CopyRecipient>, known: &[usize], again: Routed) -> Option<usize> {
+    let Routed { asked, recipient, .. } = again;
+    let again = CopyRecipient { asked, recipient };
+    let is_same = |known: &&usize| {
+        let known = &recipients[**known];
+        known.asked == again.asked && known.recipient.orcpt == again.recipient.orcpt
+    };
+    if let Some(&same) = known.iter().find(is_same) {
+        let notify = &mut recipients[same].recipient.notify;
+        *notify = both(*notify, again.recipient.notify);
+        return None;
     }
-    known.recipient.notify = notify;
+    if !known.is_empty() && again.recipient.notify == Notify::Never {
+        return None;
+    }
+    // Reports go by the name that was given with the wish for them.
+    if let Some(&silent) = known.iter().find(|known| recipients[**known].recipient.notify == Notify::Never) {
+        recipients[silent] = again;
+        return None;
+    }
+    recipients.push(again);
+    Some(recipients.len() - 1)
 }
 
 /// What satisfies both wishes. RFC 3461 has no rule for it: the sender named the recipient twice, so is told of
 /// whatever one of the two asked for.
-fn both(one: Notify, other: Notify) -> Notify {
+pub fn both(one: Notify, other: Notify) -> Notify {
     match (one, other) {
         (Notify::Never, wish) | (wish, Notify::Never) => wish,
         (Notify::Unsaid, Notify::Unsaid) => Notify::Unsaid,
@@ -173,24 +213,72 @@ mod tests {
         assert_eq!(plan(Vec::new()), []);
     }
 
+    /// Two names, whether the directory knows them, and how many recipients the hop is told.
     #[test]
-    fn c065_the_same_mailbox_twice_is_one_delivery() {
+    fn the_same_mailbox_twice_is_one_delivery() {
         for (one, other, ours, expected) in [
             ("anna@contoso.com", "anna@contoso.com", true, 1),
             ("anna@contoso.com", "anna@CONTOSO.com", false, 1),
             ("anna@contoso.com", "\"anna\"@contoso.com", false, 1),
             ("anna@contoso.com", "ANNA@contoso.com", true, 1),
+            ("j\u{fc}rgen@contoso.com", "J\u{dc}RGEN@contoso.com", true, 1),
             ("anna@fabrikam.com", "ANNA@fabrikam.com", false, 2),
             ("anna@contoso.com", "anna@fabrikam.com", true, 2),
         ] {
             let all = || {
                 vec![routed("a", Hop::SmartHosts, one, UNSAID, ours), routed("a", Hop::SmartHosts, other, UNSAID, ours)]
             };
-            for copies in [plan_few(all()), plan_many(all())] {
-                assert_eq!(copies.len(), 1, "{one} {other}");
+            let many = || {
+                let others = (0..FEW).map(|n| routed("b", Hop::SmartHosts, &format!("u{n}@contoso.com"), UNSAID, true));
+                all().into_iter().chain(others).collect::<Vec<_>>()
+            };
+            for copies in [plan(all()), plan(many())] {
                 assert_eq!(copies[0].recipients.len(), expected, "{one} {other}");
                 assert_eq!(copies[0].recipients[0].recipient.address.to_string(), one, "{one} {other}");
             }
+        }
+    }
+
+    /// What was asked for, with its wish; and what stands in the copy.
+    #[test]
+    fn each_name_of_a_mailbox_keeps_its_wish_for_reports() {
+        let failure = Notify::On { success: false, failure: true, delay: false };
+        let success = Notify::On { success: true, failure: false, delay: false };
+        let named = |name: &str, notify: Notify| {
+            let to = name.strip_prefix("team").map_or(name, |_| "anna@contoso.com");
+            let asked = Address::parse(name).unwrap();
+            let orcpt = OriginalRecipient { kind: "rfc822".into(), address: name.into() };
+            let one = routed("a", Hop::SmartHosts, to, notify, true);
+            Routed { asked, recipient: Recipient { orcpt: Some(orcpt), ..one.recipient.clone() }, ..one }
+        };
+        for (all, expected) in [
+            (vec![("anna@contoso.com", UNSAID), ("ANNA@contoso.com", UNSAID)], "anna Unsaid, ANNA Unsaid"),
+            (vec![("ANNA@contoso.com", failure), ("anna@contoso.com", success)], "ANNA failure, anna success"),
+            (vec![("anna@contoso.com", UNSAID), ("team@contoso.com", UNSAID)], "anna Unsaid, team Unsaid"),
+            (vec![("anna@contoso.com", failure), ("anna@contoso.com", success)], "anna both"),
+            (vec![("anna@contoso.com", UNSAID), ("ANNA@contoso.com", Notify::Never)], "anna Unsaid"),
+            (vec![("anna@contoso.com", Notify::Never), ("ANNA@contoso.com", UNSAID)], "ANNA Unsaid"),
+            (vec![("anna@contoso.com", Notify::Never), ("ANNA@contoso.com", Notify::Never)], "anna Never"),
+        ] {
+            let first = all[0].0;
+            let all: Vec<_> = all.iter().map(|(name, notify)| named(name, *notify)).collect();
+            let copies = plan(all.clone());
+            assert_eq!(copies.len(), 1, "{expected}");
+            let mut unified = all;
+            unify_spellings(&mut unified);
+            assert_eq!(plan_many(unified), copies, "{expected}");
+            let shown = copies[0].recipients.iter().map(|one| {
+                assert_eq!(one.recipient.address.to_string(), first, "{expected}");
+                assert_eq!(&*one.recipient.orcpt.as_ref().unwrap().address, one.asked.to_string());
+                let wish = match one.recipient.notify {
+                    Notify::On { success: true, failure: true, .. } => "both".to_owned(),
+                    Notify::On { success: true, .. } => "success".to_owned(),
+                    Notify::On { .. } => "failure".to_owned(),
+                    other => format!("{other:?}"),
+                };
+                format!("{} {wish}", one.asked.local())
+            });
+            assert_eq!(shown.collect::<Vec<_>>().join(", "), expected);
         }
     }
 

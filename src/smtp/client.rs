@@ -26,6 +26,9 @@ use crate::message::{Address, BodyType, Domain, Envelope, Notify, OriginalRecipi
 /// What a reply to the end of a message is called in a [`Fault::Answered`].
 pub const END_OF_DATA: &str = "the end of data";
 
+/// The longest ORCPT, as written. RFC 3461 section 4.2.
+const ORCPT_LIMIT: usize = 500;
+
 /// A message of at most so many bytes travels in one write with its envelope, where the server can take it so. A
 /// longer one waits for the recipients' replies: a message nobody wants is not worth more than this.
 pub const INLINE_LIMIT: u64 = 256 * 1024;
@@ -1009,22 +1012,25 @@ fn push_xtext(out: &mut BytesMut, text: &str) {
     }
 }
 
-/// RFC 3461 section 4.2; RFC 6533 section 3 for `utf-8`, in the form that fits into ASCII.
+/// RFC 3461 section 4.2; RFC 6533 section 3 for `utf-8`, in the form that fits into ASCII. One that grows too long by that
+/// is left out: a server that counts would refuse the recipient for it.
 fn push_orcpt(out: &mut BytesMut, orcpt: &OriginalRecipient) {
+    let from = out.len();
     let _ = write!(out, " ORCPT={};", orcpt.kind);
-    if !orcpt.kind.eq_ignore_ascii_case("utf-8") {
-        return push_xtext(out, &orcpt.address);
-    }
-    for letter in orcpt.address.chars() {
-        match letter {
-            '+' | '=' | '\\' => {
-                let _ = write!(out, "\\x{{{:02X}}}", u32::from(letter));
-            }
-            '!'..='~' => out.extend_from_slice(&[letter as u8]),
-            _ => {
-                let _ = write!(out, "\\x{{{:02X}}}", u32::from(letter));
+    if orcpt.kind.eq_ignore_ascii_case("utf-8") {
+        for letter in orcpt.address.chars() {
+            match letter {
+                '!'..='~' if !matches!(letter, '+' | '=' | '\\') => out.extend_from_slice(&[letter as u8]),
+                _ => {
+                    let _ = write!(out, "\\x{{{:02X}}}", u32::from(letter));
+                }
             }
         }
+    } else {
+        push_xtext(out, &orcpt.address);
+    }
+    if out.len() - from > " ORCPT=".len() + ORCPT_LIMIT {
+        out.truncate(from);
     }
 }
 
@@ -1454,6 +1460,34 @@ mod tests {
             let settled = send(&mut server, &mut session, mail(&envelope, &people, &body), &body);
             assert_eq!((all_words(&settled).as_str(), server.writes.len()), (expected, writes));
         }
+    }
+
+    /// Long local parts and dots go out in the form of the standard. An ORCPT that grew too long by its encoding does not
+    /// cost the recipient. RFC 3461 section 4.2.
+    #[test]
+    fn odd_recipients_are_said_as_the_standard_writes_them() {
+        let long = format!("SRS0={}@example.net", "x=".repeat(110));
+        let to = |to: &str, address: &str| Recipient {
+            orcpt: Some(OriginalRecipient { kind: "rfc822".into(), address: address.into() }),
+            ..recipient(to)
+        };
+        let people = [to("a..b@example.net", "a..b"), to(&long, &long), to(".a@example.net", &"+".repeat(165))];
+        let mut server = Server::new(FULL, &[]);
+        let mut session = open(&mut server, terms());
+        server.writes.clear();
+        let mut envelope = envelope();
+        envelope.sender = Address::parse("anna.@contoso.com").ok();
+        send(&mut server, &mut session, mail(&envelope, &people, b"x\r\n"), b"x\r\n");
+        let lines: Vec<&str> = server.writes[0].split("\r\n").take(4).collect();
+        assert_eq!(
+            lines,
+            [
+                "MAIL FROM:<\"anna.\"@contoso.com> SIZE=20",
+                "RCPT TO:<\"a..b\"@example.net> ORCPT=rfc822;a..b",
+                &format!("RCPT TO:<{long}>"),
+                "RCPT TO:<\".a\"@example.net>",
+            ]
+        );
     }
 
     /// C185, C186, RFC 3461 and 6533: what was asked is asked of the next hop, in words it can read.

@@ -4,6 +4,11 @@
 //! the arguments read. Source routes are read and dropped; `%`, `!` and their like are ordinary characters of a
 //! local part: nobody behind this file sees anything but local part and domain.
 //!
+//! With [`Syntax::Lenient`] it also takes what devices and other relays send and Postfix takes by default, as long as it
+//! can mean one thing only: blanks and tabs where one blank is due, a path without its brackets, a local part without a
+//! domain (it gets our host name), any client name. A parameter about reports does not decide over the mail: an ENVID or
+//! ORCPT that cannot be used is left out, and so is AUTH.
+//!
 //! Not here: what ends a line (`framing`), what may follow what (`server`).
 //!
 //! Standards: RFC 5321 sections 4.1.1 and 4.1.2, 1870 (SIZE), 3030 (BDAT), 3461 (RET, ENVID, NOTIFY, ORCPT), 4954
@@ -11,7 +16,8 @@
 //! what Exchange says to Exchange, as docs/configuration.md has it.
 
 use super::Reply;
-use crate::message::address::Malformed;
+use crate::message::address::Syntax;
+use crate::message::received::clean_name;
 use crate::message::{Address, BodyType, Domain, Notify, OriginalRecipient, Recipient, Ret};
 
 /// The most hosts in a source route. The standard sets no number; nobody has sent one in earnest for decades.
@@ -29,7 +35,8 @@ const SUBMITTER_LIMIT: usize = 500;
 /// SIZE has at most this many digits. RFC 1870 section 4.
 const SIZE_DIGITS: usize = 20;
 
-/// The longest name a client may give itself. RFC 5321 section 4.5.3.1.2.
+/// The longest name a client may give itself; of a longer one a lenient listener takes so much. RFC 5321 section
+/// 4.5.3.1.2.
 const HELLO_LIMIT: usize = 255;
 
 /// The first word of a line.
@@ -133,19 +140,39 @@ pub fn check_none(arguments: &[u8]) -> Result<(), Reply> {
     if arguments.is_empty() { Ok(()) } else { Err(Reply::bad_argument("this command has no arguments")) }
 }
 
-/// What the client calls itself in EHLO or HELO.
+/// What the client calls itself in EHLO or HELO, cleaned up by [`clean_name`]: whatever was sent, it is ASCII without
+/// blanks.
 ///
-/// It need not be a domain: what the name says is never a reason to refuse (RFC 5321 section 4.1.4), and half of
-/// the devices in an office give none. One printable word is enough.
+/// It need not be a domain: what the name says is never a reason to refuse (RFC 5321 section 4.1.4), and half of the
+/// devices in an office give none. A strict listener wants one printable word; a lenient one also takes blanks and octets
+/// outside ASCII, in whatever character set, but no control characters.
 ///
 /// # Errors
-/// 501 5.5.4.
-pub fn hello_name(arguments: &[u8]) -> Result<String, Reply> {
-    match text(arguments)? {
-        "" => Err(Reply::bad_argument("who are you? a domain or address literal is missing")),
-        name if name.len() <= HELLO_LIMIT && name.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(name.to_owned()),
+/// 501 5.5.4, and 501 5.5.2 where a strict listener hears octets that are not UTF-8.
+pub fn hello_name(arguments: &[u8], syntax: Syntax) -> Result<String, Reply> {
+    let name = match syntax {
+        Syntax::Strict => text(arguments)?.as_bytes(),
+        Syntax::Lenient => trim_blanks(arguments),
+    };
+    let is_sound = match syntax {
+        Syntax::Strict => name.len() <= HELLO_LIMIT && name.iter().all(u8::is_ascii_graphic),
+        Syntax::Lenient => !name.iter().any(u8::is_ascii_control),
+    };
+    match name {
+        [] => Err(Reply::bad_argument("who are you? a domain or address literal is missing")),
+        name if is_sound => Ok(clean_name(&name[..name.len().min(HELLO_LIMIT)])),
         _ => Err(Reply::bad_argument("that is no domain or address literal")),
     }
+}
+
+/// Without the blanks and tabs in front.
+fn trim_blanks(text: &[u8]) -> &[u8] {
+    let from = text.iter().position(|octet| !is_blank(*octet)).unwrap_or(text.len());
+    &text[from..]
+}
+
+fn is_blank(octet: u8) -> bool {
+    matches!(octet, b' ' | b'\t')
 }
 
 /// What decides how MAIL and RCPT are read.
@@ -157,8 +184,8 @@ pub struct Manners {
     pub secure: bool,
     /// There are users who may log in, and they may do so here.
     pub auth: bool,
-    /// No blank is forgiven.
-    pub strict: bool,
+    /// How closely the grammar is followed.
+    pub syntax: Syntax,
     /// XOORG was offered.
     pub xoorg: bool,
 }
@@ -185,16 +212,17 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// Reads `FROM:<path> parameters`.
+    /// Reads `FROM:<path> parameters`. A sender without a domain is of `hostname`, unless the listener is strict.
     ///
     /// # Errors
     /// The reply that says what is wrong.
-    pub fn parse(arguments: &[u8], manners: Manners) -> Result<Self, Reply> {
-        let path = Path::parse(text(arguments)?, "FROM:", manners.strict)?;
+    pub fn parse(arguments: &[u8], manners: Manners, hostname: &Domain) -> Result<Self, Reply> {
+        let Manners { syntax, .. } = manners;
+        let path = Path::parse(text(arguments)?, "FROM:", syntax)?;
         let mut mail = Self::default();
         let mut body = None;
-        let mut submitter = None;
-        for parameter in Parameter::all(path.parameters, manners.extended, false) {
+        let (mut submitter, mut envid) = (None, None);
+        for parameter in Parameter::all(path.parameters, manners, false) {
             let parameter = parameter?;
             match parameter.name.to_ascii_uppercase().as_str() {
                 "SIZE" => parameter.once(&mut mail.size, size)?,
@@ -211,8 +239,9 @@ impl Mail {
                     _ if value.eq_ignore_ascii_case("HDRS") => Some(Ret::Headers),
                     _ => None,
                 })?,
-                "ENVID" => parameter.once(&mut mail.envid, |value| {
-                    Some(value).filter(|value| value.len() <= ENVID_LIMIT).and_then(decode_xtext)
+                "ENVID" => parameter.once_about_reports(&mut envid, syntax, |value| {
+                    let value = decode_xtext(value, syntax).filter(|_| value.len() <= ENVID_LIMIT)?;
+                    Some(value).filter(|value| !value.is_empty())
                 })?,
                 "REQUIRETLS" => {
                     parameter.flag(&mut mail.requiretls)?;
@@ -224,26 +253,33 @@ impl Mail {
                     Domain::parse(value).ok().filter(|domain| domain.literal().is_none())
                 })?,
                 // Read, as it must be where AUTH is offered, and ignored: we trust nobody to say who somebody else is.
-                // RFC 4954 section 5.
-                "AUTH" if manners.auth => parameter.once(&mut submitter, |value| {
-                    if value.len() > SUBMITTER_LIMIT {
-                        None
-                    } else if value == "<>" {
-                        Some(())
-                    } else {
-                        decode_xtext(value).map(|_| ())
-                    }
-                })?,
+                // RFC 4954 section 5. Relays say it where it is not offered, too.
+                "AUTH" if manners.auth || syntax == Syntax::Lenient => {
+                    parameter.once_about_reports(&mut submitter, syntax, |value| {
+                        if value.len() > SUBMITTER_LIMIT {
+                            None
+                        } else if value == "<>" {
+                            Some(())
+                        } else {
+                            decode_xtext(value, syntax).map(|_| ())
+                        }
+                    })?
+                }
                 _ => return Err(Reply::unknown_parameter(parameter.name)),
             }
         }
         mail.body = body.unwrap_or_default();
+        mail.envid = envid.flatten();
         if !path.is_ascii && !mail.smtputf8 {
             return Err(Reply::utf8_not_declared());
         }
+        let home = Some(hostname).filter(|_| syntax == Syntax::Lenient);
         mail.sender = match path.mailbox {
             "" if !path.routed => None,
-            mailbox => Some(Address::parse(mailbox).map_err(|why| Reply::bad_sender(&why.to_string()))?),
+            mailbox => {
+                let sender = Address::parse_as(mailbox, syntax, home);
+                Some(sender.map_err(|why| Reply::bad_sender(&why.to_string()))?)
+            }
         };
         Ok(mail)
     }
@@ -252,34 +288,35 @@ impl Mail {
 /// Reads `TO:<path> parameters` of RCPT. `utf8`: the transaction has SMTPUTF8.
 ///
 /// `<postmaster>`, which needs no domain, becomes postmaster at `hostname`: the stages behind then have an
-/// address like any other, and the one domain that is surely ours. RFC 5321 section 4.5.1.
+/// address like any other, and the one domain that is surely ours. RFC 5321 section 4.5.1. Unless the listener is strict,
+/// any other recipient without a domain is of `hostname` too.
 ///
 /// # Errors
 /// The reply that says what is wrong.
 pub fn parse_recipient(arguments: &[u8], manners: Manners, utf8: bool, hostname: &Domain) -> Result<Recipient, Reply> {
-    let path = Path::parse(text(arguments)?, "TO:", manners.strict)?;
+    let Manners { syntax, .. } = manners;
+    let path = Path::parse(text(arguments)?, "TO:", syntax)?;
     let (mut notify, mut orcpt) = (None, None);
-    for parameter in Parameter::all(path.parameters, manners.extended, utf8) {
+    for parameter in Parameter::all(path.parameters, manners, utf8) {
         let parameter = parameter?;
         match parameter.name.to_ascii_uppercase().as_str() {
-            "NOTIFY" => parameter.once(&mut notify, parse_notify)?,
-            "ORCPT" => parameter.once(&mut orcpt, parse_original_recipient)?,
+            "NOTIFY" => parameter.once(&mut notify, |value| parse_notify(value, syntax))?,
+            "ORCPT" => {
+                parameter.once_about_reports(&mut orcpt, syntax, |value| parse_original_recipient(value, syntax))?
+            }
             _ => return Err(Reply::unknown_parameter(parameter.name)),
         }
     }
     if !path.is_ascii && !utf8 {
         return Err(Reply::utf8_not_declared());
     }
-    let address = Address::parse(path.mailbox).or_else(|why| match Address::parse_local(path.mailbox) {
-        Ok((local, "")) if why == Malformed::NoDomain && local.eq_ignore_ascii_case("postmaster") => {
-            Address::new(&local, hostname.clone())
-        }
-        _ => Err(why),
-    });
+    let is_postmaster = path.mailbox.trim_matches('"').eq_ignore_ascii_case("postmaster");
+    let home = Some(hostname).filter(|_| is_postmaster || syntax == Syntax::Lenient);
+    let address = Address::parse_as(path.mailbox, syntax, home);
     Ok(Recipient {
         address: address.map_err(|why| Reply::bad_recipient(&why.to_string()))?,
         notify: notify.unwrap_or_default(),
-        orcpt,
+        orcpt: orcpt.flatten(),
     })
 }
 
@@ -307,24 +344,57 @@ struct Path<'a> {
 }
 
 impl<'a> Path<'a> {
-    fn parse(arguments: &'a str, keyword: &str, strict: bool) -> Result<Self, Reply> {
+    fn parse(arguments: &'a str, keyword: &str, syntax: Syntax) -> Result<Self, Reply> {
         let malformed = || Reply::bad_argument(&format!("expected {keyword}<address>"));
+        let arguments = trimmed(arguments, syntax);
         let (word, rest) = arguments.split_at_checked(keyword.len()).ok_or_else(malformed)?;
         if !word.eq_ignore_ascii_case(keyword) {
             return Err(malformed());
         }
         // RFC 5321 section 3.3 permits no space here; many a device sends one all the same.
-        let rest = if strict { rest } else { rest.strip_prefix(' ').unwrap_or(rest) };
-        let path = rest.strip_prefix('<').ok_or_else(malformed)?;
+        let rest = trimmed(rest, syntax);
+        let Some(path) = rest.strip_prefix('<') else {
+            return match syntax {
+                Syntax::Strict => Err(malformed()),
+                Syntax::Lenient => Self::bare(rest).ok_or_else(malformed),
+            };
+        };
         let routed = path.starts_with('@');
         let mailbox = if routed { skip_route(path).ok_or_else(malformed)? } else { path };
-        let end = end_of_mailbox(mailbox).ok_or_else(malformed)?;
+        let end = end_of_quotes(mailbox).and_then(|from| Some(from + mailbox[from..].find('>')?));
+        let end = end.ok_or_else(malformed)?;
         let parameters = &mailbox[end + 1..];
-        if !parameters.is_empty() && !parameters.starts_with(' ') {
+        let is_apart = match syntax {
+            Syntax::Strict => parameters.starts_with(' '),
+            Syntax::Lenient => parameters.starts_with([' ', '\t']),
+        };
+        if !parameters.is_empty() && !is_apart {
             return Err(malformed());
         }
         let is_ascii = path[..path.len() - parameters.len()].is_ascii();
         Ok(Self { mailbox: &mailbox[..end], routed, is_ascii, parameters })
+    }
+
+    /// A mailbox without brackets, which ends at a blank. Nothing is not the null reverse-path, a single bracket not half
+    /// a path, and `FROM: SIZE=1000` has no sender.
+    fn bare(text: &'a str) -> Option<Self> {
+        let from = end_of_quotes(text)?;
+        let end = text[from..].find([' ', '\t']).map_or(text.len(), |end| from + end);
+        let (mailbox, parameters) = text.split_at(end);
+        let unquoted = &mailbox[from..];
+        let is_parameter = unquoted.contains('=') && !mailbox.contains('@');
+        if mailbox.is_empty() || mailbox.starts_with('@') || unquoted.contains(['<', '>']) || is_parameter {
+            return None;
+        }
+        Some(Self { mailbox, routed: false, is_ascii: mailbox.is_ascii(), parameters })
+    }
+}
+
+/// Without the blanks in front that are forgiven.
+fn trimmed(text: &str, syntax: Syntax) -> &str {
+    match syntax {
+        Syntax::Strict => text,
+        Syntax::Lenient => text.trim_start_matches([' ', '\t']),
     }
 }
 
@@ -344,34 +414,42 @@ fn skip_route(mut text: &str) -> Option<&str> {
     None
 }
 
-/// Where the `>` stands that ends the path: the first one outside a quoted local part.
-fn end_of_mailbox(text: &str) -> Option<usize> {
-    let mut from = 0;
-    if text.starts_with('"') {
-        let mut bytes = text.bytes().enumerate().skip(1);
-        from = loop {
-            match bytes.next()? {
-                (index, b'"') => break index,
-                (_, b'\\') => drop(bytes.next()?),
-                _ => {}
-            }
-        };
+/// Where the quotes end that a local part stands in: behind them a blank or bracket is one. 0 where there are none; `None`
+/// where they are not closed.
+fn end_of_quotes(text: &str) -> Option<usize> {
+    if !text.starts_with('"') {
+        return Some(0);
     }
-    memchr::memchr(b'>', &text.as_bytes()[from..]).map(|index| from + index)
+    let mut bytes = text.bytes().enumerate().skip(1);
+    loop {
+        match bytes.next()? {
+            (index, b'"') => return Some(index),
+            (_, b'\\') => drop(bytes.next()?),
+            _ => {}
+        }
+    }
 }
 
 /// One parameter of MAIL or RCPT.
 struct Parameter<'a> {
     name: &'a str,
     value: Option<&'a str>,
+    /// The value keeps to the grammar of all values. RFC 5321 section 4.1.2.
+    is_sound: bool,
 }
 
 impl<'a> Parameter<'a> {
-    fn all(text: &'a str, extended: bool, utf8: bool) -> impl Iterator<Item = Result<Self, Reply>> {
-        text.split(' ').filter(|word| !word.is_empty()).map(move |word| {
-            let parameter = Self::parse(word, utf8).ok_or_else(|| Reply::bad_argument("malformed parameter"))?;
+    fn all(text: &'a str, manners: Manners, utf8: bool) -> impl Iterator<Item = Result<Self, Reply>> {
+        let tabs = manners.syntax == Syntax::Lenient;
+        let words = text.split(move |c| c == ' ' || (tabs && c == '\t')).filter(|word| !word.is_empty());
+        words.map(move |word| {
+            let parameter = Self::parse(word, utf8).ok_or_else(malformed_parameter)?;
             // After HELO there is no parameter we know. RFC 5321 section 4.1.1.11.
-            if extended { Ok(parameter) } else { Err(Reply::unknown_parameter(parameter.name)) }
+            match manners.extended {
+                true => Ok(parameter),
+                false if parameter.is_sound => Err(Reply::unknown_parameter(parameter.name)),
+                false => Err(malformed_parameter()),
+            }
         })
     }
 
@@ -382,11 +460,11 @@ impl<'a> Parameter<'a> {
         };
         let name_is_sound = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        let value_is_sound = value.is_none_or(|value| {
+        let is_sound = value.is_none_or(|value| {
             !value.is_empty()
                 && value.bytes().all(|byte| byte != b'=' && (byte.is_ascii_graphic() || (utf8 && byte >= 128)))
         });
-        (name_is_sound && value_is_sound).then_some(Self { name, value })
+        name_is_sound.then_some(Self { name, value, is_sound })
     }
 
     fn is(&self, value: &str) -> bool {
@@ -397,12 +475,36 @@ impl<'a> Parameter<'a> {
         if slot.is_some() {
             return Err(Reply::bad_parameter(self.name, "given twice"));
         }
+        if !self.is_sound {
+            return Err(malformed_parameter());
+        }
         let value = self.value.ok_or_else(|| Reply::bad_parameter(self.name, "its value is missing"))?;
         *slot = Some(read(value).ok_or_else(|| Reply::bad_parameter(self.name, "bad value"))?);
         Ok(())
     }
 
+    /// The same for a parameter without which the message can do: unless the listener is strict, `Some(None)` is one
+    /// whose value cannot be used.
+    fn once_about_reports<T>(
+        &self,
+        slot: &mut Option<Option<T>>,
+        syntax: Syntax,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<(), Reply> {
+        match syntax {
+            Syntax::Strict => self.once(slot, |value| read(value).map(Some)),
+            Syntax::Lenient if slot.is_some() => Err(Reply::bad_parameter(self.name, "given twice")),
+            Syntax::Lenient => {
+                *slot = Some(self.value.and_then(read));
+                Ok(())
+            }
+        }
+    }
+
     fn flag(&self, slot: &mut bool) -> Result<(), Reply> {
+        if !self.is_sound {
+            return Err(malformed_parameter());
+        }
         if self.value.is_some() {
             return Err(Reply::bad_parameter(self.name, "has no value"));
         }
@@ -413,14 +515,19 @@ impl<'a> Parameter<'a> {
     }
 }
 
+fn malformed_parameter() -> Reply {
+    Reply::bad_argument("malformed parameter")
+}
+
 /// The value of SIZE; what no number of ours can hold is larger than any limit.
 fn size(value: &str) -> Option<u64> {
     let digits = value.len() <= SIZE_DIGITS && value.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| value.parse().unwrap_or(u64::MAX))
 }
 
-/// RFC 3461 section 4.1.
-fn parse_notify(value: &str) -> Option<Notify> {
+/// RFC 3461 section 4.1. A word given twice is a word, as with Postfix; nonsense stays nonsense, as with Postfix: it would
+/// decide whether the sender hears of a failure.
+fn parse_notify(value: &str, syntax: Syntax) -> Option<Notify> {
     if value.eq_ignore_ascii_case("NEVER") {
         return Some(Notify::Never);
     }
@@ -432,7 +539,7 @@ fn parse_notify(value: &str) -> Option<Notify> {
             _ if word.eq_ignore_ascii_case("DELAY") => &mut delay,
             _ => return None,
         };
-        if std::mem::replace(slot, true) {
+        if std::mem::replace(slot, true) && syntax == Syntax::Strict {
             return None;
         }
     }
@@ -440,24 +547,26 @@ fn parse_notify(value: &str) -> Option<Notify> {
 }
 
 /// RFC 3461 section 4.2, and RFC 6533 section 3 for the type `utf-8`.
-fn parse_original_recipient(value: &str) -> Option<OriginalRecipient> {
+fn parse_original_recipient(value: &str, syntax: Syntax) -> Option<OriginalRecipient> {
     let (kind, address) = value.split_once(';').filter(|_| value.len() <= ORCPT_LIMIT)?;
-    let atom = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte);
+    let atom = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/?^_`{|}~".contains(&byte);
     if kind.is_empty() || address.is_empty() || !kind.bytes().all(atom) {
         return None;
     }
-    let address =
-        if kind.eq_ignore_ascii_case("utf-8") { decode_utf8_address(address)? } else { decode_xtext(address)? };
+    let address = match kind.eq_ignore_ascii_case("utf-8") {
+        true => decode_utf8_address(address, syntax)?,
+        false => decode_xtext(address, syntax)?,
+    };
     Some(OriginalRecipient { kind: kind.into(), address })
 }
 
 /// The text behind xtext: `+HH` is an octet. Octets that are no ASCII, or control characters, have no business
 /// in an identifier or address, and would later stand in a header field. RFC 3461 section 4.
-fn decode_xtext(xtext: &str) -> Option<Box<str>> {
+fn decode_xtext(xtext: &str, syntax: Syntax) -> Option<Box<str>> {
     let mut decoded = String::with_capacity(xtext.len());
     let mut bytes = xtext.bytes();
     while let Some(byte) = bytes.next() {
-        let byte = if byte == b'+' { hex_octet(bytes.next()?, bytes.next()?)? } else { byte };
+        let byte = if byte == b'+' { hex_octet(bytes.next()?, bytes.next()?, syntax)? } else { byte };
         match byte {
             b' '..=b'~' => decoded.push(char::from(byte)),
             _ => return None,
@@ -466,18 +575,19 @@ fn decode_xtext(xtext: &str) -> Option<Box<str>> {
     Some(decoded.into())
 }
 
-/// Two digits of `+HH`; small letters are not in the grammar.
-fn hex_octet(high: u8, low: u8) -> Option<u8> {
+/// Two digits of `+HH`; small letters are not in the grammar, and can mean nothing else.
+fn hex_octet(high: u8, low: u8, syntax: Syntax) -> Option<u8> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'A'..=b'F' => Some(byte - b'A' + 10),
+        b'a'..=b'f' if syntax == Syntax::Lenient => Some(byte - b'a' + 10),
         _ => None,
     };
     Some(digit(high)? * 16 + digit(low)?)
 }
 
 /// The address behind `utf-8;`: UTF-8 as it is, `\x{HEX}` for a character, and xtext's `+HH` for ASCII.
-fn decode_utf8_address(text: &str) -> Option<Box<str>> {
+fn decode_utf8_address(text: &str, syntax: Syntax) -> Option<Box<str>> {
     let mut decoded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(character) = rest.chars().next() {
@@ -490,7 +600,7 @@ fn decode_utf8_address(text: &str) -> Option<Box<str>> {
             }
             '+' => {
                 let octet = rest.as_bytes().get(1..3)?;
-                let octet = hex_octet(octet[0], octet[1]).filter(u8::is_ascii)?;
+                let octet = hex_octet(octet[0], octet[1], syntax).filter(u8::is_ascii)?;
                 rest = &rest[3..];
                 char::from(octet)
             }

@@ -21,6 +21,7 @@ use super::auth::{Credentials, Heard, Hearing};
 use super::command::{self, Mail, Manners, Verb};
 use super::extension::Offer;
 use super::framing::{COMMAND_LIMIT, ChunkReader, DotReader, LOGIN_LIMIT, Line, LineReader};
+use crate::message::address::Syntax;
 use crate::message::{Address, Domain, Envelope, Recipient};
 
 /// What a session is held to; the receive connector and the listener say so.
@@ -42,7 +43,7 @@ pub struct Terms {
     pub max_recipients: usize,
     /// Beyond: 421 4.7.0 and close.
     pub max_errors: usize,
-    /// Refuse clients that talk before the greeting or pipeline out of order.
+    /// Refuse clients that talk before the greeting, pipeline out of order, or depart from the grammar.
     pub strict: bool,
     /// XOORG is offered, in TLS: an internal connector.
     pub xoorg: bool,
@@ -50,6 +51,12 @@ pub struct Terms {
     pub command_timeout: Duration,
     /// The wait for the next piece of a message, and how far the whole message may lag behind [`LEAST_RATE`].
     pub data_timeout: Duration,
+}
+
+impl Terms {
+    fn syntax(&self) -> Syntax {
+        if self.strict { Syntax::Strict } else { Syntax::Lenient }
+    }
 }
 
 /// What the driver is to do next.
@@ -94,7 +101,7 @@ pub enum Question {
     Message {
         /// The envelope with the recipients that were accepted.
         envelope: Envelope,
-        /// What the client called itself.
+        /// What the client called itself, cleaned up: see [`command::hello_name`].
         hello: String,
         /// EHLO rather than HELO.
         extended: bool,
@@ -241,7 +248,7 @@ struct Transaction {
     repeated: usize,
     /// RCPTs beyond `max_recipients`.
     surplus: usize,
-    /// The recipients again, once they are many.
+    /// The recipients' addresses, once they are many.
     index: HashSet<Address>,
 }
 
@@ -649,7 +656,7 @@ impl Session {
     }
 
     fn hello(&mut self, arguments: &[u8], extended: bool) -> Result<(), Reply> {
-        let name = command::hello_name(arguments)?;
+        let name = command::hello_name(arguments, self.terms.syntax())?;
         // As RSET. RFC 5321 section 4.1.4.
         self.end_transaction();
         self.hello = Some(Hello { name, extended });
@@ -782,7 +789,7 @@ impl Session {
         if self.terms.require_auth && !self.logged_in {
             return Err(Reply::login_required());
         }
-        let mail = Mail::parse(arguments, self.manners())?;
+        let mail = Mail::parse(arguments, self.manners(), &self.terms.hostname)?;
         match self.size_limit() {
             Some(limit) if mail.size.is_some_and(|size| size > limit) => Err(Reply::message_too_big(limit)),
             _ => Ok(mail),
@@ -800,10 +807,9 @@ impl Session {
         };
         let utf8 = transaction.envelope.smtputf8;
         match command::parse_recipient(arguments, self.manners(), utf8, &self.terms.hostname) {
-            // Once is enough: RFC 5321 section 4.1.1.3 leaves it to us, and nobody wants a message twice.
-            Ok(recipient)
-                if transaction.repeated < self.terms.max_recipients && transaction.has(&recipient.address) =>
-            {
+            // Once is enough: RFC 5321 section 4.1.1.3 leaves it to us, and nobody wants a message twice. Who is named again
+            // with other wishes for reports is a recipient of its own until the message is planned.
+            Ok(recipient) if transaction.repeated < self.terms.max_recipients && transaction.has(&recipient) => {
                 transaction.repeated += 1;
                 self.state = State::Addressing(transaction);
                 self.say(&Reply::recipient_ok());
@@ -811,7 +817,7 @@ impl Session {
             // New ones or the same again and again: there is an end to both.
             Ok(recipient)
                 if transaction.envelope.recipients.len() >= self.terms.max_recipients
-                    || transaction.has(&recipient.address) =>
+                    || transaction.has(&recipient) =>
             {
                 transaction.surplus += 1;
                 let endless = transaction.surplus > self.terms.max_recipients.saturating_mul(SURPLUS);
@@ -1182,7 +1188,7 @@ impl Session {
             extended: self.is_extended(),
             secure: self.secure,
             auth: self.terms.offer_auth && self.secure,
-            strict: self.terms.strict,
+            syntax: self.terms.syntax(),
             xoorg: self.secure && self.terms.xoorg,
         }
     }
@@ -1194,12 +1200,9 @@ fn ceiling(limit: u64) -> u64 {
 }
 
 impl Transaction {
-    fn has(&self, address: &Address) -> bool {
-        if self.index.is_empty() {
-            self.envelope.recipients.iter().any(|recipient| recipient.address == *address)
-        } else {
-            self.index.contains(address)
-        }
+    fn has(&self, recipient: &Recipient) -> bool {
+        let may_be_known = self.index.is_empty() || self.index.contains(&recipient.address);
+        may_be_known && self.envelope.recipients.contains(recipient)
     }
 
     fn add(&mut self, recipient: Recipient) {

@@ -422,7 +422,22 @@ fn parameters_and_odd_addresses_travel_on() {
     let mut client = Client::hello(daemon.address());
     let reply = client.say("MAIL FROM:<erin@fabrikam.com> SIZE=1048577");
     assert!(reply.starts_with("552 5.3.4 "), "{reply}");
+    let verp = format!("bounces+{}@fabrikam.com", "x".repeat(200));
     for (mail, rcpt, from, to, passed) in [
+        (
+            &*format!("MAIL FROM:  {verp} SIZE=100"),
+            "RCPT TO:\t<julie..smith@contoso.com>",
+            &*verp,
+            "\"julie..smith\"@contoso.com",
+            "",
+        ),
+        (
+            "MAIL FROM:<root> AUTH=<> ENVID=+C3+A9",
+            "RCPT TO:julie@contoso.com ORCPT=rfc822;+C3+A9@contoso.com",
+            "root@mail.contoso.com",
+            "julie@contoso.com",
+            "",
+        ),
         (
             "MAIL FROM:<Erin.O'Hara@fabrikam.com> SIZE=100",
             "RCPT TO:<\"a b\"@contoso.com>",
@@ -463,6 +478,32 @@ fn parameters_and_odd_addresses_travel_on() {
             assert!(arrival.rcpt[0].contains("NOTIFY=NEVER"), "{:?}", arrival.rcpt);
             assert!(arrival.rcpt[0].contains("ORCPT=rfc822;julie@x.example"), "{:?}", arrival.rcpt);
         }
+    }
+}
+
+/// A device that calls itself something that no host is called may send. The name stands in a comment of `Received:` and in
+/// the event, cleaned up.
+#[test]
+fn a_client_may_call_itself_what_it_likes() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let daemon = Daemon::spawn(scratch.path(), &config(sink.address, IN_THE_CLEAR));
+    for (number, (hello, expected)) in [
+        (&b"EHLO b\xc3\xbcro-pc\r\n"[..], "b%C3%BCro-pc"),
+        (b"EHLO DESKTOP-\xc4\xd6\r\n", "DESKTOP-%C4%D6"),
+        (b"HELO host name (with blanks)\r\n", "host%20name%20%28with%20blanks%29"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (mut client, _) = Client::greeted(daemon.address()).unwrap();
+        client.send(hello).unwrap();
+        assert!(client.reply().unwrap().starts_with("250"), "{expected}");
+        let reply = client.deliver("erin@fabrikam.com", &["julie@contoso.com"], MESSAGE).unwrap();
+        assert!(reply.starts_with("250 "), "{expected}: {reply}");
+        let arrival = sink.wait_for(number + 1).pop().unwrap();
+        let text = String::from_utf8(arrival.content).unwrap().replace("\r\n\t", " ");
+        let field = format!("Received: from [127.0.0.1] (helo={expected}) by mail.contoso.com");
+        assert!(text.contains(&field), "{field}: {text}");
     }
 }
 

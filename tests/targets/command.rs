@@ -3,6 +3,7 @@
 //! A case is one line, as it stands between two CRLF.
 
 use bytes::BytesMut;
+use causeway::message::address::Syntax;
 use causeway::message::{Address, BodyType, Domain, Notify, OriginalRecipient, Recipient, Ret};
 use causeway::smtp::Reply;
 use causeway::smtp::command::{self, Mail, Manners, Verb};
@@ -10,7 +11,7 @@ use causeway::smtp::command::{self, Mail, Manners, Verb};
 use super::is_printable;
 
 /// As an internal listener with everything reads a line.
-pub const FULL: Manners = Manners { extended: true, secure: true, auth: true, strict: false, xoorg: true };
+pub const FULL: Manners = Manners { extended: true, secure: true, auth: true, syntax: Syntax::Lenient, xoorg: true };
 
 pub fn hostname() -> Domain {
     Domain::parse("mail.contoso.com").unwrap()
@@ -23,9 +24,12 @@ pub fn command(line: &[u8]) {
     assert!(Verb::of(&upper).0 == verb || upper.starts_with(b"SSH-"), "case matters");
     let padded = [line, b" \t "].concat();
     assert_eq!(Verb::of(&padded), (verb, arguments), "blanks at the end matter");
-    if let Ok(name) = command::hello_name(arguments) {
-        assert!((1..=255).contains(&name.len()) && is_printable(&name) && !name.contains(' '));
+    let names = [Syntax::Lenient, Syntax::Strict].map(|syntax| command::hello_name(arguments, syntax).ok());
+    for name in names.iter().flatten() {
+        let clean = |octet: u8| octet.is_ascii_alphanumeric() || b"-._%[]:".contains(&octet);
+        assert!((1..=3 * 255).contains(&name.len()) && name.bytes().all(clean), "{name}");
     }
+    assert!(names[1].is_none() || names[0] == names[1], "a strict listener hears another name: {names:?}");
     if let Some((octets, last)) = command::parse_chunk(arguments) {
         let again = format!("{octets}{}", if last { " LAST" } else { "" });
         assert_eq!(command::parse_chunk(again.as_bytes()), Some((octets, last)));
@@ -45,14 +49,14 @@ fn check_refusal(reply: &Reply) {
 }
 
 fn mail(arguments: &[u8]) {
-    let full = Mail::parse(arguments, FULL);
+    let full = Mail::parse(arguments, FULL, &hostname());
     for manners in [
-        Manners { strict: true, ..FULL },
+        Manners { syntax: Syntax::Strict, ..FULL },
         Manners { extended: false, ..FULL },
         Manners { secure: false, xoorg: false, ..FULL },
         Manners { auth: false, ..FULL },
     ] {
-        match (Mail::parse(arguments, manners), &full) {
+        match (Mail::parse(arguments, manners, &hostname()), &full) {
             (Ok(mail), full) => assert_eq!(full.as_ref(), Ok(&mail), "what {manners:?} takes means something else"),
             (Err(reply), _) => check_refusal(&reply),
         }
@@ -65,13 +69,13 @@ fn mail(arguments: &[u8]) {
     mail.sender.iter().for_each(check_address);
     assert!(mail.envid.as_ref().is_none_or(|envid| envid.len() <= 100 && is_printable(envid)));
     let said = say_mail(&mail);
-    assert_eq!(Mail::parse(said.as_bytes(), FULL), Ok(mail), "{said}");
+    assert_eq!(Mail::parse(said.as_bytes(), FULL, &hostname()), Ok(mail), "{said}");
 }
 
 fn recipient(arguments: &[u8]) {
     for utf8 in [false, true] {
         let full = command::parse_recipient(arguments, FULL, utf8, &hostname());
-        for manners in [Manners { strict: true, ..FULL }, Manners { extended: false, ..FULL }] {
+        for manners in [Manners { syntax: Syntax::Strict, ..FULL }, Manners { extended: false, ..FULL }] {
             match (command::parse_recipient(arguments, manners, utf8, &hostname()), &full) {
                 (Ok(recipient), full) => assert_eq!(full.as_ref(), Ok(&recipient), "{manners:?}"),
                 (Err(reply), _) => check_refusal(&reply),
@@ -106,7 +110,7 @@ fn recipient(arguments: &[u8]) {
 /// What every checked address is, however it came.
 pub fn check_address(address: &Address) {
     let (local, domain) = (address.local(), address.domain());
-    assert!(local.len() <= 64 && !local.chars().any(char::is_control), "{address:?}");
+    assert!(local.len() <= 256 && !local.chars().any(char::is_control), "{address:?}");
     assert!(domain.as_str().len() <= 255 && domain.as_str().is_ascii());
     match domain.literal() {
         Some(ip) => assert_eq!(&Domain::from_ip(ip), domain),

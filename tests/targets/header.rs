@@ -186,8 +186,18 @@ pub fn received(data: &[u8]) {
     let date = received::date(at);
     assert!(unfolded.ends_with(&format!("; {date}\r\n")), "{unfolded:?}");
     let said: Vec<&str> = unfolded.split(' ').collect();
-    let word = if hello.is_empty() { "unknown" } else { said[2] };
-    assert!(said[2] == word && said[3].starts_with("(["), "the client's name is one word: {unfolded:?}");
+    let literal = format!("{}", Domain::from_ip(peer));
+    match received::is_host_or_literal(hello) {
+        true => {
+            let word = if hello.is_empty() { "unknown" } else { said[2] };
+            assert_eq!(said[2..4], [word, &format!("({literal})")], "the client's name is one word: {unfolded:?}");
+        }
+        false => {
+            let name = said[3].strip_prefix("(helo=").and_then(|name| name.strip_suffix(')'));
+            let clean = |octet: u8| octet.is_ascii_alphanumeric() || b".-_%[]:".contains(&octet);
+            assert!(said[2] == literal && name.is_some_and(|name| name.bytes().all(clean)), "{unfolded:?}");
+        }
+    }
     assert_eq!(said[4..7], ["by", "mail.contoso.com", "with"], "{unfolded:?}");
 }
 

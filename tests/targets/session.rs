@@ -53,7 +53,7 @@ struct World<'t> {
     logged_in: bool,
     /// The transaction under way, as the answers have it.
     sender: Option<Option<Address>>,
-    accepted: Vec<Address>,
+    accepted: Vec<Recipient>,
 }
 
 pub fn session(data: &[u8]) {
@@ -209,14 +209,14 @@ impl<'t> World<'t> {
             Question::Recipient(recipient) => {
                 assert!(self.sender.is_some(), "a recipient without a sender");
                 assert!(self.accepted.len() < self.terms.max_recipients, "more recipients than there may be");
-                assert!(!self.accepted.contains(&recipient.address), "asked a second time");
+                assert!(!self.accepted.contains(&recipient), "asked a second time");
                 let address = recipient.address.clone();
-                self.seen.recipients.push(recipient);
+                self.seen.recipients.push(recipient.clone());
                 match address.local() {
                     local if local.starts_with("nobody") => Answer::Refuse(Reply::unknown_recipient(&address)),
                     local if local.starts_with("later") => Answer::Refuse(Reply::directory_unavailable()),
                     _ => {
-                        self.accepted.push(address);
+                        self.accepted.push(recipient);
                         Answer::Go
                     }
                 }
@@ -225,9 +225,12 @@ impl<'t> World<'t> {
                 let content = std::mem::take(&mut self.kept);
                 let sender = self.sender.take().expect("a message without a transaction");
                 assert_eq!(envelope.sender, sender, "the sender of another message");
-                let addresses: Vec<_> = envelope.recipients.iter().map(|one| one.address.clone()).collect();
-                assert_eq!(addresses, std::mem::take(&mut self.accepted), "the recipients of another message");
-                assert!(!addresses.is_empty(), "a message for nobody");
+                assert_eq!(
+                    envelope.recipients,
+                    std::mem::take(&mut self.accepted),
+                    "the recipients of another message"
+                );
+                assert!(!envelope.recipients.is_empty(), "a message for nobody");
                 assert!(content.len() as u64 <= self.terms.max_message_size.unwrap_or(u64::MAX), "too big");
                 assert!(is_clean(&content), "a bare control in {:?}", content.escape_ascii().to_string());
                 self.seen.messages.push(Taken { envelope, hello, extended, content });

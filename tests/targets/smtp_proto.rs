@@ -27,14 +27,25 @@ struct Line<'l> {
     /// In upper case.
     upper: String,
     refusal: String,
+    /// What we read otherwise.
+    unlike: String,
 }
 
 /// Lines that both take and read differently.
-const READ_DIFFERENTLY: &[Difference] = &[Difference {
-    reason: "RFC 5321 section 4.1.2: in a quoted local part a backslash stands for what follows it, and quotes are not \
-             part of it. They keep or lose some of these, and take quotes in the middle of an atom",
-    concerns: |line| line.text.contains(['"', '\\']),
-}];
+const READ_DIFFERENTLY: &[Difference] = &[
+    Difference {
+        reason: "RFC 5321 section 4.1.2: in a quoted local part a backslash stands for what follows it, and quotes are not \
+                 part of it. They keep or lose some of these, and take quotes in the middle of an atom",
+        concerns: |line| line.text.contains(['"', '\\']),
+    },
+    Difference {
+        reason: "an ENVID or ORCPT that cannot be used is left out, and decides nothing: they cut broken xtext short, and \
+                 take what is too long or not ASCII",
+        concerns: |line| {
+            line.unlike.starts_with("ENVID: ours is None") || line.unlike.starts_with("ORCPT: ours is None")
+        },
+    },
+];
 
 /// Lines that they take and we refuse.
 const STRICTER: &[Difference] = &[
@@ -44,8 +55,8 @@ const STRICTER: &[Difference] = &[
         concerns: |line| line.text.contains(['\r', '\n', '\0']),
     },
     Difference {
-        reason: "addresses are parsed, not only looked through for an @: a domain is a domain, a local part has 64 \
-                 octets, and its quotes stand around the whole of it",
+        reason: "addresses are parsed, not only looked through for an @: a domain is a domain, a path has 256 octets, \
+                 and the quotes of a local part stand around the whole of it",
         concerns: |line| line.refusal.starts_with("501 5.1."),
     },
     Difference {
@@ -54,8 +65,7 @@ const STRICTER: &[Difference] = &[
         concerns: |line| line.refusal.starts_with("555 "),
     },
     Difference {
-        reason: "a parameter given twice, with a value it cannot have or without one is 501: they take the last, cut \
-                 broken xtext short, and take `+hh` in small letters (RFC 3461 section 4 has none)",
+        reason: "a parameter given twice, with a value it cannot have or without one is 501: they take the last",
         concerns: |line| {
             line.refusal.starts_with("501 5.5.4 parameter ") || line.refusal.contains("malformed parameter")
         },
@@ -65,7 +75,7 @@ const STRICTER: &[Difference] = &[
         concerns: |line| line.refusal.starts_with("553 5.6.7"),
     },
     Difference {
-        reason: "one blank may stand before the path, and none within `FROM:` or `TO:` or around an address: they skip \
+        reason: "blanks may stand before the path, and none within `FROM:` or `TO:` or around an address: they skip \
                  blanks anywhere, and what lies between an address and the next one",
         concerns: |line| line.refusal.starts_with("501 5.5.4 expected "),
     },
@@ -108,9 +118,26 @@ const MORE_LENIENT: &[Difference] = &[
         concerns: |line| line.text.contains("@["),
     },
     Difference {
-        reason: "blanks at the end of a line and between parameters do not count",
-        concerns: |line| line.text.ends_with([' ', '\t']) || line.text.contains("  "),
+        reason: "blanks and tabs before a path, at the end of a line and between parameters do not count",
+        concerns: |line| line.text.ends_with([' ', '\t']) || line.text.contains("  ") || line.text.contains('\t'),
     },
+    Difference {
+        reason: "a path may come without its brackets, as devices send it",
+        concerns: |line| !line.text.contains('<'),
+    },
+    Difference {
+        reason: "an address without a domain is of our host",
+        concerns: |line| !line.text.split(['>', ' ']).any(|word| word.contains('@') && !word.contains("PT=")),
+    },
+    Difference {
+        reason: "dots stand anywhere in a local part",
+        concerns: |line| line.text.contains("..") || line.text.contains(".@") || line.text.contains("<."),
+    },
+    Difference {
+        reason: "a local part may be as long as its path allows",
+        concerns: |line| line.text.split('@').any(|part| part.len() > 64),
+    },
+    Difference { reason: "a word in NOTIFY may be given twice", concerns: |line| line.upper.contains("NOTIFY=") },
 ];
 
 pub fn compare(data: &[u8]) {
@@ -120,13 +147,13 @@ pub fn compare(data: &[u8]) {
     // Text that is no UTF-8 they would make into some; we refuse it.
     let Ok(text) = std::str::from_utf8(data) else { return };
     let utf8 = text.to_ascii_uppercase().contains(" SMTPUTF8");
-    let mut line = Line { text, upper: text.to_ascii_uppercase(), refusal: String::new() };
+    let mut line = Line { text, upper: text.to_ascii_uppercase(), refusal: String::new(), unlike: String::new() };
     // No reader of lines lets these through.
     let clean = !text.contains(['\r', '\n', '\0']);
     match verb {
         _ if !clean => line.refusal = "a bare control".to_owned(),
-        Verb::Mail => match (Mail::parse(arguments, FULL), theirs) {
-            (Ok(ours), Ok(Request::Mail { from })) => return agree(&line, same_mail(&ours, &from)),
+        Verb::Mail => match (Mail::parse(arguments, FULL, &hostname()), theirs) {
+            (Ok(ours), Ok(Request::Mail { from })) => return agree(line, same_mail(&ours, &from)),
             (Ok(_), theirs) => return explain(&line, MORE_LENIENT, &format!("we take it, they say {theirs:?}")),
             (Err(reply), Ok(Request::Mail { .. })) => line.refusal = reply.to_string(),
             (Err(_), _) => return,
@@ -135,7 +162,7 @@ pub fn compare(data: &[u8]) {
             // Whether UTF-8 may come is said at MAIL; they take it at any time.
             let ours = command::parse_recipient(arguments, FULL, utf8 || !text.is_ascii(), &hostname());
             match (ours, theirs) {
-                (Ok(ours), Ok(Request::Rcpt { to })) => return agree(&line, same_recipient(&ours, &to)),
+                (Ok(ours), Ok(Request::Rcpt { to })) => return agree(line, same_recipient(&ours, &to)),
                 (Ok(_), theirs) => return explain(&line, MORE_LENIENT, &format!("we take it, they say {theirs:?}")),
                 (Err(reply), Ok(Request::Rcpt { .. })) => line.refusal = reply.to_string(),
                 (Err(_), _) => return,
@@ -150,9 +177,10 @@ pub fn compare(data: &[u8]) {
     explain(&line, STRICTER, &what);
 }
 
-fn agree(line: &Line<'_>, same: Result<(), String>) {
+fn agree(mut line: Line<'_>, same: Result<(), String>) {
     if let Err(what) = same {
-        explain(line, READ_DIFFERENTLY, &what);
+        line.unlike = what;
+        explain(&line, READ_DIFFERENTLY, &line.unlike);
     }
 }
 
@@ -166,9 +194,12 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, ours: T, theirs: T) -> Resul
     if ours == theirs { Ok(()) } else { Err(format!("{what}: ours is {ours:?}, theirs is {theirs:?}")) }
 }
 
-/// They leave an address as it is written, but for its quotes; domains have no case.
+/// They leave an address as it is written, but for its quotes; domains have no case. One without a domain is of our host.
 fn same_address(ours: &Address, theirs: &str) -> Result<(), String> {
-    let (local, domain) = theirs.rsplit_once('@').unwrap_or((theirs, ""));
+    let Some((local, domain)) = theirs.rsplit_once('@') else {
+        same("local part", ours.local(), theirs)?;
+        return same("whose it is", ours.domain(), &hostname());
+    };
     same("local part", ours.local(), local)?;
     let domain = causeway::message::Domain::parse(domain).map_err(|_| format!("their domain is {domain:?}"))?;
     same("domain", ours.domain(), &domain)
