@@ -25,6 +25,7 @@ mod hops;
 mod hybrid;
 mod init;
 mod manager;
+mod odd_certificates;
 mod operations;
 mod packaging;
 mod pairs;
