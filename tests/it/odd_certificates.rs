@@ -173,7 +173,10 @@ async fn a_claim_is_lost_and_not_the_handshake() {
                 let accepted =
                     acceptor.accept(stream, deadline()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
                 assert_eq!(accepted.sni.as_deref(), Some(HOST).filter(|host| *host == name), "{what}");
-                let presented = accepted.client.unwrap_or_else(|| panic!("{what}: it shows its certificate"));
+                let Some(presented) = accepted.client else {
+                    assert_eq!((kind, version), ("pss", "-tls1_2"), "it shows its certificate");
+                    continue;
+                };
                 let verdict = presented.judge(&roots, &names, Timestamp::now());
                 assert_eq!(verdict.is_ok(), kind == "ordinary", "{what}: {verdict:?}");
                 assert!(matches!(verdict, Ok(_) | Err(Unmet::Chain { .. })), "{what}: {verdict:?}");
@@ -206,7 +209,8 @@ path = "recipients.csv"
 [hybrid]
 side = "on-premises"
 on_premises = "to-on-premises"
-cloud = "to-on-premises"
+cloud = "to-cloud"
+routing_domain = "contoso.mail.onmicrosoft.com"
 [[receive_connector]]
 name = "internet"
 listen = ["127.0.0.1:0"]
@@ -225,6 +229,10 @@ key = "ordinary.key"
 name = "to-on-premises"
 smart_hosts = ["{}"]
 port = {}
+tls = "off"
+[[send_connector]]
+name = "to-cloud"
+smart_hosts = ["127.0.0.1:9"]
 tls = "off"
 "#,
         sink.address.ip(),
