@@ -426,6 +426,15 @@ fn put_line(line: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Text as quoted-printable.
+pub fn quoted_printable(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + text.len() / 8);
+    let mut quoted = Quoted::default();
+    quoted.encode(text, &mut out);
+    quoted.finish(&mut out);
+    out
+}
+
 /// The whole message: what stands in front of its body, then that. Each piece of the result goes to `out`. Blocking where the
 /// bytes lie on disk.
 ///

@@ -32,6 +32,7 @@ mod pairs;
 mod postfix;
 mod privileges;
 mod scenarios;
+mod seven_bit;
 mod spools;
 mod swaks;
 mod trace;
