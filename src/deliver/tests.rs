@@ -542,7 +542,9 @@ async fn what_one_host_cannot_take_another_of_equal_preference_may() {
     let new = Peer::start(Manner { offers: FAST, ..Manner::default() }).await;
     let eight = message_of(TO, Body::from_bytes("Subject: x\r\n\r\né\r\n"));
     let mut send = connector(&[old.address, new.address]);
-    let words = World::new(SendConnector { hops: send.hops.clone(), ..connector(&[]) }).words(&eight).await;
+    send.eight_bit = EightBit::Return;
+    let one = SendConnector { hops: send.hops.clone(), eight_bit: EightBit::Return, ..connector(&[]) };
+    let words = World::new(one).words(&eight).await;
     assert!(words.starts_with("5.6.3 "), "C161, another preference: {words}");
     if let Hops::SmartHosts(hosts) = &mut send.hops {
         hosts.iter_mut().for_each(|host| host.preference = 10);
