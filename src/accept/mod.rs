@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 mod attribute;
 mod drive;
+mod failures;
 mod limits;
 mod logins;
 pub mod proxy;
@@ -29,6 +30,7 @@ mod reception;
 pub use attribute::{Attribution, attribute};
 pub use drive::{Reception, drive};
 
+use failures::FailedHandshakes;
 use limits::{Descriptors, Limits, Slot};
 use logins::Logins;
 use reception::RelayReception;
@@ -38,7 +40,7 @@ use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
 use crate::relay::{Relay, Snapshot};
 use crate::smtp::Reply;
 use crate::smtp::server::{Session, Terms};
-use crate::tls::{Acceptor, ClientCertificate, Stream};
+use crate::tls::{Acceptor, ClientCertificate, HandshakeError, Stream, in_words};
 
 /// After `accept` failed (no descriptors left, say), so long nothing is accepted: no spinning (S-121).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -150,6 +152,7 @@ pub struct ConnectionLimits {
     connections: Limits,
     descriptors: Descriptors,
     logins: Logins,
+    failed_handshakes: FailedHandshakes,
 }
 
 impl ConnectionLimits {
@@ -216,7 +219,16 @@ async fn serve(
     let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
         let acceptor = door.acceptor(&provisional.connector)?;
         let deadline = tokio::time::Instant::now() + provisional.connector.tls_handshake_timeout;
-        let accepted = acceptor.accept(socket, deadline).await?;
+        let accepted = match acceptor.accept(socket, deadline).await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Whoever connects and says nothing looks whether the port is open: load balancers do all day.
+                if error.began {
+                    limits.failed_handshakes.log(from.client, &provisional.connector.name.0, &error.to_string());
+                }
+                return Err(error.into());
+            }
+        };
         let certificate = accepted.client.as_ref();
         let proved = attribute(connectors, door.listen, peer.ip(), true, certificate, clock::wall());
         let attribution = proved.unwrap_or(provisional);
@@ -226,7 +238,8 @@ async fn serve(
     } else {
         (Stream::Plain(socket), provisional, None, None)
     };
-    converse(stream, (door, snapshot), relay, from, attribution, (tls, client), (slot, limits.logins), stopping).await
+    let counted = (slot, limits.logins, limits.failed_handshakes);
+    converse(stream, (door, snapshot), relay, from, attribution, (tls, client), counted, stopping).await
 }
 
 /// The session, once it is known who is there.
@@ -238,13 +251,26 @@ async fn converse(
     from: Addresses,
     attribution: Attribution,
     (tls, client): (Option<String>, Option<ClientCertificate>),
-    counted: (Slot, Logins),
+    (slot, logins, failed_handshakes): (Slot, Logins, FailedHandshakes),
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, clock::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), counted);
-    drive(stream, session, &mut reception, stopping).await
+    let mut reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), (slot, logins));
+    let ended = drive(stream, session, &mut reception, stopping).await;
+    if let Err(error) = &ended
+        && let Some(why) = handshake_failure(error)
+    {
+        failed_handshakes.log(from.client, reception.connector(), &why);
+    }
+    ended
+}
+
+/// Did the connection end because of TLS, and why? In TLS 1.3 a client says only after our side of the handshake that it
+/// does not accept our certificate.
+fn handshake_failure(error: &io::Error) -> Option<String> {
+    let failed = error.get_ref().and_then(|inner| inner.downcast_ref::<HandshakeError>());
+    failed.map(ToString::to_string).or_else(|| in_words(error))
 }
 
 /// [`serve`] for a connection of a simulated network, in the clear and without a proxy.
@@ -270,7 +296,7 @@ pub(crate) async fn serve_simulated(
         Err(reply) => return turn_away(stream, &reply).await,
     };
     let from = Addresses { peer, client: peer };
-    let counted = (slot, limits.logins);
+    let counted = (slot, limits.logins, limits.failed_handshakes);
     converse(stream, (door, snapshot), relay, from, attribution, (None, None), counted, stopping).await
 }
 

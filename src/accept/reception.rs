@@ -113,6 +113,11 @@ impl RelayReception {
         }
     }
 
+    /// Whose connection it is held to be.
+    pub(super) fn connector(&self) -> &str {
+        &self.attribution.connector.name.0
+    }
+
     fn sender(&mut self, envelope: Envelope, size: Option<u64>, xoorg: Option<Domain>) -> Answer {
         self.routed = Vec::new();
         self.discard();

@@ -337,10 +337,24 @@ pub struct SendConnector {
     pub connect_timeout: Duration,
     /// BDAT where the server offers it.
     pub chunking: bool,
+    /// What becomes of 8-bit content for a server without 8BITMIME.
+    pub eight_bit: EightBit,
     /// It leads to the other premises: organization headers and XOORG travel along.
     pub internal: bool,
     /// False: never used.
     pub enabled: bool,
+}
+
+/// `[[send_connector]] eight_bit`: what becomes of 8-bit content for a server without 8BITMIME.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EightBit {
+    /// MIME parts become quoted-printable or base64; what cannot be converted goes as it is.
+    #[default]
+    Convert,
+    /// It goes as it is.
+    AsIs,
+    /// It is returned, with 5.6.3.
+    Return,
 }
 
 /// Where a send connector's mail goes.

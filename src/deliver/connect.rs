@@ -97,7 +97,8 @@ pub async fn open(target: &Target, way: &Way<'_>) -> Result<Connection, Failure>
     match open_with(target, way, demand, starttls).await {
         // Opportunistic: TLS that does not work is as if it had not been offered. RFC 7435.
         Err(OpenError::Tls(unmet)) if starttls == StartTls::IfOffered => {
-            tracing::info!(host = describe(target), %unmet, "TLS failed and is not demanded: going on in the clear");
+            let (connector, host) = (&way.connector.name, describe(target));
+            tracing::info!(%connector, host, %unmet, "TLS failed and is not demanded: going on in the clear");
             open_with(target, way, demand, StartTls::Never).await.map_err(|error| error.at(target))
         }
         result => result.map_err(|error| match error.at(target) {

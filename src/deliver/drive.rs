@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 use tokio::time::{Sleep, sleep_until};
 
 use super::connect::{in_words, now};
+use crate::message::downgrade::{Downgrade, downgrade};
 use crate::message::{Body, BodyType, firewall, header};
 use crate::outcome::Setback;
 use crate::smtp::client::{BLOCK_WAIT, Delivery, Mail, Payload, Session, Settled, Step, Stuffer};
@@ -81,13 +82,15 @@ impl Timer {
 }
 
 /// A message as it is sent: our fields, then what came.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Content {
     prefix: Bytes,
     /// What the header firewall left of the header of a message on disk; else empty.
     lead: Vec<Bytes>,
     body: Body,
-    /// Of all, in bytes.
+    /// `lead` and `body`, which lies on disk, are converted to 7-bit while they are sent.
+    convert: bool,
+    /// Of all that is sent, in bytes.
     pub size: u64,
     /// The last bytes are CRLF.
     pub ends_in_crlf: bool,
@@ -129,6 +132,43 @@ impl Content {
         looked.map_err(|error| spool(&message.content, &error))
     }
 
+    /// The same for a host without 8BITMIME: what can be is converted, and the rest goes as it is. A message on disk is
+    /// converted twice: here to know its size, and again while it is sent.
+    ///
+    /// # Errors
+    /// [`Setback::Spool`].
+    pub async fn to_seven_bit(&self) -> Result<Self, Setback> {
+        let content = self.clone();
+        let convert = move || content.convert();
+        let converted = match &self.body {
+            Body::Memory(_) => convert(),
+            Body::File { .. } => tokio::task::spawn_blocking(convert).await.unwrap_or_else(|error| Err(error.into())),
+        };
+        converted.map_err(|error| spool(&self.body, &error))
+    }
+
+    fn convert(self) -> io::Result<Self> {
+        let lead = || self.lead.iter().map(|piece| &piece[..]);
+        let in_memory = matches!(self.body, Body::Memory(_));
+        let (mut all, mut len, mut last) = (Vec::new(), 0, [0; 2]);
+        downgrade(lead(), &self.body, |piece| {
+            len += piece.len() as u64;
+            for &byte in &piece[piece.len().saturating_sub(2)..] {
+                last = [last[1], byte];
+            }
+            if in_memory {
+                all.extend_from_slice(piece);
+            }
+        })?;
+        let size = self.prefix.len() as u64 + len;
+        let ends_in_crlf = if len == 0 { self.ends_in_crlf } else { last == *b"\r\n" };
+        let converted = Self { size, ends_in_crlf, eight_bit: false, convert: !in_memory, ..self };
+        Ok(match in_memory {
+            true => Self { lead: Vec::new(), body: Body::from_bytes(all), ..converted },
+            false => converted,
+        })
+    }
+
     fn look(prefix: Bytes, body: Body, cut: bool, smtputf8: bool, declared: BodyType) -> io::Result<Self> {
         let body = match body {
             Body::File { len, .. } if len <= WHOLE => Body::from_bytes(body.read(0, WHOLE as usize)?),
@@ -155,7 +195,7 @@ impl Content {
         let eight_bit =
             !prefix.is_ascii() || (declared == BodyType::EightBit && (!ascii(&lead) || !body.is_seven_bit()?));
         let size = [&prefix].into_iter().chain(&lead).map(|piece| piece.len() as u64).sum::<u64>() + len;
-        Ok(Self { size, prefix, lead, body, ends_in_crlf, eight_bit, utf8_header })
+        Ok(Self { size, prefix, lead, body, convert: false, ends_in_crlf, eight_bit, utf8_header })
     }
 }
 
@@ -392,6 +432,10 @@ impl Wire<'_> {
             Payload::Chunk { .. } => None,
             Payload::Stuffed => Some(Stuffer::default()),
         };
+        if content.convert {
+            cut(&mut stuffer, &content.prefix, &mut slices);
+            return self.send_converted(slices, stuffer, payload, content).await;
+        }
         for piece in [&content.prefix].into_iter().chain(&content.lead) {
             cut(&mut stuffer, piece, &mut slices);
         }
@@ -422,6 +466,37 @@ impl Wire<'_> {
                 self.write(&mut before).await.map_err(SendError::Network)
             }
         }
+    }
+
+    /// Writes what is converted on its way from the disk, behind `before`.
+    async fn send_converted(
+        &mut self,
+        before: Vec<IoSlice<'_>>,
+        mut stuffer: Option<Stuffer>,
+        payload: Payload,
+        content: &Content,
+    ) -> Result<(), SendError> {
+        let mut before = before;
+        let mut downgrade = Downgrade::default();
+        let mut converted = Vec::new();
+        for piece in &content.lead {
+            downgrade.feed(piece, &mut converted);
+        }
+        let mut offset = 0;
+        while offset < content.body.len() {
+            let block = read_block(&content.body, offset).await.map_err(SendError::Spool)?;
+            offset += block.len() as u64;
+            downgrade.feed(&block, &mut converted);
+            let mut slices = std::mem::take(&mut before);
+            cut(&mut stuffer, &converted, &mut slices);
+            self.write(&mut slices).await.map_err(SendError::Network)?;
+            drop(slices);
+            converted.clear();
+        }
+        downgrade.finish(&mut converted);
+        cut(&mut stuffer, &converted, &mut before);
+        before.extend(end(payload, stuffer.as_ref()));
+        self.write(&mut before).await.map_err(SendError::Network)
     }
 }
 

@@ -431,6 +431,7 @@ mod tests {
             rate: None,
             connect_timeout: Duration::from_secs(30),
             chunking: true,
+            eight_bit: crate::config::EightBit::Convert,
             internal: false,
             enabled: true,
         }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use ipnet::IpNet;
 
 use crate::clock;
-use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, EightBit, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Address, Domain, Recipient, visit};
 use crate::outcome::Setback;
@@ -228,7 +228,7 @@ impl<R: Resolve> Deliverer<R> {
             (Hop::Mx(domain), Hops::Mx) if domain.literal().is_none() => Some(domain),
             _ => None,
         };
-        let mut content = None;
+        let mut contents = Contents::default();
         // Addresses that failed a moment ago come last, whatever their preference: they would most likely fail again.
         let mut put_off = VecDeque::new();
         let mut has_more = true;
@@ -277,7 +277,7 @@ impl<R: Resolve> Deliverer<R> {
                 marks: self.marks.as_deref(),
                 taken,
             };
-            match call.deliver(purpose, tried, &mut content, pending, results).await {
+            match call.deliver(purpose, tried, &mut contents, pending, results).await {
                 Ok(()) => {}
                 Err(Failure::OutOfReach(setback)) => {
                     hosts.was_not_tried();
@@ -362,6 +362,14 @@ fn note_all(pending: &mut [Pending], setback: &Setback) {
     }
 }
 
+/// A message as the hosts of one attempt get it. Each is made when the first host needs it.
+#[derive(Default)]
+struct Contents {
+    original: Option<Content>,
+    /// For hosts without 8BITMIME.
+    seven_bit: Option<Content>,
+}
+
 /// May this message take this way at all?
 fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback> {
     if !connector.enabled {
@@ -401,7 +409,7 @@ impl Call<'_> {
         &self,
         purpose: Purpose,
         mut tried: Vec<u16>,
-        content: &mut Option<Content>,
+        contents: &mut Contents,
         pending: &mut Vec<Pending>,
         results: &mut Vec<(u16, Result<Delivered, Setback>)>,
     ) -> Result<(), Failure> {
@@ -428,14 +436,27 @@ impl Call<'_> {
                     opened
                 }
             };
-            let content = match content {
-                Some(content) => &*content,
-                None => {
+            let original = match &mut contents.original {
+                Some(content) => content,
+                missing => {
                     let mark = self.mark(pending);
-                    content.insert(Content::of(self.message, mark, connector.internal).await.map_err(Failure::Setback)?)
+                    let content = Content::of(self.message, mark, connector.internal).await;
+                    missing.insert(content.map_err(Failure::Setback)?)
                 }
             };
-            let mail = self.mail(&tried, content, lease.may_chunk());
+            let needs_seven_bit = original.eight_bit && !connection.session.offered().eightbitmime;
+            let content = match (needs_seven_bit, connector.eight_bit) {
+                (false, _) | (true, EightBit::Return | EightBit::AsIs) => &*original,
+                (true, EightBit::Convert) => match &mut contents.seven_bit {
+                    Some(content) => content,
+                    missing => {
+                        tracing::debug!(id = %self.message.id, host = connection.host, "converted: it has no 8BITMIME");
+                        &*missing.insert(original.to_seven_bit().await.map_err(Failure::Setback)?)
+                    }
+                },
+            };
+            let mut mail = self.mail(&tried, content, lease.may_chunk());
+            mail.eight_bit &= !(needs_seven_bit && connector.eight_bit == EightBit::AsIs);
             let (settled, unheard) =
                 drive::transmit(&mut connection, mail, content, self.taken).await.map_err(Failure::Setback)?;
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {

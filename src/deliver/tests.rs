@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::{Login, SmartHost, SmartHostAddress};
+use crate::config::{EightBit, Login, SmartHost, SmartHostAddress};
 use crate::dns::{Absence, Answer, Mx};
 use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify, OrganizationHeaders};
 use crate::route::{CopyRecipient, HopCopy};
@@ -252,6 +252,7 @@ fn connector(peers: &[SocketAddr]) -> SendConnector {
         rate: None,
         connect_timeout: Duration::from_secs(5),
         chunking: true,
+        eight_bit: EightBit::Convert,
         internal: false,
         enabled: true,
     }
@@ -355,6 +356,72 @@ async fn a_connection_is_used_again_and_not_too_often() {
         // Whoever still has it after that is served, and nothing is kept.
         assert_eq!(world.words(&message(TO)).await, "250 Plain");
         until(|| peer.seen().open == 0).await;
+    }
+}
+
+/// A message in memory and one on disk, by DATA and by BDAT, for a host without 8BITMIME.
+#[tokio::test]
+async fn eight_bit_content_reaches_a_host_without_8bitmime() {
+    let line = "Gr\u{fc}\u{df}e aus dem Norden, mit Punkt am Anfang\r\n.\r\n";
+    let header = "Subject: x\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n";
+    let quoted_header = header.replace("8bit", "quoted-printable");
+    let quoted_line = "Gr=C3=BC=C3=9Fe aus dem Norden, mit Punkt am Anfang\r\n.\r\n";
+    let bare = format!("Subject: x\r\n\r\n{line}");
+    let many = 20_000;
+    let large = format!("{header}{}", line.repeat(many));
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(large.as_bytes()).unwrap();
+    let (file, path, len) = (Arc::new(file), Arc::new("x".into()), large.len() as u64);
+    let on_disk = Body::File { file, path, offset: 0, len };
+    let small = format!("{header}{line}");
+    let signed = format!("DKIM-Signature: v=1\r\n{small}");
+    type Row<'a> = (&'a str, Body, EightBit, &'a str, Option<String>);
+    let memory = |text: &str| Body::from_bytes(text.to_owned());
+    let rows: Vec<Row<'_>> = vec![
+        ("converted", memory(&small), EightBit::Convert, "SIZE", Some(quoted_header.clone() + quoted_line)),
+        ("by BDAT", memory(&small), EightBit::Convert, "CHUNKING", Some(quoted_header.clone() + quoted_line)),
+        (
+            "on disk",
+            on_disk.clone(),
+            EightBit::Convert,
+            "SIZE\nPIPELINING",
+            Some(quoted_header.clone() + &quoted_line.repeat(many)),
+        ),
+        (
+            "on disk, by BDAT",
+            on_disk.clone(),
+            EightBit::Convert,
+            "CHUNKING",
+            Some(quoted_header + &quoted_line.repeat(many)),
+        ),
+        ("it can take it", memory(&small), EightBit::Convert, "8BITMIME", Some(small.clone())),
+        ("no MIME", memory(&bare), EightBit::Convert, "SIZE", Some(bare)),
+        ("signed", memory(&signed), EightBit::Convert, "SIZE", Some(signed)),
+        ("as it is", memory(&small), EightBit::AsIs, "SIZE", Some(small.clone())),
+        ("as it is, on disk", on_disk, EightBit::AsIs, "SIZE", Some(large)),
+        ("returned", memory(&small), EightBit::Return, "SIZE", None),
+    ];
+    for (what, body, eight_bit, offers, expected) in rows {
+        let peer = Peer::start(Manner { offers, ..Manner::default() }).await;
+        let world = World::new(SendConnector { eight_bit, ..connector(&[peer.address]) });
+        let message = message_of(TO, body);
+        let words = world.words(&message).await;
+        let seen = peer.seen();
+        let Some(expected) = expected else {
+            assert!(words.starts_with("5.6.3 ") && words.contains("8BITMIME"), "{what}: {words}");
+            continue;
+        };
+        assert_eq!(words, "250 Plain", "{what}");
+        let expected = format!("Received: by us\r\n{expected}");
+        assert_eq!(seen.messages.len(), 1, "{what}");
+        assert!(
+            seen.messages[0] == expected.as_bytes(),
+            "{what}: {}",
+            String::from_utf8_lossy(&seen.messages[0][..200])
+        );
+        let mail = seen.commands.iter().find(|(_, line)| line.starts_with("MAIL")).unwrap().1.clone();
+        assert_eq!(mail.contains("BODY=8BITMIME"), offers.contains("8BITMIME"), "{what}: {mail}");
+        assert!(!offers.contains("SIZE") || mail.contains(&format!("SIZE={}", expected.len())), "{what}: {mail}");
     }
 }
 
@@ -511,7 +578,9 @@ async fn what_one_host_cannot_take_another_of_equal_preference_may() {
     let new = Peer::start(Manner { offers: FAST, ..Manner::default() }).await;
     let eight = message_of(TO, Body::from_bytes("Subject: x\r\n\r\né\r\n"));
     let mut send = connector(&[old.address, new.address]);
-    let words = World::new(SendConnector { hops: send.hops.clone(), ..connector(&[]) }).words(&eight).await;
+    send.eight_bit = EightBit::Return;
+    let one = SendConnector { hops: send.hops.clone(), eight_bit: EightBit::Return, ..connector(&[]) };
+    let words = World::new(one).words(&eight).await;
     assert!(words.starts_with("5.6.3 "), "C161, another preference: {words}");
     if let Hops::SmartHosts(hosts) = &mut send.hops {
         hosts.iter_mut().for_each(|host| host.preference = 10);

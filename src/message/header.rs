@@ -110,7 +110,7 @@ pub fn originators(head: &[u8]) -> impl Iterator<Item = Result<Domain, String>> 
 }
 
 /// A field's value without its comments and folds; `None` if a comment does not end. RFC 5322 section 3.2.2.
-fn without_comments(value: &[u8]) -> Option<String> {
+pub(super) fn without_comments(value: &[u8]) -> Option<String> {
     let mut text = String::with_capacity(value.len().min(256));
     let (mut depth, mut quoted) = (0usize, false);
     for byte in value {
@@ -125,6 +125,39 @@ fn without_comments(value: &[u8]) -> Option<String> {
         }
     }
     (depth == 0).then_some(text)
+}
+
+/// What a `Content-Type` field says, as far as the relay asks: RFC 2045 section 5.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ContentType {
+    /// `text`, in lower case.
+    pub main: String,
+    /// `plain`, in lower case.
+    pub sub: String,
+    /// Of a multipart.
+    pub boundary: Option<String>,
+}
+
+impl ContentType {
+    /// Of a type without parameters.
+    pub fn new(name: &str) -> Self {
+        let (main, sub) = name.split_once('/').unwrap_or((name, ""));
+        Self { main: main.to_ascii_lowercase(), sub: sub.to_ascii_lowercase(), boundary: None }
+    }
+}
+
+/// Reads the value of a `Content-Type` field; `None`: it names no type and subtype.
+pub(super) fn content_type(value: &[u8]) -> Option<ContentType> {
+    let line = [value, b"\r\n"].concat();
+    let HeaderValue::ContentType(read) = MessageStream::new(&line).parse_content_type() else { return None };
+    let main = read.ctype().to_ascii_lowercase();
+    let sub = match read.subtype() {
+        Some(sub) => sub.to_ascii_lowercase(),
+        // What RFC 1049 programs wrote: RFC 2045 section 5.2 has a reader take it for this.
+        None if main == "text" => "plain".to_owned(),
+        None => return None,
+    };
+    Some(ContentType { main, sub, boundary: read.attribute("boundary").map(str::to_owned) })
 }
 
 /// The length of the header block in `head`, with the empty line that ends it; `None` if it does not end there.

@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod body;
+pub mod downgrade;
 pub mod envelope;
 pub mod firewall;
 pub mod header;

@@ -5,6 +5,10 @@
 //! said (replies, header fields) is escaped or cut before it stands in a field, and every line ends in CRLF and fits
 //! in 998 octets, whatever the original was like.
 //!
+//! A report to a sender whose address is ASCII is ASCII too where the original was internationalized: the way back may
+//! offer neither SMTPUTF8 nor 8BITMIME, and a report that cannot leave is lost. (8-bit content of an ordinary original is
+//! returned as it came; `deliver` converts it where it must.)
+//!
 //! Not here: when a report is due (`outcome::judge`), and where it goes (it is routed as any message).
 //!
 //! Standards: RFC 3461 (who is told what), 3462/6522 (multipart/report), 3464 (the fields), 3834 (Auto-Submitted),
@@ -16,6 +20,7 @@ use jiff::Timestamp;
 use memchr::memmem;
 
 use super::Setback;
+use crate::message::downgrade::quoted_printable;
 use crate::message::received::date;
 use crate::message::{Address, BodyType, Domain, Envelope, MessageId, Notify, Recipient, Ret, firewall, header};
 use crate::smtp::{Reply, Status};
@@ -129,31 +134,34 @@ impl Report<'_> {
             return None;
         }
         let returned = self.returned();
-        let utf8 = self.is_utf8(sender, &told, &returned);
-        let words = self.words(&told, utf8);
-        let fields = self.fields(&told, utf8);
-        let boundary = self.boundary(&[words.as_bytes(), fields.as_bytes(), &returned.bytes]);
+        let form = match (self.is_utf8(sender, &told, &returned), sender.is_ascii()) {
+            (false, _) => Form::Plain,
+            (true, true) => Form::Encoded,
+            (true, false) => Form::Utf8,
+        };
+        let utf8 = form != Form::Plain;
+        let words = Part::text(form, self.words(&told, utf8).into_bytes());
+        let fields = Part::as_is(self.fields(&told, form).into_bytes());
+        let (whole, description) = (returned.whole, returned.description);
+        let returned = Part::text(form, returned.bytes);
+        let parts = [&words, &fields, &returned];
+        let boundary = self.boundary(&parts.map(|part| &part.bytes[..]));
 
-        let mut out = Vec::with_capacity(4096 + words.len() + fields.len() + returned.bytes.len());
-        let mut put = |text: &str| out.extend_from_slice(text.as_bytes());
-        put(&self.header(sender, &boundary, utf8 || !returned.bytes.is_ascii()));
-        put("\r\nThis is a report in MIME format.\r\n");
-        put(&part(
-            &boundary,
-            "Notification",
-            if utf8 { "text/plain; charset=utf-8" } else { "text/plain; charset=us-ascii" },
-            &words,
-        ));
-        let status = if utf8 { "message/global-delivery-status" } else { "message/delivery-status" };
-        put(&part(&boundary, "Delivery report", status, &fields));
-        let content_type = match (returned.whole, utf8) {
+        let mut out = Vec::with_capacity(4096 + parts.iter().map(|part| part.bytes.len()).sum::<usize>());
+        let eight_bit = parts.iter().any(|part| part.encoding == "8bit");
+        out.extend_from_slice(self.header(sender, &boundary, eight_bit).as_bytes());
+        out.extend_from_slice(b"\r\nThis is a report in MIME format.\r\n");
+        let words_type = if utf8 { "text/plain; charset=utf-8" } else { "text/plain; charset=us-ascii" };
+        words.put(&mut out, &boundary, "Notification", words_type);
+        let status_type = if form == Form::Utf8 { "message/global-delivery-status" } else { "message/delivery-status" };
+        fields.put(&mut out, &boundary, "Delivery report", status_type);
+        let returned_type = match (whole, utf8) {
             (true, false) => "message/rfc822",
             (true, true) => "message/global",
             (false, false) => "text/rfc822-headers",
             (false, true) => "message/global-headers",
         };
-        put(&part_header(&boundary, returned.description, content_type, returned.bytes.is_ascii()));
-        out.extend_from_slice(&returned.bytes);
+        returned.put(&mut out, &boundary, description, returned_type);
         out.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
 
         let envelope = Envelope {
@@ -163,7 +171,7 @@ impl Report<'_> {
             ret: None,
             envid: None,
             body: if out.is_ascii() { BodyType::SevenBit } else { BodyType::EightBit },
-            smtputf8: utf8,
+            smtputf8: form == Form::Utf8,
             // It is redacted instead, so that it arrives: C213.
             requiretls: false,
         };
@@ -178,8 +186,8 @@ impl Report<'_> {
         }
     }
 
-    /// Must the report itself travel with SMTPUTF8? Only if an address in it cannot be said otherwise, or the
-    /// original's header came in UTF-8 (C169).
+    /// Has the report something to say in UTF-8? Only if an address in it is not ASCII, or the original's header came in
+    /// UTF-8 (C169).
     fn is_utf8(&self, sender: &Address, told: &[&Told<'_>], returned: &Returned) -> bool {
         let orcpt = |told: &Told<'_>| told.recipient.orcpt.as_ref().is_none_or(|orcpt| orcpt.address.is_ascii());
         let addresses = sender.is_ascii()
@@ -198,7 +206,12 @@ impl Report<'_> {
         let now = date(self.now);
         // The time makes it unique even if a spool is made anew and counts from the start.
         let message_id = format!("{}.{:x}@{}", self.id, self.now.as_microsecond(), self.hostname);
-        let from = one_or_two_lines("From: Mail Delivery System", &format!("<{}>", self.postmaster));
+        let postmaster = match self.postmaster {
+            // The way to an ASCII sender may not know SMTPUTF8, and this address is read everywhere: RFC 5321 section 4.5.1.
+            address if sender.is_ascii() && !address.is_ascii() => format!("postmaster@{}", address.domain()),
+            address => address.to_string(),
+        };
+        let from = one_or_two_lines("From: Mail Delivery System", &format!("<{postmaster}>"));
         let named = one_or_two_lines("Message-ID:", &format!("<{message_id}>"));
         // Writing to a String cannot fail.
         let _ = write!(text, "Date: {now}\r\n{from}To: <{sender}>\r\nSubject: {subject}\r\n{named}");
@@ -288,8 +301,9 @@ impl Report<'_> {
     }
 
     /// The second part. RFC 3464 sections 2.2 and 2.3.
-    fn fields(&self, told: &[&Told<'_>], utf8: bool) -> String {
+    fn fields(&self, told: &[&Told<'_>], form: Form) -> String {
         let mut text = String::new();
+        let utf8 = form == Form::Utf8;
         // The field is not xtext although the parameter is: RFC 3461 section 6.3 has the MTA decode it.
         if let Some(envid) = &self.original.envid {
             field(&mut text, "Original-Envelope-Id", &capped(envid, DIAGNOSTIC_LIMIT, utf8));
@@ -300,14 +314,16 @@ impl Report<'_> {
         for told in told {
             text.push_str("\r\n");
             let recipient = told.recipient;
-            if let Some(orcpt) = &recipient.orcpt {
+            if let Some(orcpt) = recipient.orcpt.as_ref().filter(|orcpt| !utf8 && !orcpt.address.is_ascii()) {
+                field(&mut text, "Original-Recipient", &format!("utf-8;{}", address_xtext(&orcpt.address)));
+            } else if let Some(orcpt) = &recipient.orcpt {
                 let kind = capped(&orcpt.kind, 64, false);
                 let address = capped(&orcpt.address, DIAGNOSTIC_LIMIT, utf8);
                 field(&mut text, "Original-Recipient", &format!("{kind};{address}"));
             } else if told.asked != &recipient.address {
-                field(&mut text, "Original-Recipient", &typed(told.asked));
+                field(&mut text, "Original-Recipient", &typed(told.asked, utf8));
             }
-            field(&mut text, "Final-Recipient", &typed(&recipient.address));
+            field(&mut text, "Final-Recipient", &typed(&recipient.address, utf8));
             let (action, status) = match (self.kind, told.end) {
                 (Kind::Failure, End::Setback(setback)) => ("failed", setback.status()),
                 // What is tried again is temporary whatever was said: an absent domain is asked for twice.
@@ -418,23 +434,73 @@ fn push_tidy(out: &mut Vec<u8>, field: &[u8]) {
     }
 }
 
-/// A part with text in it.
-fn part(boundary: &str, description: &str, content_type: &str, text: &str) -> String {
-    part_header(boundary, description, content_type, text.is_ascii()) + text
+/// How a report says what is not ASCII.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// There is nothing of the kind. 8-bit content of the original is returned as it came.
+    Plain,
+    /// In encodings that every hop passes: RFC 6533 allows them for its types, and has a form of addresses in ASCII.
+    Encoded,
+    /// As it is, with SMTPUTF8: the sender's own address demands that.
+    Utf8,
 }
 
-fn part_header(boundary: &str, description: &str, content_type: &str, ascii: bool) -> String {
-    let encoding = if ascii { "7bit" } else { "8bit" };
-    format!(
-        "\r\n--{boundary}\r\nContent-Description: {description}\r\nContent-Type: {content_type}\r\n\
-         Content-Transfer-Encoding: {encoding}\r\n\r\n"
-    )
+/// The content of one part, as it travels.
+struct Part {
+    bytes: Vec<u8>,
+    encoding: &'static str,
 }
 
-/// Type and address: `rfc822; anna@contoso.com`, or `utf-8; …` for what RFC 6533 section 3 is needed for.
-fn typed(address: &Address) -> String {
-    let kind = if address.is_ascii() { "rfc822" } else { "utf-8" };
-    format!("{kind}; {address}")
+impl Part {
+    fn as_is(bytes: Vec<u8>) -> Self {
+        let encoding = if bytes.is_ascii() { "7bit" } else { "8bit" };
+        Self { bytes, encoding }
+    }
+
+    fn text(form: Form, bytes: Vec<u8>) -> Self {
+        match form {
+            Form::Encoded if !bytes.is_ascii() => {
+                Self { bytes: quoted_printable(&bytes), encoding: "quoted-printable" }
+            }
+            _ => Self::as_is(bytes),
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>, boundary: &str, description: &str, content_type: &str) {
+        let encoding = self.encoding;
+        out.extend_from_slice(
+            format!(
+                "\r\n--{boundary}\r\nContent-Description: {description}\r\nContent-Type: {content_type}\r\n\
+                 Content-Transfer-Encoding: {encoding}\r\n\r\n"
+            )
+            .as_bytes(),
+        );
+        out.extend_from_slice(&self.bytes);
+    }
+}
+
+/// Type and address: `rfc822; anna@contoso.com`, or `utf-8; …` for what RFC 6533 section 3 is needed for, there in UTF-8
+/// or in ASCII.
+fn typed(address: &Address, utf8: bool) -> String {
+    match address.is_ascii() {
+        true => format!("rfc822; {address}"),
+        false if utf8 => format!("utf-8; {address}"),
+        false => format!("utf-8; {}", address_xtext(&address.to_string())),
+    }
+}
+
+/// `utf-8-addr-xtext` of RFC 6533 section 3: ASCII, with `\x{…}` for what is none, and for what xtext would have to encode.
+fn address_xtext(address: &str) -> String {
+    let mut text = String::with_capacity(address.len() + 16);
+    for c in address.chars() {
+        match c {
+            '+' | '=' | '\\' => drop(write!(text, "\\x{{{:X}}}", u32::from(c))),
+            '!'..='~' => text.push(c),
+            // Writing to a String cannot fail.
+            _ => drop(write!(text, "\\x{{{:X}}}", u32::from(c))),
+        }
+    }
+    text
 }
 
 /// A field whose last word cannot be folded: on a line of its own only if it does not fit on one. RFC 5322 section 2.1.1.
@@ -899,15 +965,17 @@ mod tests {
         assert!(text(&message, 1).contains("REQUIRETLS"));
     }
 
-    /// C169.
+    /// C169: and to an ASCII sender the report is ASCII, so that any hop takes it.
     #[test]
     fn c169_utf8_only_where_it_is_needed() {
-        for (sender, to, subject, smtputf8, expected) in [
-            ("anna@contoso.com", "bob@example.net", "x", true, false),
-            ("anna@contoso.com", "b\u{f6}b@example.net", "x", true, true),
-            ("\u{e4}nna@contoso.com", "bob@example.net", "x", true, true),
-            ("anna@contoso.com", "bob@example.net", "gr\u{fc}n", true, true),
-            ("anna@contoso.com", "bob@example.net", "gr\u{fc}n", false, false),
+        use Form::{Encoded, Plain, Utf8};
+        for (sender, to, subject, smtputf8, form) in [
+            ("anna@contoso.com", "bob@example.net", "x", true, Plain),
+            ("anna@contoso.com", "b\u{f6}b@example.net", "x", true, Encoded),
+            ("\u{e4}nna@contoso.com", "bob@example.net", "x", true, Utf8),
+            ("\u{e4}nna@contoso.com", "b\u{f6}b@example.net", "gr\u{fc}n", true, Utf8),
+            ("anna@contoso.com", "bob@example.net", "gr\u{fc}n", true, Encoded),
+            ("anna@contoso.com", "bob@example.net", "gr\u{fc}n", false, Plain),
         ] {
             let mut world = World::new();
             world.original = Envelope { smtputf8, ..envelope(Some(sender)) };
@@ -916,19 +984,58 @@ mod tests {
             world.setback = refused("unbekannter Empf\u{e4}nger");
             world.head = format!("Subject: {subject}\r\n\r\n").into();
             let (report, bytes) = world.write().unwrap();
-            assert_eq!(report.smtputf8, expected, "{sender} {to} {subject}");
-            assert_eq!(report.body == BodyType::EightBit, !bytes.is_ascii());
+            let what = format!("{sender} {to} {subject}");
+            assert_eq!(report.smtputf8, form == Utf8, "{what}");
+            assert_eq!(report.body == BodyType::EightBit, !bytes.is_ascii(), "{what}");
+            assert!(form != Encoded || bytes.is_ascii(), "{what}");
             let message = check(&bytes);
-            let types = if expected {
-                ["message/global-delivery-status", "message/global-headers"]
-            } else {
-                ["message/delivery-status", "text/rfc822-headers"]
+            let types = match form {
+                Plain => ["message/delivery-status", "text/rfc822-headers"],
+                Encoded => ["message/delivery-status", "message/global-headers"],
+                Utf8 => ["message/global-delivery-status", "message/global-headers"],
             };
-            assert_eq!([2, 3].map(|index| type_of(&message, index)), types, "{sender} {to} {subject}");
+            assert_eq!([2, 3].map(|index| type_of(&message, index)), types, "{what}");
             let fields = text(&message, 2);
-            assert!(fields.contains(&format!("; {to}")) && expected != fields.is_ascii(), "{fields}");
-            assert_eq!(fields.contains("Final-Recipient: utf-8; "), !to.is_ascii());
+            let named = match (form, to) {
+                (Encoded, "b\u{f6}b@example.net") => "b\\x{F6}b@example.net",
+                _ => to,
+            };
+            assert!(fields.contains(&format!("; {named}")) && (form == Utf8 || fields.is_ascii()), "{what}: {fields}");
+            assert_eq!(fields.contains("Final-Recipient: utf-8; "), !to.is_ascii(), "{what}: {fields}");
+            // A person reads both as they are.
+            assert!(text(&message, 1).contains(to), "{what}: {}", text(&message, 1));
+            assert!(text(&message, 3).contains(&format!("Subject: {subject}")), "{what}: {}", text(&message, 3));
         }
+    }
+
+    /// RFC 6533 section 3.
+    #[test]
+    fn addresses_in_ascii() {
+        for (address, expected) in [
+            ("b\u{f6}b@example.net", "b\\x{F6}b@example.net"),
+            ("b+x=\u{1f600}@example.net", "b\\x{2B}x\\x{3D}\\x{1F600}@example.net"),
+            ("a\\b@example.net", "a\\x{5C}b@example.net"),
+        ] {
+            assert_eq!(address_xtext(address), expected);
+        }
+        let mut world = World::new();
+        world.original.smtputf8 = true;
+        world.recipients[0].orcpt =
+            Some(OriginalRecipient { kind: "utf-8".into(), address: "b\u{f6}b@example.net".into() });
+        world.postmaster = address("p\u{f6}st@contoso.com");
+        let (envelope, bytes) = world.write().unwrap();
+        assert!(!envelope.smtputf8 && bytes.is_ascii());
+        let message = check(&bytes);
+        assert!(text(&message, 2).contains("Original-Recipient: utf-8;b\\x{F6}b@example.net\r\n"));
+        assert_eq!(message.from().unwrap().first().unwrap().address(), Some("postmaster@contoso.com"));
+        assert!(text(&message, 1).contains("p\u{f6}st@contoso.com"));
+        // The whole of an internationalized message.
+        world.whole = Some("Subject: gr\u{fc}n\r\n\r\nGr\u{fc}\u{df}e\r\n".into());
+        let (envelope, bytes) = world.write().unwrap();
+        assert!(!envelope.smtputf8 && bytes.is_ascii());
+        let message = MessageParser::default().parse(&bytes).unwrap();
+        assert_eq!(type_of(&message, 3), "message/global");
+        assert!(String::from_utf8_lossy(&bytes).contains("Gr=C3=BC=C3=9Fe\r\n"));
     }
 
     /// C194.

@@ -16,13 +16,15 @@ use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    AlertDescription, ClientConfig, ConnectionCommon, ProtocolVersion, ServerConfig, SignatureScheme,
-    SupportedProtocolVersion,
+    AlertDescription, CertificateError, CipherSuite, ClientConfig, ConnectionCommon, Error, PeerIncompatible,
+    PeerMisbehaved, ProtocolVersion, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{StartHandshake, TlsConnector};
 
+use super::hello::{self, Progress};
 use super::verify::AnyCertificate;
 use super::{ClientCertificate, Demand, Identity, Proof, Seen, Stream, Unmet};
 
@@ -54,6 +56,52 @@ pub fn in_words(error: &io::Error) -> Option<String> {
     Some(format!("the other side does not accept our certificate: {why} (alert {alert:?})"))
 }
 
+/// Why a handshake failed, for the operator: in words where something can be done about it.
+fn describe(error: &io::Error) -> String {
+    if let Some(words) = in_words(error) {
+        return words;
+    }
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the other side closed the connection before it was over".to_owned(),
+            _ => error.to_string(),
+        };
+    };
+    match tls {
+        Error::AlertReceived(alert @ (AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity)) => {
+            format!(
+                "the other side ended it (alert {alert:?}): mostly it has no cipher suite, key type or TLS version in \
+                 common with us, or wants a client certificate"
+            )
+        }
+        Error::AlertReceived(AlertDescription::ProtocolVersion)
+        | Error::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired,
+        ) => "no TLS version in common: the other side knows neither TLS 1.2 nor TLS 1.3".to_owned(),
+        Error::AlertReceived(alert) => format!("the other side ended it (alert {alert:?})"),
+        Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => {
+            "no key exchange group in common: we know X25519, P-256 and P-384".to_owned()
+        }
+        Error::PeerIncompatible(PeerIncompatible::NoSignatureSchemesInCommon) => {
+            "no signature scheme in common for our certificate's kind of key".to_owned()
+        }
+        Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName) => {
+            "the name that the other side asks for (SNI) is no host name".to_owned()
+        }
+        Error::InvalidCertificate(CertificateError::BadSignature) => {
+            "the other side did not sign it with the key of its certificate".to_owned()
+        }
+        Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType) => {
+            "what the other side said is not TLS".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
 /// The one provider of cryptography.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     &PROVIDER
@@ -67,7 +115,34 @@ pub fn install_provider() {
 
 /// Accepts TLS on one listener. Cheap to clone.
 #[derive(Clone)]
-pub struct Acceptor(TlsAcceptor);
+pub struct Acceptor(Arc<ServerConfig>, SignatureAlgorithm);
+
+/// Why a client's handshake failed, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct HandshakeError {
+    why: String,
+    /// The client said something.
+    pub began: bool,
+}
+
+impl HandshakeError {
+    fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), began: true }
+    }
+}
+
+impl From<HandshakeError> for io::Error {
+    fn from(error: HandshakeError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// So many of the cipher suites that a client offers are kept until its handshake is over.
+const SUITES: usize = 200;
+
+/// And so many are named where none will do.
+const SUITES_NAMED: usize = 12;
 
 /// A handshake that ended well.
 #[derive(Debug)]
@@ -85,11 +160,11 @@ pub struct Accepted {
 impl Acceptor {
     /// Presents `identity`; asks for the client's certificate if told so, and never insists.
     pub fn new(identity: &Identity, ask_client_certificate: bool) -> Self {
-        let builder = ServerConfig::builder_with_provider(provider().clone())
+        let builder = ServerConfig::builder_with_provider(hello::provider().clone())
             .with_safe_default_protocol_versions()
             .expect("the provider has cipher suites for TLS 1.2 and 1.3");
         let builder = if ask_client_certificate {
-            builder.with_client_cert_verifier(AnyCertificate::new())
+            builder.with_client_cert_verifier(Arc::new(AnyCertificate))
         } else {
             builder.with_client_cert_verifier(Arc::new(NoClientAuth))
         };
@@ -101,16 +176,24 @@ impl Acceptor {
         }
         // A client that comes back uses one and gets a new one; a second would only cost bytes and time.
         config.send_tls13_tickets = 1;
-        Self(TlsAcceptor::from(Arc::new(config)))
+        Self(Arc::new(config), identity.certified.key.algorithm())
     }
 
     /// Shakes hands.
     ///
     /// # Errors
     /// If the handshake fails, or is not over by `deadline`.
-    pub async fn accept(&self, stream: TcpStream, deadline: Instant) -> io::Result<Accepted> {
-        let accept = self.0.accept_with(stream, |session| session.set_buffer_limit(Some(BUFFER)));
-        let tls = timeout_at(deadline, accept).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    pub async fn accept(&self, stream: TcpStream, deadline: Instant) -> Result<Accepted, HandshakeError> {
+        let accepted = timeout_at(deadline, self.shake_hands(stream)).await;
+        accepted.map_err(|_| HandshakeError::new("it was not over in time"))?
+    }
+
+    async fn shake_hands(&self, mut stream: TcpStream) -> Result<Accepted, HandshakeError> {
+        let accepted = read_hello(&mut stream).await?;
+        let offered = accepted.client_hello().cipher_suites().iter().take(SUITES).copied().collect::<Vec<_>>();
+        let accept = StartHandshake::from_parts(accepted, stream)
+            .into_stream_with(self.0.clone(), |session| session.set_buffer_limit(Some(BUFFER)));
+        let tls = accept.await.map_err(|error| HandshakeError::new(self.describe(&error, &offered)))?;
         let session = tls.get_ref().1;
         let protocol = protocol(session);
         let sni = session.server_name().map(str::to_owned);
@@ -122,6 +205,98 @@ impl Acceptor {
             sni,
         })
     }
+
+    /// Why it failed, with what the client offered where that is the reason.
+    fn describe(&self, error: &io::Error, offered: &[CipherSuite]) -> String {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        match tls {
+            Some(Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon)) => {
+                no_suite_in_common(self.1, offered)
+            }
+            _ => describe(error),
+        }
+    }
+}
+
+/// Reads and judges the ClientHello, and no octet behind it.
+async fn read_hello(stream: &mut TcpStream) -> Result<rustls::server::Accepted, HandshakeError> {
+    let mut records = Vec::with_capacity(2048);
+    while let Progress::Needs(more) = hello::progress(&records) {
+        read_more(stream, &mut records, more).await?;
+    }
+    if hello::hide_bad_name(&mut records) {
+        tracing::debug!("the name that the client asks for (SNI) is no host name: it is ignored");
+    }
+    let mut acceptor = rustls::server::Acceptor::default();
+    loop {
+        let mut unread = &records[..];
+        while !unread.is_empty() {
+            acceptor.read_tls(&mut unread).map_err(|error| HandshakeError::new(describe(&error)))?;
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(accepted),
+                Ok(None) => {}
+                Err((error, mut alert)) => {
+                    let mut said = Vec::new();
+                    // Writing to a Vec cannot fail; and who has gone does not hear it.
+                    let _ = alert.write_all(&mut said);
+                    let _ = stream.write_all(&said).await;
+                    let error = io::Error::new(io::ErrorKind::InvalidData, error);
+                    return Err(HandshakeError::new(describe(&error)));
+                }
+            }
+        }
+        // A ClientHello in more pieces than are looked into.
+        records.clear();
+        loop {
+            match hello::missing(&records) {
+                0 => break,
+                more => read_more(stream, &mut records, more).await?,
+            }
+        }
+    }
+}
+
+async fn read_more(stream: &mut TcpStream, octets: &mut Vec<u8>, more: usize) -> Result<(), HandshakeError> {
+    let had = octets.len();
+    octets.resize(had + more, 0);
+    let mut filled = had;
+    while filled < octets.len() {
+        match stream.read(&mut octets[filled..]).await {
+            Ok(0) => {
+                let error = io::ErrorKind::UnexpectedEof.into();
+                return Err(HandshakeError { why: describe(&error), began: filled > 0 });
+            }
+            Ok(count) => filled += count,
+            Err(error) => return Err(HandshakeError { why: describe(&error), began: filled > 0 }),
+        }
+    }
+    Ok(())
+}
+
+/// No suite of those offered will do for our certificate: which they are, and what would.
+fn no_suite_in_common(ours: SignatureAlgorithm, offered: &[CipherSuite]) -> String {
+    let known = |suite: &CipherSuite| provider().cipher_suites.iter().any(|known| known.suite() == *suite);
+    let for_ecdsa = |suite: &CipherSuite| suite.as_str().is_some_and(|name| name.starts_with("TLS_ECDHE_ECDSA_"));
+    // Values that are no suites: RFC 5746 (SCSV), RFC 8701 (GREASE).
+    let named =
+        offered.iter().filter_map(CipherSuite::as_str).filter(|name| !name.ends_with("_SCSV")).collect::<Vec<_>>();
+    let mut text =
+        format!("no cipher suite in common: the client offers {}", named[..named.len().min(SUITES_NAMED)].join(", "));
+    if named.len() > SUITES_NAMED {
+        text.push_str(&format!(" and {} more", named.len() - SUITES_NAMED));
+    }
+    text.push_str(match ours {
+        SignatureAlgorithm::RSA if offered.iter().any(|suite| known(suite) && for_ecdsa(suite)) => {
+            "; our certificate has an RSA key: with one that has an ECDSA key this client could use TLS"
+        }
+        SignatureAlgorithm::ECDSA | SignatureAlgorithm::ED25519
+            if offered.iter().any(|suite| known(suite) && !for_ecdsa(suite)) =>
+        {
+            "; our certificate has no RSA key: with one that has this client could use TLS"
+        }
+        _ => "; we know those with ECDHE and AES-GCM or ChaCha20",
+    });
+    text
 }
 
 /// Opens TLS to servers, and remembers sessions. Cheap to clone.
@@ -139,7 +314,7 @@ impl Connector {
             .with_protocol_versions(versions)
             .expect("the provider has cipher suites for TLS 1.2 and 1.3")
             .dangerous() // the one place; `Demand::judge` makes up for it
-            .with_custom_certificate_verifier(AnyCertificate::new());
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate));
         let mut config = match identity {
             Some(identity) => builder.with_client_cert_resolver(Arc::new(Presents(identity.certified.clone()))),
             None => builder.with_no_client_auth(),
@@ -169,7 +344,7 @@ impl Connector {
     /// # Errors
     /// The handshake failed.
     pub async fn look(&self, stream: TcpStream, server_name: &str, deadline: Instant) -> Result<(Stream, Seen), Unmet> {
-        let handshake = |error: io::Error| Unmet::Handshake(in_words(&error).unwrap_or_else(|| error.to_string()));
+        let handshake = |error: io::Error| Unmet::Handshake(describe(&error));
         let name = match name(server_name) {
             Some(name) => name,
             // What is no name cannot be asked for; the address tells the sessions apart, and sends no SNI.
@@ -280,7 +455,7 @@ mod tests {
         connector: &Connector,
         server_name: &str,
         demand: &Demand,
-    ) -> (io::Result<Accepted>, Result<(Stream, Proof), Unmet>) {
+    ) -> (Result<Accepted, HandshakeError>, Result<(Stream, Proof), Unmet>) {
         let (client, server) = pair().await;
         let serve = async {
             let mut accepted = acceptor.accept(server, deadline()).await?;
@@ -668,7 +843,7 @@ mod tests {
                 .unwrap()
                 .with_no_client_auth()
                 .with_cert_resolver(stolen.clone());
-            let acceptor = Acceptor(TlsAcceptor::from(Arc::new(server)));
+            let acceptor = Acceptor(Arc::new(server), SignatureAlgorithm::ECDSA);
             let (_, connected) = meet(&acceptor, &Connector::new(None), HOST, &Demand::Nothing).await;
             assert!(matches!(connected, Err(Unmet::Handshake(_))), "{version:?}: {connected:?}");
 
@@ -676,7 +851,7 @@ mod tests {
                 .with_protocol_versions(&[version])
                 .unwrap()
                 .dangerous()
-                .with_custom_certificate_verifier(AnyCertificate::new())
+                .with_custom_certificate_verifier(Arc::new(AnyCertificate))
                 .with_client_cert_resolver(stolen.clone());
             let connector = Connector(TlsConnector::from(Arc::new(client)));
             let (accepted, _) = meet(&Acceptor::new(&victim, true), &connector, HOST, &Demand::Nothing).await;
@@ -708,7 +883,7 @@ mod tests {
         let (client, server) = pair().await;
         let acceptor = Acceptor::new(&Authority::new("Root").identity(&[HOST]), false);
         let accepted = acceptor.accept(server, soon()).await;
-        assert_eq!(accepted.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(accepted.unwrap_err().to_string(), "it was not over in time");
         drop(client);
 
         let (client, server) = pair().await;
@@ -764,25 +939,25 @@ mod tests {
         [&[22, 3, 1][..], &sized(&message)].concat()
     }
 
-    /// Whatever name is asked for, there is one certificate; what is no name ends the handshake. None of it is looked for
-    /// anywhere, and the next client is served.
+    /// Whatever is asked for, there is one certificate. None of it is looked for anywhere, and the next client is served.
     #[tokio::test]
     async fn s066_a_name_that_is_asked_for_chooses_nothing() {
         let identity = Authority::new("Root").identity(&[HOST]);
         let acceptor = Acceptor::new(&identity, true);
         let leaf = identity.certified.cert[0].to_vec();
         let long = [b"a".repeat(63), b"b".repeat(63), b"c".repeat(63), b"d".repeat(61)].join(&b'.');
-        for (what, name, served) in [
-            ("ours", HOST.as_bytes(), true),
-            ("unknown", b"unknown.example", true),
-            ("upper case", b"MAIL.CONTOSO.COM", true),
-            ("as long as a name may be", &long[..253], true),
-            ("empty", b"", false),
-            ("255 octets", &[b'a'; 255], false),
-            ("a backslash at the end", b"mail.contoso.com\\", false),
-            ("the way to a file", b"../../etc/passwd", false),
-            ("a zero", b"mail.contoso.com\0.evil.example", false),
-            ("not ASCII", b"\xff\xfe", false),
+        for (what, name) in [
+            ("ours", HOST.as_bytes()),
+            ("unknown", b"unknown.example"),
+            ("upper case", b"MAIL.CONTOSO.COM"),
+            ("as long as a name may be", &long[..253]),
+            ("empty", b""),
+            ("255 octets", &[b'a'; 255]),
+            ("hyphens", b"-bad-.lab"),
+            ("a backslash at the end", b"mail.contoso.com\\"),
+            ("the way to a file", b"../../etc/passwd"),
+            ("a zero", b"mail.contoso.com\0.evil.example"),
+            ("not ASCII", b"\xff\xfe"),
         ] {
             let (mut client, server) = pair().await;
             client.write_all(&hello_for(name)).await.unwrap();
@@ -798,8 +973,7 @@ mod tests {
             };
             let (accepted, answer) = tokio::join!(accepting, answer);
             assert!(accepted.is_err(), "{what}: nobody went on");
-            let (kind, found) = (answer.first().copied(), memchr::memmem::find(&answer, &leaf).is_some());
-            assert_eq!((kind, found), (Some(if served { 22 } else { 21 }), served), "{what}: {answer:?}");
+            assert!(memchr::memmem::find(&answer, &leaf).is_some(), "{what}: {answer:?}");
         }
         let (accepted, connected) = meet(&acceptor, &Connector::new(None), HOST, &Demand::Nothing).await;
         assert!(accepted.is_ok() && connected.is_ok());

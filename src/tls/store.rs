@@ -62,6 +62,9 @@ struct Facts {
     issuer_name: String,
 }
 
+/// The type of a key that may sign RSASSA-PSS only, in DER. It does not stand in a key of another type: that names its own.
+const RSASSA_PSS: &[u8] = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a";
+
 /// What to do about a certificate whose time is over, or soon will be.
 const RENEW: &str = "put a new one in its place, no restart is needed";
 /// The same where it is that of an issuer in the chain.
@@ -109,6 +112,12 @@ impl Identity {
     fn from_bytes(chain: &[u8], chain_name: &str, key: &[u8], key_name: &str) -> Result<Self, String> {
         let chain = certificates(chain, chain_name)?;
         let key = private_key(key, key_name)?;
+        if memchr::memmem::find(key.secret_der(), RSASSA_PSS).is_some() {
+            return Err(format!(
+                "{key_name}: the key is of type id-RSASSA-PSS, which is not supported; take an ECDSA key, or an RSA key of \
+                 the ordinary type (rsaEncryption)"
+            ));
+        }
         let key = provider()
             .key_provider
             .load_private_key(key)

@@ -1,5 +1,5 @@
 //! Demands as certificate verifiers: the only file that may let a certificate pass that does not chain, and only
-//! for a demand that says so. The signature of the handshake is checked for all.
+//! for a demand that says so. The signature of the handshake is checked for all ([`possession`]).
 //!
 //! rustls is given a verifier that lets every certificate pass, and the certificate is judged when the handshake is
 //! over, before any byte of SMTP: so a resumed session, which shows no certificate, is judged like a new one, and
@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
@@ -21,7 +20,9 @@ use x509_parser::oid_registry::OID_X509_EXT_NAME_CONSTRAINTS;
 
 use super::demand::{Demand, Proof, Seen, Unmet};
 use super::handshake::provider;
+use super::hello;
 use super::names::{self, Presented, printable};
+use super::possession::{self, Unproving, Version};
 use super::store::{from_unix_time, unix_time};
 use super::{Identity, Names, Roots};
 
@@ -142,6 +143,12 @@ fn chain(seen: &Seen, roots: &Roots, holder: Holder, now: Timestamp) -> Result<C
     let refuse =
         |error| Unmet::Chain { certificate: names::short(seen.leaf()), why: explain(&error, seen, roots, now) };
     let leaf = CertificateDer::from(seen.leaf());
+    // Only then did webpki check that its holder signed the handshake.
+    match possession::why_unproving(&leaf) {
+        Some(Unproving::Unreadable(error)) => return Err(refuse(error)),
+        Some(Unproving::Key(why)) => return Err(Unmet::Chain { certificate: names::short(&leaf), why }),
+        None => {}
+    }
     let leaf = EndEntityCert::try_from(&leaf).map_err(refuse)?;
     let verify = |usage: KeyUsage| {
         let algorithms = provider().signature_verification_algorithms.all;
@@ -247,6 +254,10 @@ fn explain(error: &webpki::Error, seen: &Seen, roots: &Roots, now: Timestamp) ->
             "a signature in its chain is of a kind that is not accepted any more, or not known".to_owned()
         }
         E::UnsupportedCertVersion => "it is not an X.509 version 3 certificate".to_owned(),
+        E::UnsupportedCriticalExtension => {
+            "a certificate of its chain has an extension that must be understood (critical), and is not known"
+                .to_owned()
+        }
         other => format!("a certificate of its chain is malformed ({other})"),
     }
 }
@@ -295,15 +306,9 @@ impl Seen {
     }
 }
 
-/// Lets every certificate pass that can be read, and checks that its holder signed the handshake with its key.
+/// Lets every certificate pass, and checks that its holder signed the handshake with its key.
 #[derive(Debug)]
-pub(super) struct AnyCertificate(WebPkiSupportedAlgorithms);
-
-impl AnyCertificate {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self(provider().signature_verification_algorithms))
-    }
-}
+pub(super) struct AnyCertificate;
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
@@ -323,7 +328,7 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0)
+        possession::check(message, certificate, signed, Version::Tls12)
     }
 
     fn verify_tls13_signature(
@@ -332,11 +337,11 @@ impl ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0)
+        possession::check(message, certificate, signed, Version::Tls13)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+        possession::schemes()
     }
 }
 
@@ -359,13 +364,14 @@ impl ClientCertVerifier for AnyCertificate {
         Ok(ClientCertVerified::assertion()) // judged by each claim on it: `ClientCertificate::judge`
     }
 
+    /// In TLS 1.2 the client signs all messages so far, its ClientHello first.
     fn verify_tls12_signature(
         &self,
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0)
+        possession::check(&hello::restored(message), certificate, signed, Version::Tls12)
     }
 
     fn verify_tls13_signature(
@@ -374,11 +380,11 @@ impl ClientCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0)
+        possession::check(message, certificate, signed, Version::Tls13)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
+        possession::schemes()
     }
 }
 

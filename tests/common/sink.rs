@@ -487,7 +487,8 @@ impl Session {
         let Some(identity) = &self.plan.identity else { return Err(Over) };
         let acceptor = Acceptor::new(identity, true);
         let Stream::Plain(socket) = self.stream.into_inner() else { return Err(Over) };
-        let accepted = acceptor.accept(socket, tokio::time::Instant::now() + PATIENCE).await?;
+        let accepted =
+            acceptor.accept(socket, tokio::time::Instant::now() + PATIENCE).await.map_err(std::io::Error::from)?;
         self.arrival.tls = Some(accepted.protocol);
         self.arrival.client = accepted.client.map(|client| client.names());
         self.stream = BufReader::new(accepted.stream);

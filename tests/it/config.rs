@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use causeway::config::{self, Config, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side};
+use causeway::config::{self, Config, EightBit, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side};
 use causeway::tls::Authority;
 use causeway::tls::authority::Template;
 use jiff::{SignedDuration, Timestamp};
@@ -722,7 +722,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((send.port, send.max_connections), (25, 20));
     assert_eq!((send.max_messages_per_connection, send.max_recipients), (1000, 1000));
     assert!(send.max_message_size.is_none() && send.rate.is_none() && send.helo.is_none() && send.login.is_none());
-    assert!(send.chunking && send.enabled);
+    assert!(send.chunking && send.enabled && send.eight_bit == EightBit::Convert);
     assert_eq!(seconds(send.connect_timeout), 30);
 }
 

@@ -14,6 +14,7 @@ mod client;
 mod command;
 mod config;
 mod directory;
+mod downgrade;
 mod framing;
 mod header;
 mod proxy;
@@ -41,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "command", run: command::command },
     Target { name: "config", run: config::config },
     Target { name: "data", run: framing::data },
+    Target { name: "downgrade", run: downgrade::downgrade },
     Target { name: "firewall", run: header::firewall },
     Target { name: "header", run: header::header },
     Target { name: "import", run: directory::import },
