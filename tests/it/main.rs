@@ -14,6 +14,7 @@ mod targets;
 mod admin;
 mod certificates;
 mod check;
+mod clients;
 mod config;
 mod corpus;
 mod daemon;
