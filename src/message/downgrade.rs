@@ -594,9 +594,7 @@ mod tests {
             (
                 "an internationalized message in a message is encoded as it is",
                 format!("Content-Type: message/global\r\n{eight}\r\nSubject: ü\r\n{TEXT}\r\nü\r\n"),
-                format!(
-                    "Content-Type: message/global\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nSubject: =C3=BC\r\nContent-Type: text/plain; charset=3Diso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\n=C3=BC\r\n"
-                ),
+                "Content-Type: message/global\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nSubject: =C3=BC\r\nContent-Type: text/plain; charset=3Diso-8859-1\r\nContent-Transfer-Encoding: 8bit\r\n\r\n=C3=BC\r\n".to_owned(),
             ),
             (
                 "the boundary in a comment is none",

@@ -82,6 +82,12 @@ fn describe(error: &io::Error) -> String {
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
             | PeerIncompatible::SupportedVersionsExtensionRequired,
         ) => "no TLS version in common: the other side knows neither TLS 1.2 nor TLS 1.3".to_owned(),
+        // Read before the version is.
+        Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired) => {
+            "no TLS version in common: the other side names no signature algorithms, so it knows TLS 1.1 or older, or \
+             TLS 1.2 with SHA-1 only"
+                .to_owned()
+        }
         Error::AlertReceived(alert) => format!("the other side ended it (alert {alert:?})"),
         Error::PeerIncompatible(PeerIncompatible::NoKxGroupsInCommon) => {
             "no key exchange group in common: we know X25519, P-256 and P-384".to_owned()
@@ -209,10 +215,17 @@ impl Acceptor {
     /// Why it failed, with what the client offered where that is the reason.
     fn describe(&self, error: &io::Error, offered: &[CipherSuite]) -> String {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+        let is_known = |suite: &CipherSuite| provider().cipher_suites.iter().any(|known| known.suite() == *suite);
         match tls {
             Some(Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon)) => {
                 no_suite_in_common(self.1, offered)
             }
+            // Who offers no suite with ECDHE names no groups for it either, and rustls asks for those first.
+            Some(Error::PeerIncompatible(
+                PeerIncompatible::NoKxGroupsInCommon
+                | PeerIncompatible::NamedGroupsExtensionRequired
+                | PeerIncompatible::EcPointsExtensionRequired,
+            )) if !offered.iter().any(is_known) => no_suite_in_common(self.1, offered),
             _ => describe(error),
         }
     }

@@ -1,5 +1,5 @@
 //! Demands as certificate verifiers: the only file that may let a certificate pass that does not chain, and only
-//! for a demand that says so. The signature of the handshake is checked for all ([`possession`]).
+//! for a demand that says so. The signature of the handshake is checked for all (`tls::possession`).
 //!
 //! rustls is given a verifier that lets every certificate pass, and the certificate is judged when the handshake is
 //! over, before any byte of SMTP: so a resumed session, which shows no certificate, is judged like a new one, and
