@@ -200,7 +200,11 @@ fn push_octet(text: &mut String, octet: u8, literal: bool) {
 fn push_name(text: &mut String, name: &str) {
     let name = if name.is_empty() { "unknown" } else { name };
     let literal = is_literal(name.as_bytes());
-    for &octet in name.as_bytes().iter().take(HELLO_LIMIT) {
+    let from = text.len();
+    for &octet in name.as_bytes() {
+        if text.len() - from >= HELLO_LIMIT {
+            break;
+        }
         match octet {
             b'%' => text.push('%'),
             octet => push_octet(text, octet, literal),

@@ -270,6 +270,7 @@ tls = "off"
             asked,
             recipient: Recipient { address: to.clone(), notify: Notify::Unsaid, orcpt: None },
             route: Route { via: ConnectorName(via.into()), hop: Hop::SmartHosts, to, because: vec![reason] },
+            reached: crate::route::Reached::ByName,
         }
     }
 

@@ -22,7 +22,7 @@ use crate::message::{MessageId, Recipient};
 use crate::outcome::spans::{self, Begun, Trace};
 use crate::outcome::{Setback, is_expired};
 use crate::route::resolve::{Asking, Failed, Rules};
-use crate::route::{Hop, HopCopy, Route, Routed};
+use crate::route::{Hop, HopCopy, Reached, Route, Routed};
 use crate::smtp::Status;
 use crate::spool::disk::{blocking, crash_point};
 use crate::spool::{Deferral, End, Known, LoadError, Message, Standing, Waiting};
@@ -171,7 +171,7 @@ pub(super) fn nowhere(group: &Recipient, member: Failed) -> Routed {
     let recipient = Recipient { address: member.address.clone(), ..group.clone() };
     let via = ConnectorName(Arc::from(NOWHERE));
     let route = Route { via, hop: Hop::SmartHosts, to: member.address, because: member.refusal.because };
-    Routed { asked: group.address.clone(), recipient, route }
+    Routed { asked: group.address.clone(), recipient, route, reached: Reached::Led }
 }
 
 /// What routing says now of the recipients of a copy to nowhere. They are members of groups, whoever wrote: so they may

@@ -25,6 +25,7 @@ pub mod trust;
 pub(crate) mod world;
 
 pub use disagreement::{Disagreement, Disagreements};
+pub use matrix::Reached;
 pub use plan::plan;
 pub use resolve::{Asking, Failed, Resolution, Rules};
 pub use trust::{Clause, Verdict};
@@ -60,6 +61,8 @@ pub struct Routed {
     pub recipient: Recipient,
     /// Where it goes.
     pub route: Route,
+    /// Under a name of its own, or because a group or forward led there.
+    pub reached: Reached,
 }
 
 /// One copy of a message: all the recipients of one next hop.

@@ -1,13 +1,13 @@
 //! Bifurcation: recipients with equal connector and hop share one copy.
 //!
 //! Copies and their recipients keep the order in which they were first named. Who is reached twice under one address,
-//! directly and through a group for instance, or under two spellings of a mailbox of ours, gets the message once. If both
-//! names come with a wish for reports, both stay in the copy, with one address: `deliver` says it once, and each name gets
-//! its report.
+//! directly and through a group for instance, or under two spellings of a mailbox of ours, gets the message once, and all
+//! wishes for reports are kept. Where several of its own names came with such a wish, spellings or aliases, each of them
+//! stays in the copy, with one address: `deliver` says it once, and each name gets its report.
 
 use std::collections::HashMap;
 
-use super::{CopyRecipient, HopCopy, Routed};
+use super::{CopyRecipient, HopCopy, Reached, Routed};
 use crate::message::{Address, Notify};
 
 /// Up to so many recipients it is faster to look at all of them than to hash them.
@@ -109,34 +109,42 @@ fn plan_many(routed: Vec<Routed>) -> Vec<HopCopy> {
 }
 
 fn copy_for(one: Routed) -> HopCopy {
-    let Routed { asked, recipient, route } = one;
+    let Routed { asked, recipient, route, .. } = one;
     HopCopy { via: route.via, hop: route.hop, recipients: vec![CopyRecipient { asked, recipient }] }
 }
 
 /// Puts a recipient into its copy, where `known` are the numbers of those with its address. Gives its number if it is
 /// one more.
 fn place(recipients: &mut Vec<CopyRecipient>, known: &[usize], again: Routed) -> Option<usize> {
-    let Routed { asked, recipient, .. } = again;
+    let Routed { asked, recipient, reached, .. } = again;
     let again = CopyRecipient { asked, recipient };
+    let Some(&first) = known.first() else {
+        recipients.push(again);
+        return Some(recipients.len() - 1);
+    };
+    let wish = again.recipient.notify;
+    // Reports go by the name that was given with the wish for them.
+    let silent = |known: &&usize| recipients[**known].recipient.notify == Notify::Never;
+    if let Some(&silent) = known.iter().find(silent)
+        && wish != Notify::Never
+    {
+        recipients[silent] = again;
+        return None;
+    }
     let is_same = |known: &&usize| {
         let known = &recipients[**known];
         known.asked == again.asked && known.recipient.orcpt == again.recipient.orcpt
     };
-    if let Some(&same) = known.iter().find(is_same) {
-        let notify = &mut recipients[same].recipient.notify;
-        *notify = both(*notify, again.recipient.notify);
-        return None;
+    let same = known.iter().find(is_same);
+    // The sender does not know whom groups and forwards lead to: who has the message under another name is not told of once
+    // more for those.
+    if same.is_none() && reached == Reached::ByName && wish != Notify::Never {
+        recipients.push(again);
+        return Some(recipients.len() - 1);
     }
-    if !known.is_empty() && again.recipient.notify == Notify::Never {
-        return None;
-    }
-    // Reports go by the name that was given with the wish for them.
-    if let Some(&silent) = known.iter().find(|known| recipients[**known].recipient.notify == Notify::Never) {
-        recipients[silent] = again;
-        return None;
-    }
-    recipients.push(again);
-    Some(recipients.len() - 1)
+    let notify = &mut recipients[*same.unwrap_or(&first)].recipient.notify;
+    *notify = both(*notify, wish);
+    None
 }
 
 /// What satisfies both wishes. RFC 3461 has no rule for it: the sender named the recipient twice, so is told of
@@ -174,6 +182,7 @@ mod tests {
                 to,
                 because: if ours { vec![found] } else { Vec::new() },
             },
+            reached: Reached::ByName,
         }
     }
 
@@ -249,18 +258,21 @@ mod tests {
             let asked = Address::parse(name).unwrap();
             let orcpt = OriginalRecipient { kind: "rfc822".into(), address: name.into() };
             let one = routed("a", Hop::SmartHosts, to, notify, true);
-            Routed { asked, recipient: Recipient { orcpt: Some(orcpt), ..one.recipient.clone() }, ..one }
+            let reached = if to == name { Reached::ByName } else { Reached::Led };
+            Routed { asked, recipient: Recipient { orcpt: Some(orcpt), ..one.recipient.clone() }, reached, ..one }
         };
         for (all, expected) in [
             (vec![("anna@contoso.com", UNSAID), ("ANNA@contoso.com", UNSAID)], "anna Unsaid, ANNA Unsaid"),
             (vec![("ANNA@contoso.com", failure), ("anna@contoso.com", success)], "ANNA failure, anna success"),
-            (vec![("anna@contoso.com", UNSAID), ("team@contoso.com", UNSAID)], "anna Unsaid, team Unsaid"),
+            (vec![("anna@contoso.com", UNSAID), ("team@contoso.com", UNSAID)], "anna Unsaid"),
+            (vec![("anna@contoso.com", failure), ("team@contoso.com", success)], "anna both"),
+            (vec![("team@contoso.com", failure), ("anna@contoso.com", success)], "team failure, anna success"),
             (vec![("anna@contoso.com", failure), ("anna@contoso.com", success)], "anna both"),
             (vec![("anna@contoso.com", UNSAID), ("ANNA@contoso.com", Notify::Never)], "anna Unsaid"),
             (vec![("anna@contoso.com", Notify::Never), ("ANNA@contoso.com", UNSAID)], "ANNA Unsaid"),
             (vec![("anna@contoso.com", Notify::Never), ("ANNA@contoso.com", Notify::Never)], "anna Never"),
         ] {
-            let first = all[0].0;
+            let first = all[0].0.replace("team", "anna");
             let all: Vec<_> = all.iter().map(|(name, notify)| named(name, *notify)).collect();
             let copies = plan(all.clone());
             assert_eq!(copies.len(), 1, "{expected}");

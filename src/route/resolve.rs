@@ -611,6 +611,7 @@ impl Walk<'_> {
             asked: asked.clone(),
             recipient: Recipient { address: to.clone(), notify: self.asked.notify, orcpt },
             route: Route { via: connector.name.clone(), hop, to, because: because.because },
+            reached: self.reached(),
         });
         Ok(())
     }

@@ -1466,7 +1466,7 @@ mod tests {
     /// cost the recipient. RFC 3461 section 4.2.
     #[test]
     fn odd_recipients_are_said_as_the_standard_writes_them() {
-        let long = format!("SRS0={}@example.net", "x=".repeat(110));
+        let long = format!("SRS0={}@example.net", "==".repeat(115));
         let to = |to: &str, address: &str| Recipient {
             orcpt: Some(OriginalRecipient { kind: "rfc822".into(), address: address.into() }),
             ..recipient(to)
