@@ -83,9 +83,10 @@ pub async fn look(
     for task in tasks {
         let (resolver, places, number) = (resolver.clone(), places.clone(), total);
         let helo = task.connector.helo.as_ref().unwrap_or(&config.hostname).to_string();
+        let own_name = config.hostname.to_string();
         running.spawn(async move {
             let _place = places.acquire().await;
-            (number, One::Host(hosts::look(task, helo, resolver, limits).await))
+            (number, One::Host(hosts::look(task, (helo, own_name), resolver, limits).await))
         });
         total += 1;
     }

@@ -32,6 +32,8 @@ pub struct Way<'a> {
     pub connector: &'a SendConnector,
     /// What we call ourselves.
     pub helo: &'a str,
+    /// This relay's hostname: a host of that name is this relay.
+    pub own_name: &'a Domain,
     /// Opens TLS, presenting the connector's certificate; `None` where it never does.
     pub tls: Option<&'a tls::Connector>,
     /// The recipients' domain, if their MX is what we speak to.
@@ -149,6 +151,7 @@ async fn open_with(
             .login
             .as_ref()
             .map(|login| Credentials { username: login.username.clone(), password: login.password.clone() }),
+        own_name: Some(way.own_name.to_string()),
     });
     let mut connection = Connection::new(stream, session, describe(target), target.address, Arc::new(Proof::Plain));
     let patience = *way.patience.get_or_init(|| now() + OPENING);
@@ -275,6 +278,7 @@ pub fn setback(host: &str, fault: Fault) -> Setback {
         Fault::NoChunking(reply) => {
             Setback::Protocol { host, why: format!("it offers CHUNKING and answered BDAT with {reply}") }
         }
+        Fault::OwnName(hostname) => Setback::LoopsBack { host, hostname },
     }
 }
 

@@ -224,17 +224,28 @@ fn spool(body: &Body, error: &io::Error) -> Setback {
     Setback::Spool { why }
 }
 
-/// Sends one message over one session. True: the session had ended before it said anything about it. Where it takes
-/// several transactions, `taken` hears of each recipient that one of them was successful for before the next begins.
-///
-/// # Errors
-/// [`Setback::Spool`]; the connection is of no use then.
+/// What came of one message on one session.
+#[derive(Debug)]
+pub struct Transmission {
+    /// Who has an answer: all, unless the message could not be read.
+    pub settled: Vec<Settled>,
+    /// The session had ended before it said anything about the message.
+    pub unheard: bool,
+    /// It ended between BDAT and its answer.
+    pub lost_chunk: bool,
+    /// [`Setback::Spool`]: the message could not be read to its end. The connection is of no use then; what earlier
+    /// transactions brought stands in `settled`.
+    pub unread: Option<Setback>,
+}
+
+/// Sends one message over one session. Where it takes several transactions, `taken` hears of each recipient that one of
+/// them was successful for before the next begins.
 pub async fn transmit(
     connection: &mut Connection,
     mail: Mail<'_>,
     content: &Content,
     taken: &(dyn Fn(u16) + Sync),
-) -> Result<(Vec<Settled>, bool), Setback> {
+) -> Transmission {
     let Connection { session, stream, timer, .. } = connection;
     let mut delivery = Delivery::new(session, mail);
     let mut told = 0;
@@ -254,15 +265,19 @@ pub async fn transmit(
                         wire.last_words().await;
                         wire.session.closed(in_words(&error));
                     }
-                    Err(SendError::Spool(error)) => return Err(spool(&content.body, &error)),
+                    Err(SendError::Spool(error)) => {
+                        let unread = Some(spool(&content.body, &error));
+                        let settled = delivery.break_off();
+                        return Transmission { settled, unheard: false, lost_chunk: false, unread };
+                    }
                 }
             }
             Step::Receive { until } => Wire { stream, timer, session: delivery.session() }.receive(until).await,
             Step::StartTls | Step::Done => break,
         }
     }
-    let stale = delivery.was_stale();
-    Ok((delivery.into_settled(), stale))
+    let (unheard, lost_chunk) = (delivery.was_stale(), delivery.has_lost_chunk());
+    Transmission { settled: delivery.into_settled(), unheard, lost_chunk, unread: None }
 }
 
 impl Connection {

@@ -4,10 +4,16 @@
 //! needed is not looked up. What DNS says is a stranger's word: it may not lead into private networks, nor back
 //! to us.
 //!
+//! One attempt tries [`ADDRESSES`]. However many a preference has, it leaves one of them to each preference that
+//! follows, so a backup is reached in the attempt in which the others fail. Addresses that failed before and have not
+//! answered since come last, the one that failed longest ago first: a later attempt goes on where the last one stopped,
+//! and comes round. One of them is tried again before a less preferred address is used, so that mail finds back.
+//!
 //! Standards: RFC 5321 section 5 (MX), 7505 (null MX), 6890 (special addresses).
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Instant;
 
 use fastrand::Rng;
 use ipnet::IpNet;
@@ -19,10 +25,13 @@ use crate::outcome::Setback;
 use crate::route::Hop;
 
 /// How many addresses are tried in one attempt. RFC 5321 section 5.1 asks for at least two.
-pub(super) const ADDRESSES: usize = 5;
+const ADDRESSES: usize = 5;
 
 /// How many hosts of an MX list are looked up: a list of thousands is somebody's attack on somebody (S-143).
 const HOSTS: usize = 10;
+
+/// How many addresses that failed before are tried again ahead of those that did not.
+const PROBES: usize = 1;
 
 /// How many addresses of one host are kept.
 const ADDRESSES_PER_HOST: usize = 64;
@@ -36,6 +45,37 @@ pub struct Target {
     pub address: SocketAddr,
     /// Lower is preferred.
     pub preference: u16,
+}
+
+/// What earlier attempts learned of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It answers, or nothing is known of it.
+    Good,
+    /// It failed then, and has not answered since.
+    Failed(Instant),
+    /// It failed then, a moment ago, or another attempt asks at this moment whether it is back.
+    Resting(Instant),
+}
+
+/// Who knows how addresses stand.
+pub trait Known {
+    /// How this one stands.
+    fn standing(&self, address: SocketAddr) -> Standing;
+
+    /// It is about to be tried though it failed before. False: another attempt does that at this moment.
+    fn probe(&self, address: SocketAddr) -> bool;
+}
+
+/// Nothing is known.
+impl Known for () {
+    fn standing(&self, _: SocketAddr) -> Standing {
+        Standing::Good
+    }
+
+    fn probe(&self, _: SocketAddr) -> bool {
+        true
+    }
 }
 
 /// A host whose addresses are not looked up yet.
@@ -95,8 +135,18 @@ pub struct Hosts<'a, R> {
     /// What DNS is asked about; `None`: these are smart hosts.
     domain: Option<&'a Domain>,
     groups: VecDeque<Vec<Host>>,
+    /// Addresses of the preference whose turn it is.
     ready: VecDeque<Target>,
+    /// So many more of these are tried before the next preference has its turn.
+    share: usize,
+    /// Those beyond their preference's share: tried once every preference has had its turn.
+    surplus: VecDeque<Target>,
+    /// Those that failed before, and when.
+    failed: Vec<(Instant, Target)>,
+    probes: usize,
     tried: usize,
+    /// The one given last was an IPv6 address.
+    last_was_v6: Option<bool>,
     rng: Rng,
     nothing: Nothing,
 }
@@ -154,29 +204,130 @@ impl<'a, R: Resolve> Hosts<'a, R> {
                 (Some(domain), hosts)
             }
         };
-        let groups = in_order(hosts, &mut rng);
-        let ready = VecDeque::new();
-        let nothing = Nothing::default();
-        Ok(Self { resolver, ourselves, private_targets, domain, groups, ready, tried: 0, rng, nothing })
+        // Those that the configuration names are as many as somebody wrote.
+        let most = if domain.is_some() { HOSTS } else { usize::MAX };
+        let groups = in_order(hosts, most, &mut rng);
+        Ok(Self {
+            resolver,
+            ourselves,
+            private_targets,
+            domain,
+            groups,
+            ready: VecDeque::new(),
+            share: 0,
+            surplus: VecDeque::new(),
+            failed: Vec::new(),
+            probes: PROBES,
+            tried: 0,
+            last_was_v6: None,
+            rng,
+            nothing: Nothing::default(),
+        })
     }
 
     /// The next address to try; `None`: there are no more, or enough were tried.
-    pub async fn next(&mut self) -> Option<Target> {
+    pub async fn next(&mut self, known: &impl Known) -> Option<Target> {
         if self.tried >= ADDRESSES {
             return None;
         }
-        while self.ready.is_empty() {
-            let group = self.groups.pop_front()?;
+        loop {
+            if let Some(target) = self.next_good(known) {
+                self.tried += 1;
+                self.last_was_v6 = Some(target.address.is_ipv6());
+                return Some(target);
+            }
+            let Some(group) = self.groups.pop_front() else { break };
+            self.share = (ADDRESSES - self.tried).saturating_sub(self.groups.len()).max(1);
             self.look_up(group).await;
+            self.change_family();
         }
+        let target = self.surplus.pop_front().or_else(|| {
+            // Nothing but these is left. They are tried whether they rest or not.
+            let longest_ago = |(at, (since, _)): (usize, &(Instant, Target))| (*since, at);
+            let at = self.failed.iter().enumerate().map(longest_ago).min()?.1;
+            Some(self.failed.remove(at).1)
+        })?;
         self.tried += 1;
-        self.ready.pop_front()
+        Some(target)
     }
 
-    /// The address given last was put off, or could not even be tried, because this machine has no way into its
-    /// network. It does not count.
+    /// Where a preference has one try, it must not always be of a family without a way out.
+    fn change_family(&mut self) {
+        let is_last = |target: &Target| Some(target.address.is_ipv6()) == self.last_was_v6;
+        if self.ready.front().is_some_and(is_last)
+            && let Some(at) = self.ready.iter().position(|target| !is_last(target))
+            && let Some(other) = self.ready.remove(at)
+        {
+            self.ready.push_front(other);
+        }
+    }
+
+    /// The next address of the present preference that did not fail before; ahead of it, once, one that did and is preferred
+    /// to it.
+    fn next_good(&mut self, known: &impl Known) -> Option<Target> {
+        while let Some(target) = self.ready.pop_front() {
+            match known.standing(target.address) {
+                Standing::Good if self.share == 0 => self.surplus.push_back(target),
+                Standing::Good => {
+                    if let Some(probe) = self.next_probe(known) {
+                        self.ready.push_front(target);
+                        return Some(probe);
+                    }
+                    self.share -= 1;
+                    return Some(target);
+                }
+                Standing::Failed(since) | Standing::Resting(since) => self.failed.push((since, target)),
+            }
+        }
+        None
+    }
+
+    /// The one that failed longest ago, of those that do not rest. It takes no try from the preferences that follow, unless
+    /// there are so many that none would be left.
+    fn next_probe(&mut self, known: &impl Known) -> Option<Target> {
+        let left = (ADDRESSES - self.tried).saturating_sub(self.groups.len() + 1);
+        if left == 0 && self.tried > 0 {
+            return None;
+        }
+        while self.probes > 0 {
+            let rested = |(at, (_, target)): (usize, &(Instant, Target))| match known.standing(target.address) {
+                Standing::Resting(_) => None,
+                // It answered meanwhile, or everything that was known of it is forgotten.
+                Standing::Good => Some((None, at)),
+                Standing::Failed(since) => Some((Some(since), at)),
+            };
+            let at = self.failed.iter().enumerate().filter_map(rested).min()?.1;
+            if known.probe(self.failed[at].1.address) {
+                self.probes -= 1;
+                self.share = self.share.min(left).max(1);
+                return Some(self.failed.remove(at).1);
+            }
+            // Another attempt was quicker: it rests by now.
+        }
+        None
+    }
+
+    /// The address given last could not even be tried, because this machine has no way into its network, or nobody was to
+    /// be sent there. It does not count.
     pub fn was_not_tried(&mut self) {
         self.tried = self.tried.saturating_sub(1);
+        self.share += 1;
+    }
+
+    /// Preferences whose turn has not come are left out.
+    pub fn look_no_further(&mut self) {
+        self.groups.clear();
+    }
+
+    /// A host of this preference is this relay itself. Of an MX list its equals and what is worse would only bring mail
+    /// back here: RFC 5321 section 5.1. Smart hosts are the administrator's word, and may be tried all the same.
+    pub fn leads_back(&mut self, preference: u16) {
+        if self.domain.is_some() {
+            self.groups.clear();
+            self.ready.clear();
+            self.surplus.retain(|target| target.preference < preference);
+            self.failed.retain(|(_, target)| target.preference < preference);
+        }
     }
 
     /// Why there was nothing to try.
@@ -273,10 +424,10 @@ fn mail_exchangers(domain: &Domain, answer: Answer<Vec<Mx>>) -> Result<Vec<(u16,
 }
 
 /// Hosts of equal preference together, each group in an order of chance. RFC 5321 section 5.1: MUST randomize.
-fn in_order(mut hosts: Vec<Host>, rng: &mut Rng) -> VecDeque<Vec<Host>> {
+fn in_order(mut hosts: Vec<Host>, most: usize, rng: &mut Rng) -> VecDeque<Vec<Host>> {
     rng.shuffle(&mut hosts);
     hosts.sort_by_key(|host| host.preference);
-    hosts.truncate(HOSTS);
+    hosts.truncate(most);
     let mut groups: VecDeque<Vec<Host>> = VecDeque::new();
     for host in hosts {
         match groups.back_mut() {
@@ -359,8 +510,9 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::{Cell, RefCell};
     use std::collections::HashMap;
-    use std::sync::Arc;
+    use std::sync::{Arc, OnceLock};
     use std::time::Duration;
 
     use crate::config::{ConnectorName, Level, SmartHost};
@@ -454,7 +606,7 @@ mod tests {
             Err(setback) => return vec![format!("{} {setback}", setback.status())],
         };
         let mut targets = Vec::new();
-        while let Some(target) = hosts.next().await {
+        while let Some(target) = hosts.next(&()).await {
             let name = target.name.as_ref().map_or("", Domain::as_str);
             targets.push(format!("{name}={}", target.address));
         }
@@ -548,11 +700,198 @@ mod tests {
         let connector = connector(Hops::Mx);
         let mut hosts = Hosts::find(&table, &connector, &hop, &ourselves, &[], Rng::with_seed(1)).await.unwrap();
         let mut out_of_reach = 0;
-        while hosts.next().await.is_some() {
+        while hosts.next(&()).await.is_some() {
             hosts.was_not_tried();
             out_of_reach += 1;
         }
         assert_eq!(out_of_reach, 30, "ten hosts of three addresses");
+    }
+
+    /// A next hop of which some addresses live, and what attempts at it have learned.
+    #[derive(Default)]
+    struct Memory {
+        now: Cell<u64>,
+        failed: RefCell<HashMap<SocketAddr, (u64, u64)>>,
+    }
+
+    impl Memory {
+        fn at(second: u64) -> Instant {
+            static START: OnceLock<Instant> = OnceLock::new();
+            *START.get_or_init(Instant::now) + Duration::from_secs(second)
+        }
+    }
+
+    impl Known for Memory {
+        fn standing(&self, address: SocketAddr) -> Standing {
+            match self.failed.borrow().get(&address) {
+                None => Standing::Good,
+                Some((at, until)) if *until > self.now.get() => Standing::Resting(Self::at(*at)),
+                Some((at, _)) => Standing::Failed(Self::at(*at)),
+            }
+        }
+
+        fn probe(&self, address: SocketAddr) -> bool {
+            let (now, mut failed) = (self.now.get(), self.failed.borrow_mut());
+            let Some((_, until)) = failed.get_mut(&address) else { return true };
+            let may = *until <= now;
+            *until = (now + 60).max(*until);
+            may
+        }
+    }
+
+    /// One attempt: the addresses that were tried, the last of them a living one if any was.
+    async fn attempt(
+        (table, hops, hop): (&Table, &Hops, &Hop),
+        memory: &Memory,
+        lives: &dyn Fn(SocketAddr) -> bool,
+        seed: u64,
+    ) -> Vec<SocketAddr> {
+        let (ourselves, connector) = (ourselves(), connector(hops.clone()));
+        let mut hosts = Hosts::find(table, &connector, hop, &ourselves, &[], Rng::with_seed(seed)).await.unwrap();
+        let mut tried = Vec::new();
+        while let Some(target) = hosts.next(memory).await {
+            tried.push(target.address);
+            if lives(target.address) {
+                memory.failed.borrow_mut().remove(&target.address);
+                break;
+            }
+            // Each takes a second to fail, and rests for a minute.
+            let now = memory.now.get() + 1;
+            memory.now.set(now);
+            memory.failed.borrow_mut().insert(target.address, (now, now + 60));
+        }
+        tried
+    }
+
+    /// Whatever is dead, what lives is reached: a later attempt goes on where the last one stopped, and each preference has
+    /// its turn.
+    #[tokio::test]
+    async fn what_lives_is_reached_whatever_is_dead() {
+        let name = |number: usize| format!("h{number}.example");
+        let list = |numbers: std::ops::RangeInclusive<u8>| {
+            numbers.map(|number| format!("192.0.2.{number}")).collect::<Vec<_>>().join(" ")
+        };
+        let eight_mx: Vec<String> = (1..=8).map(|number| format!("{} {}", 10 * number, name(number))).collect();
+        let eight_hosts: Vec<String> = (1..=8).map(|number| format!("{}: 192.0.2.{number}", name(number))).collect();
+        let backup = ["a.example: ".to_owned() + &list(1..=8), "b.example: 192.0.2.99".to_owned()];
+        let many = ["a.example: ".to_owned() + &list(1..=20)];
+        let smart = |name: &str, preference| SmartHost {
+            host: SmartHostAddress::Name(Domain::parse(name).unwrap()),
+            port: None,
+            preference,
+        };
+        let eight_smart = (1..=8).map(|number| smart(&name(number), number as u16)).collect();
+        let backup_smart = vec![smart("a.example", 10), smart("b.example", 20)];
+        let mx = Hop::Mx(Domain::parse("d.example").unwrap());
+        // What lives, in how many attempts it is found, and in how many where nothing is remembered from one to the next.
+        #[rustfmt::skip]
+        let cases: [(&str, String, &[String], Hops, Hop, u8, usize, Option<usize>); 6] = [
+            ("seven dead MX", eight_mx.join(", "), &eight_hosts, Hops::Mx, mx.clone(), 8, 2, None),
+            ("seven dead smart hosts", String::from("none"), &eight_hosts, Hops::SmartHosts(eight_smart), Hop::SmartHosts, 8, 2, None),
+            ("a backup MX", "10 a.example, 20 b.example".into(), &backup, Hops::Mx, mx.clone(), 99, 1, Some(1)),
+            ("a backup smart host", "none".into(), &backup, Hops::SmartHosts(backup_smart), Hop::SmartHosts, 99, 1, Some(1)),
+            ("one of twenty", "10 a.example".into(), &many, Hops::Mx, mx.clone(), 7, 5, Some(60)),
+            ("none of twenty", "10 a.example".into(), &many, Hops::Mx, mx.clone(), 0, 99, None),
+        ];
+        for (id, records, hosts, hops, hop, living, most, forgetful) in cases {
+            let table = Table::new(&records, &hosts.iter().map(String::as_str).collect::<Vec<_>>());
+            let world = (&table, &hops, &hop);
+            let lives = |address: SocketAddr| address.ip() == IpAddr::from([192, 0, 2, living]);
+            for seed in 0..20 {
+                let memory = Memory::default();
+                let mut all = std::collections::HashSet::new();
+                let mut attempts = 0;
+                loop {
+                    attempts += 1;
+                    let tried = attempt(world, &memory, &lives, seed * 100 + attempts as u64).await;
+                    assert!((1..=5).contains(&tried.len()), "{id}: {tried:?}");
+                    all.extend(tried.iter().copied());
+                    // The ladder's first rung: what failed last rests still, or just not.
+                    memory.now.set(memory.now.get() + if seed % 2 == 0 { 50 } else { 600 });
+                    if tried.last().is_some_and(|last| lives(*last)) || attempts == 10 {
+                        break;
+                    }
+                }
+                assert!(attempts <= most, "{id}: {attempts} attempts, seed {seed}");
+                assert!(living != 0 || all.len() == 20, "{id}: it comes round: {}", all.len());
+                if living != 0 && id != "one of twenty" {
+                    // The next messages find it, and at last ask no more than one of the others whether it is back.
+                    let mut tried = Vec::new();
+                    for _ in 0..3 {
+                        tried = attempt(world, &memory, &lives, seed).await;
+                        assert!(lives(*tried.last().unwrap()), "{id}: {tried:?}");
+                    }
+                    assert!(tried.len() <= 2, "{id}: {tried:?}");
+                }
+            }
+            if let Some(most) = forgetful {
+                let mut found = 0;
+                while !attempt(world, &Memory::default(), &lives, found).await.last().is_some_and(|last| lives(*last)) {
+                    found += 1;
+                    assert!(found < most as u64, "{id}: with no memory");
+                }
+            }
+        }
+    }
+
+    /// Mail finds back to what it prefers: one that failed is asked before what is less preferred, and only one.
+    #[tokio::test]
+    async fn mail_finds_back_to_what_it_prefers() {
+        let table = Table::new(
+            "10 a.example, 20 b.example, 30 c.example",
+            &["a.example: 192.0.2.1", "b.example: 192.0.2.2", "c.example: 192.0.2.3"],
+        );
+        let (hops, hop) = (Hops::Mx, Hop::Mx(Domain::parse("d.example").unwrap()));
+        let memory = Memory::default();
+        let last = |tried: &[SocketAddr]| tried.iter().map(|one| one.ip().to_string()).collect::<Vec<_>>().join(" ");
+        let mut seen = Vec::new();
+        for (wait, living) in [(0, 3..=3), (10, 3..=3), (100, 3..=3), (100, 3..=3), (100, 1..=3), (0, 1..=3), (0, 2..=2)] {
+            memory.now.set(memory.now.get() + wait);
+            let lives = |address: SocketAddr| living.clone().any(|end| address.ip() == IpAddr::from([192, 0, 2, end]));
+            seen.push(last(&attempt((&table, &hops, &hop), &memory, &lives, 1).await));
+        }
+        #[rustfmt::skip]
+        assert_eq!(seen, [
+            "192.0.2.1 192.0.2.2 192.0.2.3",
+            "192.0.2.3",
+            "192.0.2.1 192.0.2.3",
+            "192.0.2.2 192.0.2.3",
+            "192.0.2.1",
+            "192.0.2.1",
+            "192.0.2.1 192.0.2.2",
+        ]);
+    }
+
+    /// A family without a way out, whose addresses come first, does not use up the turns of all preferences.
+    #[tokio::test]
+    async fn one_family_that_is_dead_does_not_stop_the_other() {
+        let hosts = [1, 2, 3, 4, 5].map(|number| format!("h{number}.example: 192.0.2.{number} 2001:db8::{number}"));
+        let table = Table::new(
+            "1 h1.example, 2 h2.example, 3 h3.example, 4 h4.example, 5 h5.example",
+            &hosts.each_ref().map(String::as_str),
+        );
+        let (hops, hop) = (Hops::Mx, Hop::Mx(Domain::parse("d.example").unwrap()));
+        for seed in 0..20 {
+            let tried = attempt((&table, &hops, &hop), &Memory::default(), &|address| address.is_ipv4(), seed).await;
+            assert!(tried.len() <= 2, "{tried:?}");
+        }
+    }
+
+    /// A host of an MX list that turns out to be this relay ends the list there; what is preferred to it stays.
+    #[tokio::test]
+    async fn a_host_that_leads_back_ends_an_mx_list() {
+        let hosts = ["a.example: 192.0.2.1", "b.example: 192.0.2.2 192.0.2.3", "c.example: 192.0.2.4"];
+        let table = Table::new("10 a.example, 20 b.example, 30 c.example", &hosts);
+        let (ourselves, connector) = (ourselves(), connector(Hops::Mx));
+        let hop = Hop::Mx(Domain::parse("d.example").unwrap());
+        let memory = Memory::default();
+        // The preferred one failed a moment ago.
+        memory.failed.borrow_mut().insert("192.0.2.1:25".parse().unwrap(), (0, 60));
+        let mut hosts = Hosts::find(&table, &connector, &hop, &ourselves, &[], Rng::with_seed(1)).await.unwrap();
+        assert_eq!(hosts.next(&memory).await.map(|target| target.preference), Some(20));
+        hosts.leads_back(20);
+        assert_eq!(hosts.next(&memory).await.map(|target| target.preference), Some(10));
+        assert_eq!(hosts.next(&memory).await, None);
     }
 
     /// Smart hosts are the administrator's word: anywhere, in order, and a slip returns no mail.

@@ -5,7 +5,7 @@
 //!
 //! Not here: which copy is tried when (`relay::schedule`), and what follows (`outcome`, `relay::settle`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -30,7 +30,7 @@ pub mod issuers;
 pub mod pool;
 
 use connect::{Failure, Way};
-use drive::{Connection, Content};
+use drive::{Connection, Content, Transmission};
 use hosts::{Hosts, Ourselves, Target};
 pub use issuers::Issuers;
 use pool::{Lease, Pool, Purpose, Turns};
@@ -176,7 +176,7 @@ impl<R: Resolve> Deliverer<R> {
             mailboxes.said(open).map(|index| Pending { index, setback: None, only: None }).collect();
         let mut results = Vec::with_capacity(open.len());
         let taken = |index| mailboxes.names(index).for_each(taken);
-        let last =
+        let (last, met) =
             self.go_through_hosts(connector, message, copy, &mailboxes, &taken, &mut pending, &mut results).await;
         // Nobody is left without an answer, nor gets two.
         results.extend(pending.into_iter().map(|Pending { index, setback, .. }| {
@@ -185,6 +185,17 @@ impl<R: Resolve> Deliverer<R> {
         }));
         mailboxes.spread(&mut results);
         debug_assert_eq!(results.len(), open.len());
+        if !met.is_empty() {
+            for (_, result) in &mut results {
+                // Why it is tried again is told of every host. What is final was said by one of them.
+                if let Err(setback) = result
+                    && !setback.is_permanent()
+                    && !is_our_fault(setback)
+                {
+                    *setback = setback.clone().beside_others(&met);
+                }
+            }
+        }
         Attempt { results }
     }
 
@@ -193,7 +204,7 @@ impl<R: Resolve> Deliverer<R> {
         self.pool.close().await;
     }
 
-    /// Gives the setback of those who are left in `pending` without one.
+    /// Gives the setback of those who are left in `pending` without one, and what was met at each host.
     #[expect(clippy::too_many_arguments, reason = "all of it is the one attempt's")]
     async fn go_through_hosts(
         &self,
@@ -204,13 +215,14 @@ impl<R: Resolve> Deliverer<R> {
         taken: &(dyn Fn(u16) + Sync),
         pending: &mut Vec<Pending>,
         results: &mut Vec<(u16, Result<Delivered, Setback>)>,
-    ) -> Setback {
+    ) -> (Setback, Vec<Setback>) {
+        let mut met = Vec::new();
         let missing = |state| Setback::NoConnector { name: connector.name.to_string(), state };
         let (Some(lane), Some(copy)) = (self.lanes.get(&connector.name), message.copies.get(copy)) else {
-            return missing("missing");
+            return (missing("missing"), met);
         };
         if let Err(setback) = may_carry(connector, message) {
-            return setback;
+            return (setback, met);
         }
         let found = Hosts::find(
             &self.resolver,
@@ -222,45 +234,34 @@ impl<R: Resolve> Deliverer<R> {
         );
         let mut hosts = match found.await {
             Ok(hosts) => hosts,
-            Err(setback) => return setback,
+            Err(setback) => return (setback, met),
         };
         let domain = match (&copy.hop, &connector.hops) {
             (Hop::Mx(domain), Hops::Mx) if domain.literal().is_none() => Some(domain),
             _ => None,
         };
         let mut contents = Contents::default();
-        // Addresses that failed a moment ago come last, whatever their preference: they would most likely fail again.
-        let mut put_off = VecDeque::new();
-        let mut has_more = true;
         let patience = OnceLock::new();
-        loop {
-            let next = if has_more { hosts.next().await } else { None };
-            let target = match next {
-                Some(target) if self.pool.is_resting(&connector.name, target.address, connect::now()) => {
-                    hosts.was_not_tried();
-                    put_off.push_back(target);
-                    // So many are not waited for, if all of them rest.
-                    has_more = put_off.len() < hosts::ADDRESSES;
-                    continue;
-                }
-                Some(target) => target,
-                None => {
-                    has_more = false;
-                    let Some(target) = put_off.pop_front() else { break };
-                    target
-                }
-            };
+        while let Some(target) = hosts.next(&self.pool.known(&connector.name)).await {
             let tried: Vec<u16> = pending
                 .iter()
                 .filter(|pending| pending.only.is_none_or(|preference| preference == target.preference))
                 .map(|pending| pending.index)
                 .collect();
             if tried.is_empty() {
-                // The hosts to come are no better; one that was put off may be.
-                has_more = false;
+                // The preferences to come are no better; another host of theirs may be.
+                hosts.was_not_tried();
+                hosts.look_no_further();
                 continue;
             }
-            let way = Way { connector, helo: &lane.helo, tls: lane.tls.as_ref(), domain, patience: &patience };
+            let way = Way {
+                connector,
+                helo: &lane.helo,
+                own_name: &self.ourselves.hostname,
+                tls: lane.tls.as_ref(),
+                domain,
+                patience: &patience,
+            };
             let purpose = Purpose {
                 host: target.name.clone(),
                 domain: domain.filter(|_| matches!(connector.tls, Level::Domain(_, None))).cloned(),
@@ -278,26 +279,31 @@ impl<R: Resolve> Deliverer<R> {
                 taken,
             };
             match call.deliver(purpose, tried, &mut contents, pending, results).await {
-                Ok(()) => {}
+                Ok(setbacks) => met.extend(setbacks),
                 Err(Failure::OutOfReach(setback)) => {
                     hosts.was_not_tried();
                     tracing::debug!(%setback, "no way to this address from here");
                     note_all(pending, &setback);
+                    met.push(setback);
                 }
-                Err(Failure::Setback(setback @ (Setback::Spool { .. } | Setback::Overload { .. }))) => {
+                Err(Failure::Setback(setback)) if is_our_fault(&setback) => {
                     pending.iter_mut().for_each(|pending| pending.setback = Some(setback.clone()));
                     break;
                 }
                 Err(Failure::Setback(setback)) => {
                     tracing::info!(connector = %connector.name, id = %message.id, %setback, "not by this host");
+                    if let Setback::LoopsBack { .. } = &setback {
+                        hosts.leads_back(target.preference);
+                    }
                     note_all(pending, &setback);
+                    met.push(setback);
                 }
             }
             if pending.is_empty() {
                 break;
             }
         }
-        hosts.why_nothing()
+        (hosts.why_nothing(), met)
     }
 }
 
@@ -370,6 +376,11 @@ struct Contents {
     seven_bit: Option<Content>,
 }
 
+/// No host is to blame, and none would fare better.
+fn is_our_fault(setback: &Setback) -> bool {
+    matches!(setback, Setback::Spool { .. } | Setback::Overload { .. })
+}
+
 /// May this message take this way at all?
 fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback> {
     if !connector.enabled {
@@ -404,7 +415,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Settles whom it can; the others stay in `pending`.
+    /// Settles whom it can; the others stay in `pending`. Gives what was met that another host may do better.
     async fn deliver(
         &self,
         purpose: Purpose,
@@ -412,9 +423,10 @@ impl Call<'_> {
         contents: &mut Contents,
         pending: &mut Vec<Pending>,
         results: &mut Vec<(u16, Result<Delivered, Setback>)>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<Setback>, Failure> {
         let connector = self.way.connector;
         let mut stale = 0;
+        let mut met = Vec::new();
         loop {
             let lease =
                 self.pool.lease(&connector.name, self.target.address, connector.max_connections, purpose.clone()).await;
@@ -425,8 +437,8 @@ impl Call<'_> {
                 None => {
                     lease.make_room();
                     let opened = match connect::open(self.target, &self.way).await {
-                        Err(Failure::Setback(setback)) if is_down(&setback) => {
-                            lease.rest(connect::now());
+                        Err(Failure::Setback(setback)) => {
+                            note_failure(&lease, &setback);
                             return Err(Failure::Setback(setback));
                         }
                         opened => opened?,
@@ -455,10 +467,21 @@ impl Call<'_> {
                     }
                 },
             };
-            let mut mail = self.mail(&tried, content, lease.may_chunk());
+            let may_chunk = lease.may_chunk() && self.pool.may_chunk(&connector.name, &self.copy.hop);
+            let mut mail = self.mail(&tried, content, may_chunk);
             mail.eight_bit &= !(needs_seven_bit && connector.eight_bit == EightBit::AsIs);
-            let (settled, unheard) =
-                drive::transmit(&mut connection, mail, content, self.taken).await.map_err(Failure::Setback)?;
+            let Transmission { settled, unheard, lost_chunk, unread } =
+                drive::transmit(&mut connection, mail, content, self.taken).await;
+            if was_kept && !unheard {
+                lease.wake();
+            }
+            if lost_chunk && !(was_kept && unheard) {
+                tracing::info!(
+                    host = connection.host,
+                    "it offers CHUNKING, and the session ended at BDAT: hosts of this hop get DATA from now on"
+                );
+                self.pool.never_chunk(&connector.name, &self.copy.hop);
+            }
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {
                 // It had been closed for want of work. Nothing was heard of this message on it: a new one is tried,
                 // once, and no attempt is counted (C272).
@@ -491,8 +514,9 @@ impl Call<'_> {
                     Remedy::WithoutChunking => again.push(index),
                     remedy @ (Remedy::NextHost | Remedy::EqualHost) => {
                         let setback = connect::setback(&connection.host, fault);
-                        if is_down(&setback) {
-                            lease.rest(connect::now());
+                        note_failure(&lease, &setback);
+                        if !met.contains(&setback) {
+                            met.push(setback.clone());
                         }
                         if let Some(pending) = pending.iter_mut().find(|pending| pending.index == index) {
                             if remedy == Remedy::EqualHost {
@@ -510,6 +534,10 @@ impl Call<'_> {
                     .filter(|(_, result)| result.is_ok())
                     .for_each(|(index, _)| (self.taken)(*index));
             }
+            if let Some(setback) = unread {
+                // The connection ends in the middle of the message; so it is not taken for one.
+                return Err(Failure::Setback(setback));
+            }
             if !again.is_empty() {
                 tracing::info!(
                     host = connection.host,
@@ -519,7 +547,7 @@ impl Call<'_> {
             }
             give_back(lease, connection, connector.max_messages_per_connection);
             if again.is_empty() {
-                return Ok(());
+                return Ok(met);
             }
             tried = again;
         }
@@ -575,6 +603,15 @@ fn give_back(lease: Lease, mut connection: Connection, limit: usize) {
         lease.keep(connection);
     } else {
         lease.retire(connection);
+    }
+}
+
+/// Remembers that an address failed, unless that says something of this message only.
+fn note_failure(lease: &Lease, setback: &Setback) {
+    match setback {
+        Setback::TooBig { .. } | Setback::Unsupported { .. } | Setback::Spool { .. } | Setback::Overload { .. } => {}
+        setback if is_down(setback) => lease.rest(connect::now()),
+        _ => lease.note_failure(connect::now()),
     }
 }
 

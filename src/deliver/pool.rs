@@ -7,9 +7,10 @@
 //! A permit is a connection in use. Idle ones give theirs back, so that whoever waits gets them; an idle one is
 //! closed before a new one would exceed the limit.
 //!
-//! A place that failed rests: other addresses of the hop go first, and one attempt at a time asks whether it is back.
+//! A place that failed rests: other addresses of the hop go first, and one attempt at a time asks whether it is back. That
+//! it failed is remembered until it answers, so that a later attempt goes on with those that were not tried.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,8 +21,10 @@ use tokio::task::JoinSet;
 
 use super::connect::now;
 use super::drive::Connection;
+use super::hosts::{Known, Standing};
 use crate::config::{ConnectorName, Rate};
 use crate::message::Domain;
+use crate::route::Hop;
 
 /// How long a connection is kept without work: servers are asked to wait five minutes, and many wait ten seconds.
 pub const IDLE: Duration = Duration::from_secs(8);
@@ -29,8 +32,11 @@ pub const IDLE: Duration = Duration::from_secs(8);
 /// How many idle connections are kept in all: each is a descriptor, here and there.
 const IDLE_CONNECTIONS: usize = 500;
 
-/// How many places are remembered while nothing happens at them.
+/// How many places are remembered while nothing happens at them; as many again that failed.
 const PLACES: usize = 10_000;
+
+/// How many hops are remembered that get DATA since a session ended at BDAT. Past them all are forgotten.
+const UNCHUNKED: usize = 1_000;
 
 /// How often idle connections are looked through, while there are any.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -64,6 +70,10 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     places: HashMap<(ConnectorName, SocketAddr), Arc<Place>>,
+    /// At so many places those that say nothing are looked for.
+    sweep_at: usize,
+    /// Sessions with a host of these ended at BDAT.
+    unchunked: HashSet<(ConnectorName, Hop)>,
     idle: usize,
     sweeping: bool,
     closed: bool,
@@ -77,8 +87,15 @@ pub struct Place {
     idle: Mutex<Vec<Idle>>,
     /// BDAT failed here although it is offered.
     no_chunking: AtomicBool,
-    /// Nothing could be done with it a moment ago: until then others go first.
-    resting: Mutex<Option<Instant>>,
+    /// Nothing could be done with it, and it has not answered since.
+    failed: Mutex<Option<Failed>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    at: Instant,
+    /// Until then others go first.
+    rests_until: Instant,
 }
 
 #[derive(Debug)]
@@ -102,11 +119,16 @@ impl Pool {
     pub async fn lease(&self, connector: &ConnectorName, address: SocketAddr, limit: usize, purpose: Purpose) -> Lease {
         let place = {
             let mut state = self.state();
-            if state.places.len() >= PLACES {
-                state.places.retain(|_, place| {
-                    let is_resting = lock(&place.resting).is_some_and(|until| until > now());
-                    Arc::strong_count(place) > 1 || is_resting || !lock(&place.idle).is_empty()
-                });
+            if state.places.len() >= PLACES.max(state.sweep_at) {
+                let is_used = |place: &Arc<Place>| Arc::strong_count(place) > 1 || !lock(&place.idle).is_empty();
+                state.places.retain(|_, place| is_used(place) || lock(&place.failed).is_some());
+                if state.places.len() >= 2 * PLACES {
+                    let now = now();
+                    let rests = |place: &Arc<Place>| lock(&place.failed).is_some_and(|failed| failed.rests_until > now);
+                    state.places.retain(|_, place| is_used(place) || rests(place));
+                }
+                // Not for each lease, where most of them stay.
+                state.sweep_at = state.places.len() + PLACES / 2;
             }
             let place = state.places.entry((connector.clone(), address)).or_insert_with(|| {
                 Arc::new(Place {
@@ -114,7 +136,7 @@ impl Pool {
                     limit: limit.max(1),
                     idle: Mutex::default(),
                     no_chunking: AtomicBool::new(false),
-                    resting: Mutex::default(),
+                    failed: Mutex::default(),
                 })
             });
             Arc::clone(place)
@@ -123,19 +145,51 @@ impl Pool {
         Lease { pool: self.clone(), place, purpose, permit }
     }
 
-    /// Did this address fail a moment ago? Who asks when its rest is over tries it, and the others wait for what comes of
-    /// that: one connection probes it. F-036.
-    pub fn is_resting(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> bool {
-        let place = self.state().places.get(&(connector.clone(), address)).map(Arc::clone);
-        let Some(place) = place else { return false };
-        let mut resting = lock(&place.resting);
-        match *resting {
-            Some(until) if until <= now => {
-                *resting = Some(now + REST);
-                false
-            }
-            resting => resting.is_some(),
+    /// What is known of the addresses of a connector's hosts.
+    pub fn known<'a>(&'a self, connector: &'a ConnectorName) -> Addresses<'a> {
+        Addresses { pool: self, connector }
+    }
+
+    fn place(&self, connector: &ConnectorName, address: SocketAddr) -> Option<Arc<Place>> {
+        self.state().places.get(&(connector.clone(), address)).map(Arc::clone)
+    }
+
+    fn standing(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> Standing {
+        let Some(place) = self.place(connector, address) else { return Standing::Good };
+        let failed = *lock(&place.failed);
+        match failed {
+            None => Standing::Good,
+            Some(Failed { at, rests_until }) if rests_until > now => Standing::Resting(at),
+            Some(Failed { at, .. }) => Standing::Failed(at),
         }
+    }
+
+    /// An address that failed is about to be tried again; the others wait for what comes of that: one connection probes it.
+    /// F-036.
+    fn probe(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> bool {
+        let Some(place) = self.place(connector, address) else { return true };
+        let mut failed = lock(&place.failed);
+        let Some(failed) = &mut *failed else { return true };
+        let may = failed.rests_until <= now;
+        if may {
+            failed.rests_until = now + REST;
+        }
+        may
+    }
+
+    /// May BDAT be used with hosts of this hop?
+    pub fn may_chunk(&self, connector: &ConnectorName, hop: &Hop) -> bool {
+        let state = self.state();
+        state.unchunked.is_empty() || !state.unchunked.contains(&(connector.clone(), hop.clone()))
+    }
+
+    /// A session with a host of this hop ended at BDAT. The firewall that does so may stand before all of them.
+    pub fn never_chunk(&self, connector: &ConnectorName, hop: &Hop) {
+        let mut state = self.state();
+        if state.unchunked.len() >= UNCHUNKED {
+            state.unchunked.clear();
+        }
+        state.unchunked.insert((connector.clone(), hop.clone()));
     }
 
     /// Says goodbye on all idle connections, keeps none from now on, and waits until all are closed.
@@ -186,6 +240,23 @@ impl Pool {
             self.leave(idle.connection);
         }
         keep
+    }
+}
+
+/// See [`Pool::known`].
+#[derive(Debug)]
+pub struct Addresses<'a> {
+    pool: &'a Pool,
+    connector: &'a ConnectorName,
+}
+
+impl Known for Addresses<'_> {
+    fn standing(&self, address: SocketAddr) -> Standing {
+        self.pool.standing(self.connector, address, now())
+    }
+
+    fn probe(&self, address: SocketAddr) -> bool {
+        self.pool.probe(self.connector, address, now())
     }
 }
 
@@ -249,12 +320,17 @@ impl Lease {
 
     /// Nothing can be done with this address now.
     pub fn rest(&self, now: Instant) {
-        *lock(&self.place.resting) = Some(now + REST);
+        *lock(&self.place.failed) = Some(Failed { at: now, rests_until: now + REST });
+    }
+
+    /// This message got nowhere here, as others may: those that failed later, or not at all, go first.
+    pub fn note_failure(&self, now: Instant) {
+        *lock(&self.place.failed) = Some(Failed { at: now, rests_until: now });
     }
 
     /// It answers.
     pub fn wake(&self) {
-        *lock(&self.place.resting) = None;
+        *lock(&self.place.failed) = None;
     }
 
     /// Gives back a connection that has carried enough.
@@ -326,14 +402,24 @@ mod tests {
         let connector = ConnectorName("out".into());
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let start = Instant::now();
-        let rests = |seconds| pool.is_resting(&connector, address, start + Duration::from_secs(seconds));
-        assert!(!rests(0), "nothing is known of it");
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let rests = |seconds| match pool.standing(&connector, address, at(seconds)) {
+            Standing::Good => false,
+            Standing::Failed(since) | Standing::Resting(since) if since != start => panic!("{since:?}"),
+            Standing::Failed(_) => !pool.probe(&connector, address, at(seconds)),
+            Standing::Resting(_) => true,
+        };
+        assert_eq!(pool.standing(&connector, address, start), Standing::Good, "nothing is known of it");
         let lease = pool.lease(&connector, address, 1, Purpose { host: None, domain: None }).await;
         lease.rest(start);
         assert_eq!([rests(0), rests(59), rests(60), rests(60), rests(119)], [true, true, false, true, true]);
         assert_eq!([rests(120), rests(121)], [false, true], "the probe said nothing; so the next one asks");
+        assert!(!pool.probe(&connector, address, at(121)), "two that saw it rested: one of them asks");
+        assert_eq!(pool.standing(&connector, address, at(100_000)), Standing::Failed(start), "till it answers");
         lease.wake();
-        assert_eq!([rests(121), rests(121)], [false, false]);
+        assert_eq!(pool.standing(&connector, address, at(121)), Standing::Good);
+        lease.note_failure(at(122));
+        assert_eq!(pool.standing(&connector, address, at(122)), Standing::Failed(at(122)), "it need not rest");
     }
 
     #[test]

@@ -32,6 +32,12 @@ struct Manner {
     one_message: bool,
     /// BDAT is offered and answered 502.
     no_bdat: bool,
+    /// BDAT is offered, and ends the connection.
+    closes_at_bdat: bool,
+    /// What EHLO is answered with.
+    ehlo: Option<&'static str>,
+    /// What it calls itself; else `mx.example.net`.
+    name: Option<&'static str>,
     /// Closes after the end of data, without an answer.
     mute_at_the_end: bool,
     /// Waits with its reply to the end of data until so many connections are open.
@@ -118,7 +124,10 @@ async fn converse(stream: Stream, manner: &Manner, number: usize, seen: &Mutex<S
         }
         let line = line.trim_end();
         seen.lock().unwrap().commands.push((number, line.to_owned()));
+        let name = manner.name.unwrap_or("mx.example.net");
         let answer = match line.split(' ').next().unwrap() {
+            "EHLO" if manner.ehlo.is_some() => manner.ehlo.unwrap_or_default().to_owned(),
+            "HELO" => format!("250 {name}"),
             "EHLO" => {
                 let secure = stream.get_ref().is_tls();
                 let starttls =
@@ -127,7 +136,7 @@ async fn converse(stream: Stream, manner: &Manner, number: usize, seen: &Mutex<S
                 let keywords = format!("{}\n{starttls}{requiretls}", manner.offers);
                 let lines = keywords.split('\n').filter(|keyword| !keyword.is_empty());
                 let lines: String = lines.map(|keyword| format!("250-{keyword}\r\n")).collect();
-                format!("250-mx.example.net\r\n{lines}250 HELP")
+                format!("250-{name}\r\n{lines}250 HELP")
             }
             "STARTTLS" => {
                 stream.write_all(b"220 go\r\n").await?;
@@ -171,6 +180,7 @@ async fn converse(stream: Stream, manner: &Manner, number: usize, seen: &Mutex<S
                 seen.lock().unwrap().messages.push(message);
                 "250 2.0.0 taken".to_owned()
             }
+            "BDAT" if manner.closes_at_bdat => return Ok(()),
             "BDAT" => {
                 let mut message = vec![0; line.split(' ').nth(1).unwrap().parse().unwrap()];
                 stream.read_exact(&mut message).await?;
@@ -605,6 +615,169 @@ async fn bdat_that_fails_is_not_tried_again() {
     let world = World::new(SendConnector { chunking: false, ..connector(&[peer.address]) });
     assert_eq!(world.words(&message(TO)).await, "250 Plain");
     assert_eq!(peer.verbs().iter().filter(|verb| *verb == "BDAT").count(), 1);
+}
+
+/// What ends the connection at BDAT gets DATA from the second time on, whichever host of the hop it is.
+#[tokio::test]
+async fn a_hop_that_closes_at_bdat_gets_data_the_next_time() {
+    let large = message_of(TO, Body::from_bytes("x\r\n".repeat(200_000)));
+    for (row, message) in [("small", message(TO)), ("large", large)] {
+        let manner = Manner { offers: FAST, closes_at_bdat: true, ..Manner::default() };
+        let (one, other) = (Peer::start(manner.clone()).await, Peer::start(manner).await);
+        let mut send = connector(&[one.address, other.address]);
+        if let Hops::SmartHosts(hosts) = &mut send.hops {
+            hosts.iter_mut().for_each(|host| host.preference = 10);
+        }
+        let world = World::new(send);
+        let words = world.words(&message).await;
+        // Nobody knows what became of a message that had left as a whole: that is no reason to send it at once again.
+        let expected = if row == "small" { words.starts_with("4.4.2 ") } else { true };
+        assert!(expected, "{row}: {words}");
+        for _ in 0..8 {
+            assert_eq!(world.words(&message).await, "250 Plain", "{row}");
+        }
+        let (one, other) = (one.verbs(), other.verbs());
+        let bdat = one.iter().chain(&other).filter(|verb| *verb == "BDAT").count();
+        assert_eq!(bdat, 1, "{row}: {one:?} {other:?}");
+    }
+    // A connection that had been kept too long says nothing of BDAT.
+    let peer = Peer::start(Manner { offers: FAST, one_message: true, ..Manner::default() }).await;
+    let world = World::new(connector(&[peer.address]));
+    for _ in 0..3 {
+        assert_eq!(world.words(&message(TO)).await, "250 Plain");
+    }
+    assert_eq!(peer.verbs().iter().filter(|verb| *verb == "DATA").count(), 0, "{:?}", peer.verbs());
+}
+
+/// A server that refuses EHLO hears HELO, on the same connection, and takes the message.
+#[tokio::test]
+async fn a_refused_ehlo_is_followed_by_helo() {
+    for (ehlo, level, expected, helo) in [
+        ("501 5.5.2 what?", Level::Off, "250 Plain", 1),
+        ("550 5.7.1 not by EHLO", Level::Off, "250 Plain", 1),
+        ("550 5.7.1 not by EHLO", Level::Opportunistic, "250 Plain", 1),
+        ("500 what?", Level::Off, "250 Plain", 1),
+        // What demands TLS is not helped by HELO.
+        ("550 5.7.1 not by EHLO", Level::Encrypt, "4.7.1 ", 0),
+        ("421 4.3.2 busy", Level::Off, "4.3.2 ", 0),
+        ("450 4.7.1 later", Level::Off, "4.7.1 ", 0),
+    ] {
+        let peer = Peer::start(Manner { ehlo: Some(ehlo), ..Manner::default() }).await;
+        let world = World::new(SendConnector { tls: level, ..connector(&[peer.address]) });
+        let words = world.words(&message(TO)).await;
+        assert!(words.starts_with(expected), "{ehlo}: {words}");
+        assert_eq!(peer.verbs().iter().filter(|verb| *verb == "HELO").count(), helo, "{ehlo}");
+        assert_eq!(peer.seen().connections, 1, "{ehlo}");
+    }
+}
+
+/// A host that answers EHLO by our own name is this relay, behind a NAT that turns connections round: no message is sent to
+/// it, and the error says what to do if it is another one. What is preferred to it and down only for now is waited for.
+#[tokio::test]
+async fn our_own_name_in_the_answer_to_ehlo_ends_the_loop() {
+    let ours = Manner { offers: FAST, name: Some("Mail.Contoso.com"), ..Manner::default() };
+    let down = Manner { greeting: Some("421 4.3.2 busy"), ..Manner::default() };
+    let peer = Peer::start(ours.clone()).await;
+    let words = World::new(connector(&[peer.address])).words(&message(TO)).await;
+    assert!(words.starts_with("5.4.6 mail would loop back to this relay: [127.0.0.1]:"), "{words}");
+    assert!(words.ends_with("if it is another server, give one of the two another hostname"), "{words}");
+    assert!(!peer.verbs().contains(&"MAIL".to_owned()));
+
+    // By MX, at several loopback addresses on one port.
+    let (listeners, port) = loop {
+        let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let second = TcpListener::bind(("127.0.0.2", port)).await;
+        let third = TcpListener::bind(("127.0.0.3", port)).await;
+        if let (Ok(second), Ok(third)) = (second, third) {
+            break ([first, second, third], port);
+        }
+    };
+    let [first, second, third] = listeners;
+    let third = Peer::listen(third, Manner { offers: FAST, ..Manner::default() });
+    let second = Peer::listen(second, ours);
+    let first = Peer::listen(first, down);
+    let host = |end| IpAddr::from([127, 0, 0, end]);
+    let hosts = HashMap::from([("a.example", host(1)), ("b.example", host(2)), ("c.example", host(3))]);
+    for (mx, expected) in [
+        (vec![(10, "b.example")], "5.4.6 "),
+        (vec![(10, "a.example"), (20, "b.example"), (30, "c.example")], "4.3.2 "),
+        (vec![(10, "b.example"), (20, "c.example")], "5.4.6 "),
+        (vec![(10, "c.example"), (20, "b.example")], "250 "),
+    ] {
+        let send = SendConnector { hops: Hops::Mx, port, ..connector(&[]) };
+        let world = World::with_dns(send, Table { mx: mx.clone(), hosts: hosts.clone() });
+        let words = world.words(&mx_message(TO)).await;
+        assert!(words.starts_with(expected), "{mx:?}: {words}");
+    }
+    assert!(!second.verbs().contains(&"MAIL".to_owned()));
+    assert_eq!((first.seen().connections, third.seen().messages.len()), (1, 1), "what is worse leads back too");
+}
+
+/// Seven hosts fail, each in its own words; the eighth lives. The first attempt names those that it tried, and the second
+/// goes on behind them.
+#[tokio::test]
+async fn a_later_attempt_goes_on_and_the_first_one_names_all_it_tried() {
+    let mut dead = Vec::new();
+    for greeting in ["554 a", "554 b", "421 c", "554 d", "554 e", "554 f", "450 g"] {
+        dead.push(Peer::start(Manner { greeting: Some(greeting), ..Manner::default() }).await);
+    }
+    let good = Peer::start(Manner { offers: FAST, ..Manner::default() }).await;
+    let peers: Vec<SocketAddr> = dead.iter().map(|peer| peer.address).chain([good.address]).collect();
+    let world = World::new(connector(&peers));
+    let results = world.attempt(&message(TO)).await;
+    let Err(setback) = &results[0] else { panic!("{results:?}") };
+    let words = setback.to_string();
+    for (peer, said) in dead.iter().zip(["554", "554", "421", "554", "554"]) {
+        let host = format!("[127.0.0.1]:{} answered the connection with {said}", peer.address.port());
+        assert_eq!(words.matches(&host).count(), 1, "{host}: {words}");
+    }
+    assert!(!setback.is_permanent(), "{words}");
+    assert_eq!(world.words(&message(TO)).await, "250 Plain");
+    let connections: Vec<usize> = dead.iter().map(|peer| peer.seen().connections).collect();
+    // The one that wants fewer connections need not rest: it is asked before what is less preferred.
+    assert_eq!(connections, [1, 1, 2, 1, 1, 1, 1]);
+    for _ in 0..10 {
+        assert_eq!(world.words(&message(TO)).await, "250 Plain");
+    }
+    assert_eq!(good.seen().messages.len(), 11);
+
+    // Who is refused for good by one of them is not told of the others; who is put off is.
+    let gone = Peer::start(Manner { greeting: Some("554 a"), ..Manner::default() }).await;
+    let world = World::new(connector(&[gone.address, good.address]));
+    let results = world.attempt(&message(&["never@d.example", "later@d.example"])).await;
+    let words: Vec<String> = results.iter().map(|result| result.as_ref().unwrap_err().to_string()).collect();
+    assert!(words[0].ends_with("550 5.1.1 never"), "{words:?}");
+    let also = format!("450 4.2.0 later; also tried: [127.0.0.1]:{} answered", gone.address.port());
+    assert!(words[1].contains(&also), "{words:?}");
+}
+
+/// A message in several transactions that cannot be read any more: who has it has it.
+#[tokio::test]
+async fn what_earlier_transactions_brought_stays_known_when_the_message_cannot_be_read() {
+    let content = "x\r\n".repeat(300_000).into_bytes();
+    for offers in ["PIPELINING", "PIPELINING\nCHUNKING"] {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&content).unwrap();
+        let (file, len) = (Arc::new(file), content.len() as u64);
+        let body = Body::File { file: Arc::clone(&file), path: Arc::new("segment".into()), offset: 0, len };
+        let peer = Peer::start(Manner { offers, ..Manner::default() }).await;
+        let world = World::new(SendConnector { max_recipients: 2, ..connector(&[peer.address]) });
+        let to = ["a@d.example", "never@d.example", "b@d.example", "c@d.example", "d@d.example"];
+        let taken = |_| file.set_len(0).unwrap();
+        let message = message_of(&to, body);
+        let attempt = world.deliverer.attempt_telling(&world.connector, &message, 0, &[0, 1, 2, 3, 4], &taken);
+        let mut results = timeout(Duration::from_secs(20), attempt).await.expect("it ends in time").results;
+        results.sort_by_key(|(index, _)| *index);
+        let words = results.iter().map(|(index, result)| match result {
+            Ok(delivered) => format!("{index} {}", delivered.reply.code),
+            Err(setback) => format!("{index} {}", setback.status()),
+        });
+        let expected = ["0 250", "1 5.1.1", "2 4.3.0", "3 4.3.0", "4 4.3.0"];
+        assert_eq!(words.collect::<Vec<_>>(), expected, "{offers}");
+        until(|| peer.seen().open == 0).await;
+        assert_eq!(peer.seen().messages.len(), 1, "{offers}");
+    }
 }
 
 #[tokio::test]

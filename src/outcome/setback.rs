@@ -112,6 +112,25 @@ pub enum Setback {
         /// Which.
         domain: Domain,
     },
+    /// The host answered EHLO with this relay's own name: a NAT, a tunnel or a record leads back here.
+    #[error(
+        "mail would loop back to this relay: {host} calls itself {hostname}, which is this relay's own name; if it is \
+         another server, give one of the two another hostname"
+    )]
+    LoopsBack {
+        /// Which host.
+        host: String,
+        /// What both are called.
+        hostname: String,
+    },
+    /// Several hosts were tried in one attempt, and none took it.
+    #[error("{decisive}; also tried: {others}")]
+    SeveralHosts {
+        /// What counts.
+        decisive: Box<Setback>,
+        /// What the others met, in few words: see [`Setback::beside_others`].
+        others: String,
+    },
     /// REQUIRETLS, and this way cannot prove its hosts.
     #[error("REQUIRETLS: {why}")]
     RequireTls {
@@ -187,7 +206,49 @@ pub enum Setback {
     },
 }
 
+/// So many hosts are named beside the one that decides; the others are counted.
+const OTHERS_NAMED: usize = 8;
+
+/// Bytes of what each of them met.
+const OTHER_LENGTH: usize = 160;
+
 impl Setback {
+    /// The same, beside what other hosts of the attempt met, in the order in which they were tried.
+    #[must_use]
+    pub fn beside_others(self, others: &[Setback]) -> Self {
+        let mut words: Vec<String> = Vec::new();
+        let own = self.to_string();
+        for other in others.iter().map(ToString::to_string) {
+            if other != own && !words.contains(&other) {
+                words.push(other);
+            }
+        }
+        if words.is_empty() {
+            return self;
+        }
+        let more = words.len().saturating_sub(OTHERS_NAMED);
+        words.truncate(OTHERS_NAMED);
+        for word in &mut words {
+            if word.len() > OTHER_LENGTH {
+                word.truncate(word.floor_char_boundary(OTHER_LENGTH));
+                word.push('…');
+            }
+        }
+        let mut others = words.join("; ");
+        if more > 0 {
+            others.push_str(&format!("; and {more} more"));
+        }
+        Self::SeveralHosts { decisive: Box::new(self), others }
+    }
+
+    /// What counts, of an attempt at several hosts.
+    pub fn decisive(&self) -> &Self {
+        match self {
+            Self::SeveralHosts { decisive, .. } => decisive,
+            other => other,
+        }
+    }
+
     /// RFC 3463. The first digit decides between retry and bounce, for queue, log, tracking and DSN alike; but for
     /// [`Setback::Expired`], which keeps class 4 in its report although nobody tries again: X.4.7 "is useful only
     /// as a persistent transient error", the example in RFC 3464 has `Action: failed` with a class 4 too, and it is
@@ -210,7 +271,8 @@ impl Setback {
             Self::NoDomain { .. } => Status(5, 1, 2),
             Self::NoAddress { .. } => Status(5, 4, 4),
             Self::Dns { .. } | Self::NoSmartHost { .. } => Status(4, 4, 3),
-            Self::Ourselves { .. } => Status(5, 4, 6),
+            Self::Ourselves { .. } | Self::LoopsBack { .. } => Status(5, 4, 6),
+            Self::SeveralHosts { decisive, .. } => decisive.status(),
             Self::RequireTls { .. } => Status(5, 7, 30),
             Self::NoConnector { .. } => Status(4, 3, 5),
             Self::Unroutable { status, .. } => *status,
@@ -238,6 +300,7 @@ impl Setback {
                 format!("{host} answered {command} with {} {}", reply.code, reply.status_or_class())
             }
             Self::Disagreed { answer, .. } => answer.in_short(),
+            Self::SeveralHosts { decisive, .. } => decisive.in_short(),
             Self::Circles { .. } => "it goes in circles".to_owned(),
             Self::Unroutable { .. } => "no route leads there".to_owned(),
             other => other.to_string(),
@@ -252,7 +315,7 @@ impl Setback {
     /// True if this says that something does not exist, which DNS servers have been known to say in error: it has
     /// to be seen twice before it counts (C246). A null MX is not among them: somebody wrote it down.
     pub fn needs_confirmation(&self) -> bool {
-        matches!(self, Self::NoDomain { .. } | Self::NoAddress { .. })
+        matches!(self.decisive(), Self::NoDomain { .. } | Self::NoAddress { .. })
     }
 
     /// True if fewer connections at a time might have helped: 421, 4.7.x, time-outs (F-037).
@@ -263,6 +326,7 @@ impl Setback {
             }
             Self::Unreachable { why, .. } | Self::Ambiguous { why, .. } => is_time_out(why),
             Self::Overload { .. } => true,
+            Self::SeveralHosts { decisive, .. } => decisive.throttles(),
             Self::Unproven { .. }
             | Self::Protocol { .. }
             | Self::Unsupported { .. }
@@ -273,6 +337,7 @@ impl Setback {
             | Self::Dns { .. }
             | Self::NoSmartHost { .. }
             | Self::Ourselves { .. }
+            | Self::LoopsBack { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
@@ -287,7 +352,7 @@ impl Setback {
     /// True if the hop took no further connection for now, and so heard of no message: the message can go as soon as
     /// fewer connections are open, and was not tried. F-037.
     pub fn is_crowded(&self) -> bool {
-        matches!(self, Self::Answered { command: "the connection" | "EHLO" | "HELO", .. }) && self.throttles()
+        matches!(self.decisive(), Self::Answered { command: "the connection" | "EHLO" | "HELO", .. }) && self.throttles()
     }
 
     /// True if every other message to this hop would fare alike: the hop is to be left alone for a while and then
@@ -305,12 +370,14 @@ impl Setback {
             | Self::Dns { .. }
             | Self::NoSmartHost { .. }
             | Self::NoConnector { .. } => true,
+            Self::SeveralHosts { decisive, .. } => decisive.concerns_hop(),
             Self::Ambiguous { .. }
             | Self::Protocol { .. }
             | Self::Unsupported { .. }
             | Self::TooBig { .. }
             | Self::NullMx { .. }
             | Self::Ourselves { .. }
+            | Self::LoopsBack { .. }
             | Self::RequireTls { .. }
             | Self::Unroutable { .. }
             | Self::Disagreed { .. }
@@ -331,7 +398,9 @@ impl Setback {
             | Self::Ambiguous { host, .. }
             | Self::Protocol { host, .. }
             | Self::Unsupported { host, .. }
-            | Self::TooBig { host, .. } => host,
+            | Self::TooBig { host, .. }
+            | Self::LoopsBack { host, .. } => host,
+            Self::SeveralHosts { decisive, .. } => return decisive.remote_mta(),
             Self::Expired { last, .. } => return last.remote_mta(),
             Self::Disagreed { answer, .. } => return answer.remote_mta(),
             Self::Unreachable { .. }
@@ -362,6 +431,7 @@ impl Setback {
             Self::Answered { reply, .. } => format!("smtp; {reply}"),
             Self::Expired { last, .. } => last.diagnostic(),
             Self::Disagreed { answer, .. } => answer.diagnostic(),
+            Self::SeveralHosts { decisive, .. } => decisive.diagnostic(),
             Self::Unproven { .. }
             | Self::Unreachable { .. }
             | Self::Ambiguous { .. }
@@ -374,6 +444,7 @@ impl Setback {
             | Self::Dns { .. }
             | Self::NoSmartHost { .. }
             | Self::Ourselves { .. }
+            | Self::LoopsBack { .. }
             | Self::RequireTls { .. }
             | Self::NoConnector { .. }
             | Self::Unroutable { .. }
@@ -401,6 +472,7 @@ impl Setback {
             Self::Unroutable { address, status: status @ Status(_, 4, 6), .. } => {
                 Some(Self::Unroutable { address: address.clone(), why: plain(), status: *status })
             }
+            Self::SeveralHosts { decisive, .. } => decisive.for_outsiders(),
             Self::Expired { lifetime, last } => {
                 let last = Box::new(last.for_outsiders()?);
                 Some(Self::Expired { lifetime: lifetime.clone(), last })
@@ -413,6 +485,7 @@ impl Setback {
     pub fn came(&self) -> String {
         match self {
             Self::Disagreed { answer, .. } => answer.came(),
+            Self::SeveralHosts { decisive, others } => format!("{}; also tried: {others}", decisive.came()),
             Self::Circles { address, why, .. } => format!("{address} goes in circles: {why}"),
             Self::Expired { lifetime, last } => format!("not delivered within {lifetime}: {}", last.came()),
             _ => self.to_string(),
@@ -423,6 +496,7 @@ impl Setback {
     pub fn beside(&self) -> Option<&str> {
         match self {
             Self::Disagreed { here, .. } => Some(here),
+            Self::SeveralHosts { decisive, .. } => decisive.beside(),
             Self::Expired { last, .. } => last.beside(),
             _ => None,
         }
@@ -432,6 +506,7 @@ impl Setback {
     pub fn see(&self) -> Option<&str> {
         match self {
             Self::Disagreed { see, .. } | Self::Circles { see, .. } => see.as_deref(),
+            Self::SeveralHosts { decisive, .. } => decisive.see(),
             Self::Expired { last, .. } => last.see(),
             _ => None,
         }
@@ -452,6 +527,8 @@ impl Setback {
             Self::NoAddress { .. } => "a mail server with an address for the domain",
             Self::Dns { .. } | Self::NoSmartHost { .. } => "an answer from the domain name system",
             Self::Ourselves { .. } => "another relay that takes mail for the domain",
+            Self::LoopsBack { .. } => "a server that is not this relay itself",
+            Self::SeveralHosts { decisive, .. } => decisive.expected(),
             Self::RequireTls { .. } => {
                 "a way on which every server proves who it is, as the sender demanded (REQUIRETLS)"
             }
@@ -520,6 +597,11 @@ impl Setback {
                 "An administrator should check the MX records of this domain, and whether it is missing among the \
                  relay's accepted domains."
             }
+            Self::LoopsBack { .. } => {
+                "An administrator should correct the MX records or smart_hosts that lead back to this relay, or a NAT that \
+                 turns its connections round. If that host is another server, one of the two needs another hostname."
+            }
+            Self::SeveralHosts { decisive, .. } => decisive.advice(),
             Self::RequireTls { .. } => {
                 "Send the message without REQUIRETLS, if it may travel less protected, or ask the receiving side to \
                  offer it."
@@ -613,6 +695,12 @@ mod tests {
             (Setback::Dns { name: "example.net".into(), why: why.clone() }, Status(4, 4, 3)),
             (Setback::NoSmartHost { name: "mail.example.net".into(), what: "is not in DNS".into() }, Status(4, 4, 3)),
             (Setback::Ourselves { domain: domain() }, Status(5, 4, 6)),
+            (Setback::LoopsBack { host: self::host(), hostname: "mail.contoso.com".into() }, Status(5, 4, 6)),
+            (
+                answered_to("the connection", 554, None, "not you")
+                    .beside_others(&[Setback::Unreachable { host: self::host(), why: "refused".into() }]),
+                Status(4, 0, 0),
+            ),
             (
                 Setback::Disagreed {
                     answer: Box::new(answered_to("RCPT", 451, Some(Status(4, 4, 6)), "it may be moving")),
@@ -708,6 +796,24 @@ mod tests {
         ] {
             assert_eq!(setback.status_for_now(), expected, "{setback}");
         }
+    }
+
+    /// What was met at each host of an attempt is told, in bounded words; what counts is one of them.
+    #[test]
+    fn an_attempt_at_several_hosts_names_each_and_counts_as_one() {
+        let down = |number: usize, why: &str| Setback::Unreachable { host: format!("mx{number}"), why: why.into() };
+        let last = answered_to("the connection", 421, None, "busy");
+        let together = last.clone().beside_others(&[down(1, "refused"), down(1, "refused"), last.clone()]);
+        assert_eq!(together.to_string(), format!("{last}; also tried: mx1: refused"));
+        assert!(together.is_crowded() && together.throttles() && !together.concerns_hop() && !together.is_permanent());
+        assert_eq!(together.remote_mta(), last.remote_mta());
+        assert_eq!(together.in_short(), last.in_short());
+        assert_eq!(last.clone().beside_others(&[last.clone()]), last, "alone");
+
+        let many: Vec<Setback> = (0..100).map(|number| down(number, &"é".repeat(400))).collect();
+        let words = down(100, "refused").beside_others(&many).to_string();
+        assert!(words.starts_with("mx100: refused; also tried: mx0: ééé") && words.ends_with("; and 92 more"), "{words}");
+        assert!(words.len() < 8 * (160 + 10), "{}", words.len());
     }
 
     #[test]

@@ -154,7 +154,7 @@ async fn mx_tasks(
     let found = Hosts::find(resolver, connector, &hop, &ourselves, private, fastrand::Rng::new()).await;
     let mut hosts = found.map_err(|setback| setback.to_string())?;
     let mut tasks: Vec<Task> = Vec::new();
-    while let Some(target) = hosts.next().await {
+    while let Some(target) = hosts.next(&()).await {
         match tasks.iter_mut().find(|task| task.name == target.name) {
             Some(task) => task.known.push(target),
             None => tasks.push(Task {
@@ -174,7 +174,14 @@ async fn mx_tasks(
 }
 
 /// Looks at one host: its addresses in turn until one answers.
-pub(super) async fn look(task: Task, helo: String, resolver: Resolver, limits: Limits) -> HostSeen {
+///
+/// We call ourselves by the first of the names; a host that does so by the second is this relay.
+pub(super) async fn look(
+    task: Task,
+    (helo, own_name): (String, String),
+    resolver: Resolver,
+    limits: Limits,
+) -> HostSeen {
     let mut seen = HostSeen {
         connector: task.connector.name.clone(),
         host: task.host.clone(),
@@ -195,7 +202,7 @@ pub(super) async fn look(task: Task, helo: String, resolver: Resolver, limits: L
         for target in targets {
             seen.host = describe(&target);
             match timeout(limits.connect, connect::reach(&target, &task.connector)).await {
-                Ok(Ok(tcp)) => return converse(tcp, &target, &task, &helo, &mut seen).await,
+                Ok(Ok(tcp)) => return converse(tcp, &target, &task, (&helo, own_name), &mut seen).await,
                 Ok(Err(why)) => seen.flows = Err(why),
                 Err(_) => seen.flows = Err(format!("no connection within {} s", limits.connect.as_secs_f32())),
             }
@@ -222,7 +229,13 @@ async fn targets(task: &Task, resolver: &Resolver) -> Result<Vec<Target>, String
 }
 
 /// Greeting, EHLO, STARTTLS, EHLO, QUIT.
-async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo: &str, seen: &mut HostSeen) {
+async fn converse(
+    tcp: tokio::net::TcpStream,
+    target: &Target,
+    task: &Task,
+    (helo, own_name): (&str, String),
+    seen: &mut HostSeen,
+) {
     let connector = &task.connector;
     let demand = connect::demand(connector, target.name.as_ref(), task.domain.as_ref());
     let starttls = match demand {
@@ -230,7 +243,13 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
         Demand::Nothing => StartTls::IfOffered,
         Demand::Encryption | Demand::Certificate(_) | Demand::Domain(..) => StartTls::Demanded,
     };
-    let session = Session::new(Terms { helo: helo.to_owned(), starttls, extended: true, login: None });
+    let session = Session::new(Terms {
+        helo: helo.to_owned(),
+        starttls,
+        extended: starttls == StartTls::Demanded || connector.login.is_some(),
+        login: None,
+        own_name: Some(own_name),
+    });
     let host = describe(target);
     let mut connection =
         Connection::new(Stream::Plain(tcp), session, host.clone(), target.address, Arc::new(Proof::Plain));
@@ -269,7 +288,10 @@ async fn converse(tcp: tokio::net::TcpStream, target: &Target, task: &Task, helo
         Err(Fault::TlsNotOffered) => return unproven(&Unmet::NotOffered, seen),
         Err(Fault::TlsRefused(reply)) => return unproven(&Unmet::Refused(reply.to_string()), seen),
         Err(fault) => {
-            seen.cure = "ask who runs it: it does not take mail from this host";
+            seen.cure = match fault {
+                Fault::OwnName(_) => "let smart_hosts or the MX name another host; or give that host another hostname",
+                _ => "ask who runs it: it does not take mail from this host",
+            };
             let setback = connect::setback(&host, fault).to_string();
             // The host stands in front of it already.
             let text = setback.strip_prefix(&format!("{host}: ")).or_else(|| setback.strip_prefix(&format!("{host} ")));

@@ -20,7 +20,7 @@ use crate::outcome::tracking::{Event, EventKind, Try};
 use crate::route::trust::Words;
 use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict, plan};
 use crate::smtp::{Reply, Status};
-use crate::spool::{Message, NewMessage};
+use crate::spool::{Message, NewMessage, Standing};
 
 /// What resolving one recipient found, kept until the message is accepted.
 #[derive(Debug)]
@@ -270,6 +270,22 @@ impl Relay {
         });
     }
 
+    /// POISON: attempts for a copy ended inside the relay, and it is held.
+    pub(super) fn track_poison(&self, id: MessageId, copy: u16, message: Option<&Standing>, why: &str) {
+        let copy = message.and_then(|message| message.copies.iter().find(|one| one.number == copy));
+        let open = copy.into_iter().flat_map(|copy| copy.open.iter().map(move |index| (copy, *index)));
+        let to: Vec<&Address> = open.filter_map(|(copy, index)| address(&copy.plan, index)).collect();
+        self.0.tracker.write(&Event {
+            message_id: message.and_then(|message| message.message_id.as_deref()),
+            from: message.and_then(|message| message.envelope.sender.as_ref()),
+            to: &to,
+            connector: copy.map(|copy| &*copy.plan.via.0),
+            status: Some(Status(4, 3, 0)),
+            detail: Some(&why),
+            ..Event::new(clock::wall(), EventKind::Poison, id)
+        });
+    }
+
     /// DSN: a report about this message was written.
     pub(super) fn track_report(&self, about_message: &Message, report: MessageId, what: &str) {
         let Some(sender) = &about_message.envelope.sender else { return };
@@ -330,7 +346,7 @@ pub(super) fn attempt_span(copy: &HopCopy, before: u16, attempt: &Attempt) -> Fa
                 failed = true;
                 setback.remote_mta().into_iter().for_each(|host| note(&mut hosts, host.to_owned()));
                 // What a host says may name a recipient; its code does not.
-                let reply = match setback {
+                let reply = match setback.decisive() {
                     Setback::Answered { command, reply, .. } => {
                         format!("{command}: {} {}", reply.code, reply.status_or_class())
                     }

@@ -179,6 +179,13 @@ impl Queue {
         }
     }
 
+    /// An item that a worker has just been given has its turn, by its connector's rate, at `at`. It waits for that in its
+    /// lane, and in nobody's hand; the worker ends.
+    pub(super) fn wait_for_turn(&mut self, lane: LaneId, item: Item, at: Instant) {
+        self.let_down(item.key());
+        self.schedule.pause(lane, item, at);
+    }
+
     /// What is due goes to its lane, but for old places. A lane once for each worker to start.
     #[must_use = "workers that were counted have to be started"]
     pub(super) fn due(&mut self, now: Instant) -> Vec<LaneId> {

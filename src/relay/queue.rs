@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Relay;
 use super::hands::{Grasp, Grasped, Key};
-use super::work::{Item, age, max_connections};
+use super::work::{Item, age, max_connections, panicked};
 use crate::clock;
 use crate::message::{Address, BodyType, MessageId, Ret};
 use crate::outcome::Setback;
@@ -36,7 +36,7 @@ pub enum State {
     Active,
     /// It waits for its next attempt.
     Deferred,
-    /// An operator holds it.
+    /// An operator holds it, or the relay does since its attempts end inside the relay.
     Held,
 }
 
@@ -573,9 +573,11 @@ impl Relay {
             let CopyStanding { plan, .. } = copy;
             let hop =
                 || queue.find(&plan.via, &plan.hop).and_then(|lane| queue.last_setback(lane)).map(ToString::to_string);
-            let own = || copy.remark.as_deref().map(str::to_owned);
+            let panicked = || (copy.panics > 0).then(|| panicked(copy.panics));
+            let own = || copy.remark.as_deref().map(str::to_owned).or_else(panicked);
             // Once its time has come, it is the hop that it waits for.
-            let last = if status == State::Deferred { own().or_else(hop) } else { hop().or_else(own) };
+            let is_its_own = matches!(status, State::Deferred | State::Held);
+            let last = if is_its_own { own().or_else(hop) } else { hop().or_else(own) };
             Entry {
                 id: message.id.to_string(),
                 copy: copy.number,
@@ -707,7 +709,8 @@ impl Relay {
                 self.0.spool.hold(message.id, copy.number, false, message.accepted);
                 aside.and_then(|item| {
                     let lane = queue.lane(&copy.plan.via, &copy.plan.hop, max_connections(config, &copy.plan.via));
-                    queue.ready(lane, item).then_some(lane)
+                    // It may fail as often again.
+                    queue.ready(lane, Item { panics: 0, ..item }).then_some(lane)
                 })
             };
             if let Some(lane) = lane {

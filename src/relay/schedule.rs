@@ -15,6 +15,9 @@
 //! There are two lines. Hops that the configuration names are few and ours; hops that an MX names are as many as
 //! strangers like, and each may hang for minutes. So those together never have all places, and the others go first.
 //!
+//! A connector's rate gives turns. Where the next one is not due, the lane pauses until it is: it keeps its items and has
+//! no worker for them meanwhile. A lane has one turn at a time, so those of many domains come by turns.
+//!
 //! A worker is a task that takes an item, tries it, gives feedback and takes the next, until [`Schedule::take`] says
 //! `None`. Every method that returns workers to start has counted them already.
 //!
@@ -150,6 +153,8 @@ pub struct Schedule<T> {
     sequence: u64,
     /// When lanes that rest are to be woken.
     wakes: BTreeSet<(Instant, LaneId)>,
+    /// When the turns of lanes that pause are due.
+    turns: BTreeSet<(Instant, LaneId)>,
     retry: Vec<Duration>,
     ready: usize,
     /// Workers of all lanes, and how many there may be.
@@ -195,6 +200,10 @@ struct Lane<T> {
     /// How often in a row it was found down.
     failures: u16,
     resting: Option<Instant>,
+    /// No item goes before its turn, which is then.
+    paused: Option<Instant>,
+    /// Its turn has come, and no item has gone for it yet.
+    has_turn: bool,
     /// Why it rests, or is slow.
     last: Option<Setback>,
     /// Why the item waits that was last put off.
@@ -220,6 +229,7 @@ impl<T> Schedule<T> {
             later: BinaryHeap::new(),
             sequence: 0,
             wakes: BTreeSet::new(),
+            turns: BTreeSet::new(),
             retry,
             ready: 0,
             active: 0,
@@ -459,6 +469,17 @@ impl<T> Schedule<T> {
             let workers = self.recruit(id, work);
             start.extend(std::iter::repeat_n(id, workers));
         }
+        while let Some((at, id)) = self.turns.first().copied().filter(|(at, _)| *at <= now) {
+            self.turns.remove(&(at, id));
+            let lane = self.lane_mut(id);
+            // The place may be another hop's by now.
+            if lane.paused == Some(at) {
+                (lane.paused, lane.has_turn) = (None, true);
+                let one = lane.ready.len().min(1);
+                let workers = self.recruit(id, one);
+                start.extend(std::iter::repeat_n(id, workers));
+            }
+        }
         for _ in 0..DUE_AT_ONCE {
             if self.later.peek().is_none_or(|Reverse(later)| later.at > now) {
                 break;
@@ -499,6 +520,11 @@ impl<T> Schedule<T> {
             let lane = self.lane_mut(LaneId(index));
             (lane.failures, lane.throttled, lane.last, lane.too_many) = (0, 0, None, None);
             lane.deferral = None;
+            // Its rate may be another.
+            lane.has_turn = false;
+            if let Some(at) = lane.paused.take() {
+                self.turns.remove(&(at, LaneId(index)));
+            }
         }
         let mut start = Vec::new();
         let mut later = std::mem::take(&mut self.later).into_vec();
@@ -556,13 +582,48 @@ impl<T> Schedule<T> {
     pub fn next_due(&self) -> Option<Instant> {
         let later = self.later.peek().map(|Reverse(later)| later.at);
         let wake = self.wakes.first().map(|&(at, _)| at);
-        later.into_iter().chain(wake).min()
+        let turn = self.turns.first().map(|&(at, _)| at);
+        later.into_iter().chain(wake).chain(turn).min()
+    }
+
+    /// The turn that a lane paused for, if it has come: whoever asks has used it up.
+    pub fn take_turn(&mut self, lane: LaneId) -> bool {
+        std::mem::take(&mut self.lane_mut(lane).has_turn)
+    }
+
+    /// An item has gone for its turn, and others are behind it: somebody has to ask for the next one. Returns how many
+    /// workers to start.
+    #[must_use = "workers that were counted have to be started"]
+    pub fn follow_up(&mut self, lane: LaneId) -> usize {
+        let one = self.lane_mut(lane).ready.len().min(1);
+        self.recruit(lane, one)
+    }
+
+    /// A worker's item has its turn at `at`. It goes back to the front of its lane, and the worker ends.
+    pub fn pause(&mut self, id: LaneId, item: T, at: Instant) {
+        self.ready += 1;
+        let lane = &mut self.lanes[id.0 as usize];
+        lane.ready.push_front(item);
+        // Of two turns the lane waits for the earlier one.
+        if lane.paused.is_none_or(|before| at < before) {
+            let before = lane.paused.replace(at);
+            if let Some(before) = before {
+                self.turns.remove(&(before, id));
+            }
+            self.turns.insert((at, id));
+        }
+        self.leave(id);
     }
 
     /// A worker's next item. `None`: the worker ends, and is no longer counted.
     pub fn take(&mut self, lane: LaneId, now: Instant) -> Option<T> {
         if self.lane_mut(lane).resting.is_some_and(|until| until <= now) {
             self.wake(lane);
+        }
+        if let Some(at) = self.lane_mut(lane).paused.filter(|at| *at <= now) {
+            self.turns.remove(&(at, lane));
+            let entry = self.lane_mut(lane);
+            (entry.paused, entry.has_turn) = (None, true);
         }
         let kind = self.lane_mut(lane).kind;
         let (line, more) = (self.is_awaited(kind), !self.line(kind).more.is_empty());
@@ -577,7 +638,7 @@ impl<T> Schedule<T> {
             };
         entry.fresh = entry.fresh.saturating_sub(1);
         entry.streak = if line || more { entry.streak.saturating_add(1) } else { 0 };
-        let may = stays && entry.resting.is_none() && entry.active <= entry.workers();
+        let may = stays && entry.resting.is_none() && entry.paused.is_none() && entry.active <= entry.workers();
         let item = if may { entry.ready.pop_front() } else { None };
         if entry.ready.is_empty() && entry.ready.capacity() > KEPT_ROOM {
             entry.ready = VecDeque::new();
@@ -823,6 +884,8 @@ impl<T> Lane<T> {
             throttled: 0,
             failures: 0,
             resting: None,
+            paused: None,
+            has_turn: false,
             last: None,
             deferral: None,
         }
@@ -850,7 +913,7 @@ impl<T> Lane<T> {
 
     /// How many more workers there is work and window for.
     fn wants(&self, work: usize) -> usize {
-        if self.resting.is_some() {
+        if self.resting.is_some() || self.paused.is_some() {
             return 0;
         }
         work.min(self.workers().saturating_sub(self.active))
@@ -1088,6 +1151,49 @@ mod tests {
         schedule.take(id, now).unwrap();
         assert_eq!(schedule.feedback(id, now, Feedback::Down, 0.5), 0);
         assert_eq!(schedule.depth(id).resting, Some(now + 300 * SECOND));
+    }
+
+    /// A lane whose next turn is not due keeps its items, and no worker: they go one by one, each at its turn.
+    #[test]
+    fn a_lane_that_waits_for_its_turn_has_no_worker() {
+        let (mut schedule, now) = (schedule(), Instant::now());
+        let (one, other) = (lane(&mut schedule, 1, 20), lane(&mut schedule, 2, 20));
+        for item in 0..3 {
+            assert_eq!(schedule.ready(one, item), item == 0 || schedule.depth(one).active > 1);
+        }
+        assert!(schedule.ready(other, 9));
+        let active = schedule.depth(one).active;
+        // All of its workers come, and hear that the next turn is in two seconds.
+        let mut paused = 0;
+        while let Some(item) = schedule.take(one, now) {
+            schedule.pause(one, item, now + 2 * SECOND);
+            paused += 1;
+        }
+        assert_eq!((paused, schedule.depth(one).ready), (1, 3), "nobody asks twice");
+        assert_eq!(schedule.depth(one).active, active.saturating_sub(2), "each of them ends");
+        for _ in 2..active {
+            assert_eq!(schedule.take(one, now), None);
+        }
+        assert_eq!(schedule.depth(one).active, 0);
+        assert!(!schedule.ready(one, 3), "nor does who comes meanwhile start one");
+        assert_eq!(schedule.take(other, now), Some(9), "the others go on");
+        assert_eq!(schedule.next_due(), Some(now + 2 * SECOND));
+        assert_eq!(schedule.due(now + SECOND), []);
+        assert!(!schedule.take_turn(one));
+        let then = now + 2 * SECOND;
+        assert_eq!(schedule.due(then), [one], "one worker for one turn");
+        assert_eq!(schedule.take(one, then), Some(0), "the first goes first");
+        assert!(schedule.take_turn(one) && !schedule.take_turn(one));
+        // Somebody asks for the next turn while the first item is under way.
+        assert_eq!(schedule.follow_up(one), 1);
+        let item = schedule.take(one, then).unwrap();
+        schedule.pause(one, item, then + 2 * SECOND);
+        assert_eq!((schedule.depth(one).ready, schedule.depth(one).active), (3, 1));
+        assert_eq!(schedule.feedback(one, then, Feedback::Ok, 0.5), 0);
+        assert_eq!(schedule.take(one, then), None);
+        // What was learned of the rate means nothing once the connector is another.
+        assert_eq!(schedule.wake_changed(then, |_| true).iter().filter(|id| **id == one).count(), 3);
+        assert_eq!((schedule.next_due(), schedule.take(one, then)), (None, Some(1)));
     }
 
     /// F-035: one probe first, then 1, 2, 4… up to the limit.

@@ -80,8 +80,8 @@ impl Relay {
             info!(id = %tried.item.id, connector = %tried.copy().via, recipients = sorted.again.len(), next = %format_args!("{next:.0}"), "deferred: {setback}");
         }
         let attempts = tried.item.attempts.saturating_add(1);
-        let Item { id, copy, .. } = tried.item;
-        self.defer(Deferral { id, copy, until: next, attempts, warned, held: false });
+        let Item { id, copy, panics, .. } = tried.item;
+        self.defer(Deferral { id, copy, until: next, attempts, warned, held: false, panics });
         if let Some(setback) = why {
             self.0.spool.remark(id, copy, &setback.to_string(), &setback.in_short());
         }
@@ -377,11 +377,11 @@ impl Relay {
 
     /// Every copy of a message that is safe waits until then, also over a restart.
     pub(super) fn schedule_at(&self, message: &Message, until: Timestamp, warned: bool) {
-        let (id, accepted, attempts, held) = (message.id, message.accepted, 0, false);
+        let (id, accepted, attempts, held, panics) = (message.id, message.accepted, 0, false, 0);
         let waiting = (0u16..).zip(&message.copies).map(|(copy, plan)| {
-            self.defer(Deferral { id, copy, until, attempts, warned, held });
+            self.defer(Deferral { id, copy, until, attempts, warned, held, panics });
             let (via, hop) = (plan.via.clone(), plan.hop.clone());
-            Waiting { id, copy, accepted, via, hop, until: Some(until), attempts, warned, held }
+            Waiting { id, copy, accepted, via, hop, until: Some(until), attempts, warned, held, panics }
         });
         let waiting: Vec<Waiting> = waiting.collect();
         self.take_up(&waiting);

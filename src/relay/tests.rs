@@ -1351,6 +1351,113 @@ async fn f062_what_a_failed_attempt_was_about_is_tried_again() {
     }
 }
 
+/// Looks again and again, for a minute at most.
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A copy whose attempts end inside the relay is counted over restarts, and the third time it is held, shown and told. An
+/// operator releases it, and it begins anew.
+#[tokio::test]
+async fn a_copy_whose_attempts_end_inside_the_relay_is_held_and_told() {
+    let mut disk = Model::new(1);
+    let mut id = None;
+    for round in 0..3u8 {
+        // Each attempt in a run of its own.
+        let fixture = Fixture::over(disk, snapshot(&|text| text), PUT_LIMIT);
+        if round == 0 {
+            assert_eq!(fixture.send("erin@fabrikam.com", &["one@contoso.com"], "\r\n").await.code, 250);
+            id = Some(fixture.item().id);
+        }
+        let id = id.unwrap();
+        let loaded = fixture.relay.0.spool.load(id).unwrap().message;
+        let standing = fixture.relay.0.spool.standing(id).unwrap();
+        assert_eq!(standing.copies[0].panics, round);
+        // A message that has lost its copies: nothing that comes from outside does that.
+        let broken = Message {
+            id,
+            accepted: loaded.accepted,
+            envelope: loaded.envelope.clone(),
+            connector: loaded.connector.clone(),
+            message_id: None,
+            prefix: loaded.prefix.clone(),
+            organization: loaded.organization,
+            content: loaded.content.clone(),
+            copies: Vec::new(),
+        };
+        let resident = Some(work::Resident::new(&fixture.relay, &Arc::new(broken)));
+        let planted = Item { panics: round, ..Item::fresh(&loaded, 0, resident) };
+        let copy = &loaded.copies[0];
+        let lane = fixture.relay.queue().lane(&copy.via, &copy.hop, 1);
+        fixture.relay.0.stopping.store(false, Ordering::Release);
+        let start = fixture.relay.queue().ready(lane, planted);
+        if start {
+            fixture.relay.work(lane);
+        }
+        until("the worker ends", || fixture.relay.0.workers.load(Ordering::Acquire) == 0).await;
+        fixture.relay.0.spool.flush().await;
+        let standing = fixture.relay.0.spool.standing(id).unwrap();
+        assert_eq!((standing.copies[0].panics, standing.copies[0].held), (round + 1, round == 2));
+        assert_eq!(fixture.count("POISON", "one@contoso.com"), usize::from(round == 2), "{:?}", fixture.events);
+        disk = fixture.disk.crash();
+    }
+    let fixture = Fixture::over(disk, snapshot(&|text| text), PUT_LIMIT);
+    let id = id.unwrap();
+    let listing =
+        queue::Listing { filter: queue::Filter::default(), sort: None, descending: false, limit: 9, cursor: None };
+    let far = Instant::now() + HOUR;
+    let listed = |fixture: &Fixture| fixture.relay.list(&listing, far).unwrap().entries.remove(0);
+    let entry = listed(&fixture);
+    assert_eq!((entry.id, entry.status), (id.to_string(), queue::State::Held));
+    assert!(entry.last.as_ref().unwrap().starts_with("3 attempts ended inside the relay"), "{:?}", entry.last);
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    let (filter, by) = (queue::Filter::default(), queue::By { who: "root".to_owned(), reason: None });
+    let changed = fixture.relay.change(queue::Change::Release, &filter, &by, None, far).await.unwrap();
+    assert_eq!(changed.changed, 1);
+    until("it is tried", || fixture.relay.0.spool.standing(id).is_some_and(|one| one.copies[0].attempts == 1)).await;
+    let standing = fixture.relay.0.spool.standing(id).unwrap();
+    assert_eq!((standing.copies[0].panics, standing.copies[0].held), (0, false));
+    assert_ne!(listed(&fixture).status, queue::State::Held);
+}
+
+/// Domains whose connector has a rate wait for their turns in the schedule, and hold no worker. A new rate counts at once.
+#[tokio::test]
+async fn who_waits_for_a_turn_holds_no_worker() {
+    const DOMAINS: usize = 30;
+    let by_mx = |text: String| {
+        let (before, after) = text.rsplit_once("smart_hosts = [\"127.0.0.1:1\"]").unwrap();
+        format!("{before}rate = \"1/h\"{after}")
+    };
+    let fixture = Fixture::over(Model::new(1), snapshot(&by_mx), PUT_LIMIT);
+    fixture.relay.0.stopping.store(false, Ordering::Release);
+    let keeper = tokio::spawn({
+        let relay = fixture.relay.clone();
+        async move { relay.keep_time().await }
+    });
+    for number in 0..DOMAINS {
+        let to = format!("one@d{number}.example");
+        assert_eq!(fixture.send("erin@contoso.com", &[&to], "\r\n").await.code, 250);
+    }
+    // The first goes at once: nobody answers for its domain.
+    let rests = || fixture.count("DEFER", ".example") > 0 && fixture.relay.0.workers.load(Ordering::Acquire) == 0;
+    until("one is tried, and nobody works", rests).await;
+    let (ready, active) = {
+        let queue = fixture.relay.queue();
+        queue.depths().fold((0, 0), |(ready, active), (_, _, depth)| (ready + depth.ready, active + depth.active))
+    };
+    assert_eq!((ready, active, fixture.count("DEFER", ".example")), (DOMAINS - 1, 0, 1));
+    // Without a rate, and to a host that refuses: all of them are tried.
+    fixture.relay.replace(snapshot(&|text| text));
+    let is_tried = |number| fixture.count("DEFER", &format!("one@d{number}.example")) > 0;
+    until("all are tried", || (0..DOMAINS).all(is_tried)).await;
+    assert!(fixture.relay.stop(tokio::time::Instant::now() + Duration::from_secs(60)).await);
+    keeper.abort();
+}
+
 /// A copy whose message is settled by its session, after the worker has left, waits in the lane of its hop, also where
 /// the place of that lane was given to another hop meanwhile: there it would be lost, or counted where it never was.
 #[tokio::test]

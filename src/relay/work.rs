@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::early::{Brought, Early};
 use super::events::attempt_span;
-use super::hands::Key;
+use super::hands::{Key, Queue};
 use super::schedule::{Feedback, LaneId};
 use super::settle::settlement;
 use super::{Relay, Snapshot, visits};
@@ -36,11 +36,8 @@ const READ_RETRY: Duration = Duration::from_secs(60);
 /// An attempt that ended inside the relay is made again after this, if something else was the cause…
 const PANIC_RETRY: Duration = Duration::from_secs(60);
 
-/// Whoever waits for a turn looks so often whether it still counts.
-const TURN_LOOK: Duration = Duration::from_millis(500);
-
-/// …but a copy that ended so many of them is left alone until the next start (F-061).
-const PANICS: u8 = 3;
+/// …but a copy that ended so many of them is held until an operator releases it (F-061).
+pub(super) const PANICS: u8 = 3;
 
 /// The connector of recipients that no route leads to. No connector of a configuration has an empty name.
 const NOWHERE: &str = "";
@@ -57,7 +54,7 @@ pub(super) struct Item {
     pub(super) warned: bool,
     /// Which of its places in the schedule this is: see `hands`.
     pub(super) turn: u16,
-    /// How many attempts ended inside the relay, in this run.
+    /// How many attempts ended inside the relay.
     pub(super) panics: u8,
     /// When the message was accepted.
     pub(super) accepted: Timestamp,
@@ -143,7 +140,7 @@ impl Item {
             attempts: waiting.attempts,
             warned: waiting.warned,
             turn: 0,
-            panics: 0,
+            panics: waiting.panics,
             accepted: waiting.accepted,
             absent_since: None,
             resident: None,
@@ -308,45 +305,44 @@ impl Relay {
         if let Some(last) = last {
             queue.let_down(last);
         }
-        let next = queue.next(lane, clock::now());
+        let mut more = 0;
+        let next = queue.next(lane, clock::now()).and_then(|item| match self.turn(&mut queue, lane) {
+            None => Some(item),
+            Some(at) if at <= clock::now() => {
+                more = queue.follow_up(lane);
+                Some(item)
+            }
+            Some(at) => {
+                queue.wait_for_turn(lane, item, at);
+                // It may be due before all that the timekeeper knows of.
+                self.0.wake.notify_one();
+                None
+            }
+        });
         if next.is_none() {
             // Its place is another's.
             let start = queue.fill();
             drop(queue);
             start.into_iter().for_each(|lane| self.work(lane));
+        } else {
+            drop(queue);
+            (0..more).for_each(|_| self.work(lane));
         }
         next
     }
 
-    /// Waits until the connector's rate lets another message go, and gives the rules by which it goes then: they may have
-    /// changed meanwhile. `None`: the relay stops.
-    async fn await_turn(&self, lane: LaneId) -> Option<Arc<Snapshot>> {
-        let via = self.queue().failures(lane).1.map(|(via, _)| via.clone());
-        loop {
-            let snapshot = self.snapshot();
-            let due = via.as_ref().and_then(|via| snapshot.deliverer.turn(via));
-            loop {
-                let left = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()));
-                if left.is_zero() {
-                    return Some(snapshot);
-                }
-                tokio::time::sleep(left.min(TURN_LOOK)).await;
-                if self.is_stopping() {
-                    return None;
-                }
-                if !Arc::ptr_eq(&snapshot, &self.snapshot()) {
-                    break;
-                }
-            }
+    /// When the next message of this lane may go by its connector's rate; `None`: there is no rate.
+    fn turn(&self, queue: &mut Queue, lane: LaneId) -> Option<Instant> {
+        if queue.take_turn(lane) {
+            return Some(clock::now());
         }
+        let (_, name) = queue.failures(lane);
+        self.0.snapshot.load().deliverer.turn(&name?.0)
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.
     async fn attempt(&self, lane: LaneId, mut item: Item) -> Option<Feedback> {
-        let Some(snapshot) = self.await_turn(lane).await else {
-            self.again(lane, item, Duration::ZERO);
-            return None;
-        };
+        let snapshot = self.snapshot();
         let early = item.early.take();
         // Who settles it may be the session: it is in hand until that is done.
         let mut hand = early.is_some().then(|| self.in_hand(item.key()));
@@ -485,8 +481,8 @@ impl Relay {
         }
         let late: Vec<(u16, Setback)> = open.iter().map(|index| (*index, setback.clone())).collect();
         if self.warn_of_delay(snapshot, &tried, &late, age, wall).await {
-            let Item { id, copy, attempts, .. } = tried.item;
-            self.defer(Deferral { id, copy, until: wall, attempts, warned: true, held: false });
+            let Item { id, copy, attempts, panics, .. } = tried.item;
+            self.defer(Deferral { id, copy, until: wall, attempts, warned: true, held: false, panics });
             tried.item.warned = true;
         } else if tried.message.envelope.sender.is_none() {
             // Nobody will ever be warned of it; so it need not be looked at for that again.
@@ -554,6 +550,41 @@ impl Relay {
     }
 }
 
+/// Why a copy waits whose attempts ended inside the relay.
+pub(super) fn panicked(panics: u8) -> String {
+    let times = if panics == 1 { "an attempt".to_owned() } else { format!("{panics} attempts") };
+    let held = if panics < PANICS { "" } else { "; it is held until it is released or removed" };
+    format!("{times} ended inside the relay, by a fault of its own that the log names{held}")
+}
+
+impl Relay {
+    /// Counts an attempt that ended inside the relay, also over a restart.
+    fn note_panic(&self, item: &Item, held: bool) {
+        let &Item { id, copy, attempts, warned, panics, .. } = item;
+        let until = clock::wall().saturating_add(PANIC_RETRY).unwrap_or(Timestamp::MAX);
+        // Not by `Relay::defer`: who is held is said here.
+        let held = held || self.queue().is_held(item.key());
+        self.0.spool.defer(Deferral { id, copy, until, attempts, warned, held, panics });
+        let why = panicked(panics);
+        self.0.spool.remark(id, copy, &why, &why);
+    }
+
+    /// A copy whose attempts end inside the relay is held: POISON.
+    fn set_aside(&self, item: Item) {
+        self.note_panic(&item, true);
+        let Item { id, copy, panics, .. } = item;
+        self.queue().lay_aside(Item { resident: None, early: None, ..item });
+        let (relay, at_work) = (self.clone(), self.at_work());
+        // What it is about is read from the spool, which may be what failed: not here, where a second panic ends the process.
+        tokio::spawn(async move {
+            let _at_work = at_work;
+            let spool = relay.0.spool.clone();
+            let standing = blocking(move || spool.standing(id)).await.ok().flatten();
+            relay.track_poison(id, copy, standing.as_ref(), &panicked(panics));
+        });
+    }
+}
+
 pub(super) enum Unreadable {
     /// Nothing of it waits any more.
     Gone,
@@ -599,12 +630,13 @@ impl Drop for Worker<'_> {
             // The attempt panicked. What it was about is still in the spool; the lane must not wait for this worker.
             if let Some(mut item) = self.under_way.take() {
                 item.panics = item.panics.saturating_add(1);
-                let id = item.id;
                 if item.panics < PANICS {
-                    error!(%id, "an attempt failed inside the relay; the message is tried again in {PANIC_RETRY:?}");
+                    error!(id = %item.id, "an attempt failed inside the relay; the message is tried again in {PANIC_RETRY:?}");
+                    self.relay.note_panic(&item, false);
                     self.relay.again(self.lane, item, PANIC_RETRY);
                 } else {
-                    error!(%id, "an attempt failed inside the relay again; its message stays in the spool until the next start");
+                    error!(id = %item.id, "an attempt failed inside the relay again; the message is held");
+                    self.relay.set_aside(item);
                 }
             }
             let mut queue = self.relay.queue();

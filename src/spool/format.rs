@@ -21,9 +21,9 @@ use crate::message::{
 };
 use crate::route::{CopyRecipient, Hop, HopCopy};
 
-/// The version of the format that is written, and the newest that is read. Version 2 has copies that are held; all of
-/// version 1 means the same in it.
-pub const VERSION: u32 = 2;
+/// The version of the format that is written, and the newest that is read. Version 2 has copies that are held, version 3
+/// counts attempts that ended inside the relay; all of the versions before means the same in it.
+pub const VERSION: u32 = 3;
 /// Bytes before the first record of a segment.
 pub const SEGMENT_HEAD: u32 = 64;
 /// Bytes before the payload of a record.
@@ -605,7 +605,7 @@ impl Writer {
         self.u64(deferral.until.as_second().cast_unsigned());
         self.u32(deferral.until.subsec_nanosecond().cast_unsigned());
         self.u16(deferral.attempts);
-        self.u8(u8::from(deferral.warned) | u8::from(deferral.held) << 1);
+        self.u8(u8::from(deferral.warned) | u8::from(deferral.held) << 1 | deferral.panics.min(3) << 2);
     }
 
     fn recipient(&mut self, recipient: &CopyRecipient) {
@@ -731,9 +731,12 @@ impl<'a> Reader<'a> {
             attempts: self.u16("a deferral")?,
             warned: false,
             held: false,
+            panics: 0,
         };
         match self.u8("a deferral")? {
-            flags @ 0..4 => Ok(Deferral { warned: flags & 1 != 0, held: flags & 2 != 0, ..deferral }),
+            flags @ 0..16 => {
+                Ok(Deferral { warned: flags & 1 != 0, held: flags & 2 != 0, panics: flags >> 2, ..deferral })
+            }
             other => Err(Malformed::Value("a deferral", other.into())),
         }
     }
@@ -815,6 +818,7 @@ mod tests {
             prop_assert_eq!(decode_settled(&encode_settled(&settled)[RECORD_HEAD..]), Ok(settled));
             let deferred: Vec<_> = items.iter().map(|&(id, copy, attempts, warned, second)| Deferral {
                 id: MessageId(id), copy, attempts, warned, until: Timestamp::from_second(second).unwrap(), held: attempts & 1 == 1,
+                panics: (attempts >> 1 & 3) as u8,
             }).collect();
             prop_assert_eq!(decode_deferred(&encode_deferred(&deferred)[RECORD_HEAD..]), Ok(deferred));
             let ids: Vec<_> = items.iter().map(|item| MessageId(item.0)).collect();

@@ -132,10 +132,28 @@ struct CopyState {
     recipients: u16,
     attempts: u16,
     warned: bool,
-    held: bool,
+    stand: Stand,
     remark: Number,
     /// Microseconds, so that an entry stays small; [`i64::MIN`] is never.
     until: i64,
+}
+
+/// Whether a copy is held, and how many attempts ended inside the relay: in one byte, so that an entry stays small.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stand(u8);
+
+impl Stand {
+    fn new(held: bool, panics: u8) -> Self {
+        Self(u8::from(held) | panics.min(0x7F) << 1)
+    }
+
+    fn held(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    fn panics(self) -> u8 {
+        self.0 >> 1
+    }
 }
 
 /// A bit for each recipient that is not settled.
@@ -196,7 +214,7 @@ impl Entry {
                 recipients,
                 attempts: 0,
                 warned: false,
-                held: false,
+                stand: Stand::default(),
                 remark: 0,
                 until: i64::MIN,
             }
@@ -232,7 +250,7 @@ impl Entry {
             copy.until = deferral.until.as_microsecond();
             copy.attempts = deferral.attempts;
             copy.warned = deferral.warned;
-            copy.held = deferral.held;
+            copy.stand = Stand::new(deferral.held, deferral.panics);
         }
     }
 
@@ -269,7 +287,8 @@ impl Entry {
             until: copy.until(),
             attempts: copy.attempts,
             warned: copy.warned,
-            held: copy.held,
+            held: copy.stand.held(),
+            panics: copy.stand.panics(),
         })
     }
 
@@ -283,7 +302,8 @@ impl Entry {
                 until: copy.until(),
                 attempts: copy.attempts,
                 warned: copy.warned,
-                held: copy.held,
+                held: copy.stand.held(),
+                panics: copy.stand.panics(),
                 remark: remarks.get(copy.remark),
             })
             .collect()
@@ -291,9 +311,10 @@ impl Entry {
 
     /// When a copy is tried again, if it ever was tried.
     pub fn deferral(&self, id: MessageId, copy: u16) -> Option<Deferral> {
-        let &CopyState { attempts, warned, held, .. } = self.copies.get(usize::from(copy))?;
+        let &CopyState { attempts, warned, stand, .. } = self.copies.get(usize::from(copy))?;
+        let (held, panics) = (stand.held(), stand.panics());
         let until = self.copies[usize::from(copy)].until()?;
-        Some(Deferral { id, copy, until, attempts, warned, held })
+        Some(Deferral { id, copy, until, attempts, warned, held, panics })
     }
 
     /// Everything that happened to the message, to be said again in a copy of its record.
@@ -312,8 +333,9 @@ impl Entry {
             if !copy.open.is_empty()
                 && let Some(until) = copy.until()
             {
-                let CopyState { attempts, warned, held, .. } = *copy;
-                deferred.push(Deferral { id, copy: number, until, attempts, warned, held });
+                let CopyState { attempts, warned, stand, .. } = *copy;
+                let (held, panics) = (stand.held(), stand.panics());
+                deferred.push(Deferral { id, copy: number, until, attempts, warned, held, panics });
             }
         }
         History { settled, deferred }

@@ -65,8 +65,10 @@ pub struct CopyStanding {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
-    /// An operator holds it.
+    /// It is held.
     pub held: bool,
+    /// How many attempts ended inside the relay.
+    pub panics: u8,
     /// What [`Spool::remark`] said of it in this run.
     pub remark: Option<Arc<str>>,
 }
@@ -157,9 +159,12 @@ impl Spool {
             let index = self.shared.index();
             let Some(entry) = index.get(id) else { return };
             // One that was never tried is due since it came.
-            entry.deferral(id, copy).unwrap_or(Deferral { id, copy, until: accepted, attempts: 0, warned: false, held })
+            let (until, attempts, warned, panics) = (accepted, 0, false, 0);
+            entry.deferral(id, copy).unwrap_or(Deferral { id, copy, until, attempts, warned, held, panics })
         };
-        self.defer(Deferral { held, ..deferral });
+        // Who releases a copy wants it tried as if nothing had happened.
+        let panics = if held { deferral.panics } else { 0 };
+        self.defer(Deferral { held, panics, ..deferral });
     }
 }
 

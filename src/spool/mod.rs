@@ -146,8 +146,10 @@ pub struct Deferral {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
-    /// An operator holds it: it is not tried until it is released.
+    /// It is held: it is not tried until an operator releases it.
     pub held: bool,
+    /// How many attempts ended inside the relay: up to three are kept.
+    pub panics: u8,
 }
 
 /// Proof that a message is on stable storage. Only the committer makes one, only after the sync returned.
@@ -197,8 +199,10 @@ pub struct Waiting {
     pub attempts: u16,
     /// The sender was warned of the delay.
     pub warned: bool,
-    /// An operator holds it.
+    /// It is held.
     pub held: bool,
+    /// How many attempts ended inside the relay.
+    pub panics: u8,
 }
 
 /// How to open a spool.

@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Texts that are kept: with [`LONGEST`] some two megabytes.
+/// Texts that are kept: with [`LONGEST`] some three megabytes.
 const TEXTS: usize = 4096;
 
 /// So many of them are left to the shorter ones.
 const RESERVED: usize = 512;
 
-/// Bytes of one text; the tracking files have all of it.
-const LONGEST: usize = 400;
+/// Bytes of one text: room for five hosts and what each said. The tracking files have all of it.
+const LONGEST: usize = 700;
 
 /// The number of a text; zero is none. Whoever is done with it gives it back with [`Remarks::release`].
 pub type Number = u16;

@@ -329,6 +329,7 @@ impl World {
                         attempts,
                         warned: attempts > 9,
                         held: false,
+                        panics: 0,
                     });
                 }
             }
@@ -831,7 +832,7 @@ fn f020_a_newer_format_is_refused_and_left_as_it_is() {
     run(async {
         let (disk, _, path, _) = closed(&[100]).await;
         disk.tamper(&path, |bytes| {
-            bytes[8] = 3;
+            bytes[8] = 4;
             let crc = format::checksum(&bytes[..32]);
             bytes[32..36].copy_from_slice(&crc.to_le_bytes());
         });
@@ -842,8 +843,8 @@ fn f020_a_newer_format_is_refused_and_left_as_it_is() {
         let before = files(&disk);
         let opened = Spool::open_on(Arc::new(ModelDisk(disk.clone())), settings(), small());
         let error = opened.map(|_| ()).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 3, .. }));
-        assert!(error.to_string().contains("has format 3, and this version reads up to 2"), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 4, .. }));
+        assert!(error.to_string().contains("has format 4, and this version reads up to 3"), "{error}");
         assert!(files(&disk) == before, "something was changed");
     });
 }
@@ -852,12 +853,14 @@ fn f020_a_newer_format_is_refused_and_left_as_it_is() {
 fn f020_a_spool_of_every_version_is_read_exactly() {
     let until = time(3600);
     // Written by the versions of their names; never to be made again.
-    let first = format!("050000000001/1 to-cloud the MX of example.net Some({until}) 3 true false");
-    let untried = "050000000001/0 to-cloud its smart hosts None 0 false false".to_owned();
-    let held = format!("050000000001/0 to-cloud its smart hosts Some({until}) 1 false true");
+    let first = format!("050000000001/1 to-cloud the MX of example.net Some({until}) 3 true false 0");
+    let untried = "050000000001/0 to-cloud its smart hosts None 0 false false 0".to_owned();
+    let held = format!("050000000001/0 to-cloud its smart hosts Some({until}) 1 false true 0");
+    let panicked = format!("050000000001/1 to-cloud the MX of example.net Some({until}) 3 true false 2");
     for (golden, expected) in [
         (&include_bytes!("golden/v1.segment")[..], [untried, first.clone()]),
-        (include_bytes!("golden/v2.segment"), [held, first]),
+        (include_bytes!("golden/v2.segment"), [held.clone(), first]),
+        (include_bytes!("golden/v3.segment"), [held, panicked]),
     ] {
         read_golden(golden, &expected);
     }
@@ -891,7 +894,8 @@ fn read_golden(golden: &[u8], expected: &[String]) {
         .waiting
         .iter()
         .map(|w| {
-            format!("{}/{} {} {} {:?} {} {} {}", w.id, w.copy, w.via, w.hop, w.until, w.attempts, w.warned, w.held)
+            let Waiting { id, copy, via, hop, until, attempts, warned, held, panics, .. } = w;
+            format!("{id}/{copy} {via} {hop} {until:?} {attempts} {warned} {held} {panics}")
         })
         .collect();
     assert_eq!(waiting, expected);
@@ -944,10 +948,10 @@ fn golden_message() -> Message {
 
 /// Makes the golden segment; only a new version of the format ever has to.
 #[test]
-fn f020_the_format_written_today_is_version_2() {
+fn f020_the_format_written_today_is_version_3() {
     use format::{Kind, RecordHead, SEGMENT_HEAD, Salt, SegmentHead};
     let salt = Salt::of_record(&[0xC5, 1, 2, 3, 0, 4, 5, 6]).unwrap();
-    let mut segment = SegmentHead { version: 2, number: 7, generation: 5, salt }.encode().to_vec();
+    let mut segment = SegmentHead { version: 3, number: 7, generation: 5, salt }.encode().to_vec();
     let message = golden_message();
     let mut first = format::encode_message(&message, &[], &[], Content::Inline { len: message.content.len() });
     first.extend_from_slice(&read(&message.content));
@@ -955,8 +959,8 @@ fn f020_the_format_written_today_is_version_2() {
     let mut second =
         format::encode_message(&gone, &[settled(message.id, 1, 0)], &[], Content::Inline { len: gone.content.len() });
     second.extend_from_slice(&read(&gone.content));
-    let deferral = Deferral { id: message.id, copy: 1, until: time(3600), attempts: 3, warned: true, held: false };
-    let held = Deferral { copy: 0, attempts: 1, warned: false, held: true, ..deferral };
+    let deferral = Deferral { id: message.id, copy: 1, until: time(3600), attempts: 3, warned: true, held: false, panics: 2 };
+    let held = Deferral { copy: 0, attempts: 1, warned: false, held: true, panics: 0, ..deferral };
     for (kind, mut bytes) in [
         (Kind::Mark, format::encode_mark(6, 64)),
         (Kind::Cancelled, format::encode_removed(&[MessageId(77)])),
@@ -975,7 +979,7 @@ fn f020_the_format_written_today_is_version_2() {
     if let Ok(path) = std::env::var("CAUSEWAY_WRITE_GOLDEN") {
         std::fs::write(path, &segment).unwrap();
     }
-    assert_eq!(segment, include_bytes!("golden/v2.segment"));
+    assert_eq!(segment, include_bytes!("golden/v3.segment"));
 }
 
 #[test]
@@ -1047,7 +1051,7 @@ fn f010_one_message_that_stays_does_not_keep_the_log() {
             let (spool, _) = open(&disk, Options { keeper_thread, ..small() });
             let stays = put(&spool, 99, 700, &[3, 1]).await.unwrap();
             spool.settle(settled(stays, 0, 1));
-            spool.defer(Deferral { id: stays, copy: 1, until: time(5), attempts: 2, warned: true, held: false });
+            spool.defer(Deferral { id: stays, copy: 1, until: time(5), attempts: 2, warned: true, held: false, panics: 3 });
             let (mut most, mut sum) = (0, 0u64);
             let before = disk.written();
             for seed in 0..600 {

@@ -320,7 +320,7 @@ async fn put(spool: &Spool, number: u32, now: Timestamp) {
     // One to twenty hours from now, in no order.
     let seconds = 3600 + i64::from(number.wrapping_mul(2_654_435_761) % (19 * 3600));
     let until = now + SignedDuration::from_secs(seconds);
-    spool.defer(Deferral { id, copy: 0, until, attempts: 3, warned: false, held: false });
+    spool.defer(Deferral { id, copy: 0, until, attempts: 3, warned: false, held: false, panics: 0 });
 }
 
 /// A line of /proc/PID/status, in KiB.

@@ -132,8 +132,13 @@ struct World {
 impl World {
     fn new(cuts: Vec<usize>) -> Self {
         let now = Instant::now();
-        let terms =
-            client::Terms { helo: "sender.example".to_owned(), starttls: StartTls::Never, extended: true, login: None };
+        let terms = client::Terms {
+            helo: "sender.example".to_owned(),
+            starttls: StartTls::Never,
+            extended: true,
+            login: None,
+            own_name: None,
+        };
         Self {
             now,
             client: client::Session::new(terms),
@@ -213,6 +218,7 @@ impl World {
                 starttls: StartTls::Never,
                 extended: true,
                 login: None,
+                own_name: None,
             }),
         );
         let mut delivery = Delivery::new(&mut session, mail);

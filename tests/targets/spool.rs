@@ -209,6 +209,7 @@ pub fn segment(data: &[u8]) {
                     attempts,
                     warned: attempts > 5,
                     held: attempts % 2 == 1,
+                    panics: (attempts / 2 % 4) as u8,
                 }))
             }
             ("remove", Some(id)) => Some(Act::Remove(id)),

@@ -21,7 +21,7 @@ const EVENTS = {
   FAIL: ["bad", "it could not be delivered"],
   DSN: ["calm", "a report was written"],
   DROP: ["bad", "nobody gets it, and nobody is told"],
-  POISON: ["bad", "set aside: it could not be read"],
+  POISON: ["bad", "held: attempts ended inside the relay"],
 };
 
 export function trace(place, params) {

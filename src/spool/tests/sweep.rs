@@ -152,7 +152,7 @@ async fn grown() -> (Arc<Model>, BTreeMap<MessageId, Bytes>) {
             spool.settle(settled(id, 0, 0));
             spool.settle(settled(id, 1, 0));
         } else {
-            spool.defer(Deferral { id, copy: 1, until: time(5), attempts: 2, warned: false, held: false });
+            spool.defer(Deferral { id, copy: 1, until: time(5), attempts: 2, warned: false, held: false, panics: 0 });
             kept.insert(id, content(seed, len));
         }
         come_to_rest(&spool).await;
