@@ -18,6 +18,7 @@ use tracing::warn;
 
 use super::limits::group;
 use crate::directory::users::Users;
+use crate::relay::pressure::HashMemory;
 use crate::smtp::auth::Credentials;
 
 /// Verifications at one time: each may need 256 MiB.
@@ -49,6 +50,7 @@ pub(super) struct Logins(Arc<Inner>);
 struct Inner {
     turns: Arc<Semaphore>,
     failures: Mutex<Failures>,
+    memory: Arc<HashMemory>,
 }
 
 /// What became of a login.
@@ -63,17 +65,23 @@ pub(super) enum Verdict {
     },
     /// It was not looked at: too many from this address were wrong.
     Locked,
-    /// It was not looked at: too many wait for that.
+    /// It was not looked at: too many wait for that, or there is not enough memory for its hash.
     Busy,
 }
 
 impl Default for Logins {
     fn default() -> Self {
-        Self(Arc::new(Inner { turns: Arc::new(Semaphore::new(AT_ONE_TIME)), failures: Mutex::default() }))
+        Self::within(Arc::default())
     }
 }
 
 impl Logins {
+    /// Logins whose hashes keep to this memory.
+    pub(super) fn within(memory: Arc<HashMemory>) -> Self {
+        let turns = Arc::new(Semaphore::new(AT_ONE_TIME));
+        Self(Arc::new(Inner { turns, failures: Mutex::default(), memory }))
+    }
+
     /// Judges one login from `client`.
     pub(super) async fn judge(&self, client: IpAddr, users: Arc<Users>, credentials: Credentials) -> Verdict {
         let address = group(client);
@@ -88,10 +96,17 @@ impl Logins {
             return Verdict::Locked;
         }
         // The thread holds the turn: it goes on to its end even if the session is cut off meanwhile.
-        let verify = move || (users.verify(&credentials.username, &credentials.password), turn);
+        let memory = Arc::clone(&self.0.memory);
+        let verify = move || {
+            let room = memory.take(users.memory(&credentials.username));
+            let verified = room.as_ref().map(|_| users.verify(&credentials.username, &credentials.password));
+            drop(room);
+            (verified, turn)
+        };
         match spawn_blocking(verify).await {
-            Ok((true, _)) => Verdict::Welcome,
-            Ok((false, turn)) => {
+            Ok((Some(true), _)) => Verdict::Welcome,
+            Ok((None, _)) => Verdict::Busy,
+            Ok((Some(false), turn)) => {
                 let noted = self.failures().note(address, Instant::now());
                 drop(turn);
                 if noted.newly_locked {

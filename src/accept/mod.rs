@@ -153,6 +153,11 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
+    /// Limits of this relay's listeners.
+    pub fn new(relay: &Relay) -> Self {
+        Self { logins: Logins::within(Arc::clone(relay.hash_memory())), ..Self::default() }
+    }
+
     /// How many connections are open.
     pub fn open(&self) -> usize {
         self.connections.open()
