@@ -174,24 +174,45 @@ struct Addresses {
 }
 
 async fn serve(
+    socket: TcpStream,
+    peer: SocketAddr,
+    configured: (Arc<Door>, Arc<Snapshot>),
+    relay: Relay,
+    limits: ConnectionLimits,
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    // To let a connection in takes more memory than to hold it, so that part has memory of its own and returns it.
+    let admitted = Box::pin(admit(socket, peer, configured, relay, limits)).await?;
+    let Some(Admitted { stream, session, mut reception }) = admitted else { return Ok(()) };
+    drive(stream, session, &mut reception, stopping).await
+}
+
+/// A connection that was let in.
+struct Admitted {
+    stream: Stream,
+    session: Session,
+    reception: RelayReception,
+}
+
+/// `None`: it was told why not.
+async fn admit(
     mut socket: TcpStream,
     peer: SocketAddr,
     (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
     limits: ConnectionLimits,
-    stopping: watch::Receiver<bool>,
-) -> io::Result<()> {
+) -> io::Result<Option<Admitted>> {
     socket.set_nodelay(true)?;
     // Before anything is kept of it.
     if limits.descriptors.is_short(socket.as_raw_fd()) {
-        return turn_away(socket, &Reply::overloaded()).await;
+        return turn_away(socket, &Reply::overloaded()).await.map(|()| None);
     }
     if let Err(reply) = relay.check_connection() {
-        return turn_away(socket, &reply).await;
+        return turn_away(socket, &reply).await.map(|()| None);
     }
     let connectors = &snapshot.config.receive_connectors;
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, clock::wall()) else {
-        return turn_away(socket, &Reply::peer_not_allowed()).await;
+        return turn_away(socket, &Reply::peer_not_allowed()).await.map(|()| None);
     };
     let mut from = Addresses { peer: peer.ip().to_canonical(), client: peer.ip().to_canonical() };
     let entered = if provisional.connector.proxy_protocol {
@@ -201,21 +222,21 @@ async fn serve(
     };
     let mut slot = match entered {
         Ok(slot) => slot,
-        Err(reply) => return turn_away(socket, &reply).await,
+        Err(reply) => return turn_away(socket, &reply).await.map(|()| None),
     };
     if provisional.connector.proxy_protocol {
         match proxy::receive(&mut socket).await {
             Ok(Some(proxy::Client::Proxy)) => {}
             Ok(Some(proxy::Client::Behind(client))) => from.client = client,
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(None),
             Err(error) => {
                 // Without a word to the peer; the operator may have forgotten to tell the proxy.
                 info!(%peer, connector = %provisional.connector.name, %error, "closed");
-                return Ok(());
+                return Ok(None);
             }
         }
         if let Err(reply) = slot.come_from(&provisional.connector, from.client) {
-            return turn_away(socket, &reply).await;
+            return turn_away(socket, &reply).await.map(|()| None);
         }
     }
     let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
@@ -230,12 +251,12 @@ async fn serve(
     } else {
         (Stream::Plain(socket), provisional, None, None)
     };
-    converse(stream, (door, snapshot), relay, from, attribution, (tls, client), (slot, limits.logins), stopping).await
+    let counted = (slot, limits.logins);
+    Ok(Some(admitted(stream, (door, snapshot), relay, from, attribution, (tls, client), counted)))
 }
 
 /// The session, once it is known who is there.
-#[expect(clippy::too_many_arguments, reason = "all that belongs to one connection")]
-async fn converse(
+fn admitted(
     stream: Stream,
     (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
@@ -243,12 +264,11 @@ async fn converse(
     attribution: Attribution,
     (tls, client): (Option<String>, Option<ClientCertificate>),
     counted: (Slot, Logins),
-    stopping: watch::Receiver<bool>,
-) -> io::Result<()> {
+) -> Admitted {
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, clock::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), counted);
-    drive(stream, session, &mut reception, stopping).await
+    let reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), counted);
+    Admitted { stream, session, reception }
 }
 
 /// [`serve`] for a connection of a simulated network, in the clear and without a proxy.
@@ -275,7 +295,9 @@ pub(crate) async fn serve_simulated(
     };
     let from = Addresses { peer, client: peer };
     let counted = (slot, limits.logins);
-    converse(stream, (door, snapshot), relay, from, attribution, (None, None), counted, stopping).await
+    let Admitted { stream, session, mut reception } =
+        admitted(stream, (door, snapshot), relay, from, attribution, (None, None), counted);
+    drive(stream, session, &mut reception, stopping).await
 }
 
 /// What the session is held to.

@@ -306,7 +306,8 @@ impl RelayReception {
             peer: Peer { ip: self.client_ip, hello, extended, tls: self.tls.clone(), user: self.user.clone() },
             verdict: Arc::clone(&self.verdict),
         };
-        Answer::Done(self.relay.take(&self.snapshot, submission).await)
+        // In memory of its own while it lasts: every idle connection would have room for it otherwise.
+        Answer::Done(Box::pin(self.relay.take(&self.snapshot, submission)).await)
     }
 }
 
@@ -345,7 +346,8 @@ impl Reception for RelayReception {
         self.discard();
         let acceptor = self.door.acceptor(&self.attribution.connector)?;
         let accepted = match stream {
-            Stream::Plain(socket) => acceptor.accept(socket, Instant::now() + HANDSHAKE_TIMEOUT).await?,
+            // In memory of its own while it lasts, as above.
+            Stream::Plain(socket) => Box::pin(acceptor.accept(socket, Instant::now() + HANDSHAKE_TIMEOUT)).await?,
             _ => return Err(io::Error::other("STARTTLS inside TLS")),
         };
         let config = &self.snapshot.config;
