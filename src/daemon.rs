@@ -320,6 +320,7 @@ impl Daemon {
                 }
             }
         });
+        let limits = ConnectionLimits::new(&relay);
         let mut daemon = Self {
             relay,
             config: Arc::clone(&config),
@@ -331,7 +332,7 @@ impl Daemon {
             doors: HashMap::new(),
             closed: Vec::new(),
             abandon: watch::channel(false).0,
-            limits: ConnectionLimits::default(),
+            limits,
             admin: None,
             timekeeper,
             recovery,

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::limits::group;
 use crate::directory::users::Users;
+use crate::relay::pressure::HashMemory;
 use crate::smtp::auth::Credentials;
 
 /// Verifications at one time: each may need 256 MiB.
@@ -55,6 +56,7 @@ struct Inner {
     turns: Turns,
     failures: Mutex<Failures>,
     known: Mutex<Known>,
+    memory: Arc<HashMemory>,
 }
 
 /// What became of a login.
@@ -69,17 +71,23 @@ pub(super) enum Verdict {
     },
     /// It was not looked at: too many from this address were wrong.
     Locked,
-    /// It was not looked at: too many wait for that.
+    /// It was not looked at: too many wait for that, or there is not enough memory for its hash.
     Busy,
 }
 
 impl Default for Logins {
     fn default() -> Self {
-        Self(Arc::new(Inner { turns: Turns::new(), failures: Mutex::default(), known: Mutex::default() }))
+        Self::within(Arc::default())
     }
 }
 
 impl Logins {
+    /// Logins whose hashes keep to this memory.
+    pub(super) fn within(memory: Arc<HashMemory>) -> Self {
+        let (turns, failures, known) = (Turns::new(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { turns, failures, known, memory }))
+    }
+
     /// Judges one login from `client`.
     pub(super) async fn judge(&self, client: IpAddr, users: Arc<Users>, credentials: Credentials) -> Verdict {
         let address = group(client);
@@ -96,13 +104,20 @@ impl Logins {
             return Verdict::Locked;
         }
         // The thread holds the turn: it goes on to its end even if the session is cut off meanwhile.
-        let verify = move || (users.verify(&credentials.username, &credentials.password), turn);
+        let memory = Arc::clone(&self.0.memory);
+        let verify = move || {
+            let room = memory.take(users.memory(&credentials.username));
+            let verified = room.as_ref().map(|_| users.verify(&credentials.username, &credentials.password));
+            drop(room);
+            (verified, turn)
+        };
         match spawn_blocking(verify).await {
-            Ok((true, _)) => {
+            Ok((Some(true), _)) => {
                 self.known().remember(who, Instant::now());
                 Verdict::Welcome
             }
-            Ok((false, turn)) => {
+            Ok((None, _)) => Verdict::Busy,
+            Ok((Some(false), turn)) => {
                 let noted = self.failures().note(address, Instant::now());
                 self.known().forget(&who, noted.newly_locked);
                 drop(turn);

@@ -156,6 +156,11 @@ pub struct ConnectionLimits {
 }
 
 impl ConnectionLimits {
+    /// Limits of this relay's listeners.
+    pub fn new(relay: &Relay) -> Self {
+        Self { logins: Logins::within(Arc::clone(relay.hash_memory())), ..Self::default() }
+    }
+
     /// How many connections are open.
     pub fn open(&self) -> usize {
         self.connections.open()
@@ -172,24 +177,54 @@ struct Addresses {
 }
 
 async fn serve(
+    socket: TcpStream,
+    peer: SocketAddr,
+    configured: (Arc<Door>, Arc<Snapshot>),
+    relay: Relay,
+    limits: ConnectionLimits,
+    stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    // To let a connection in takes more memory than to hold it, so that part has memory of its own and returns it.
+    let failed_handshakes = limits.failed_handshakes.clone();
+    let admitted = Box::pin(admit(socket, peer, configured, relay, limits)).await?;
+    let Some(Admitted { stream, session, mut reception, client }) = admitted else { return Ok(()) };
+    let ended = drive(stream, session, &mut reception, stopping).await;
+    if let Err(error) = &ended
+        && let Some(why) = handshake_failure(error)
+    {
+        failed_handshakes.log(client, reception.connector(), &why);
+    }
+    ended
+}
+
+/// A connection that was let in.
+struct Admitted {
+    stream: Stream,
+    session: Session,
+    reception: RelayReception,
+    /// Where the client is.
+    client: IpAddr,
+}
+
+/// `None`: it was told why not.
+async fn admit(
     mut socket: TcpStream,
     peer: SocketAddr,
     (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
     limits: ConnectionLimits,
-    stopping: watch::Receiver<bool>,
-) -> io::Result<()> {
+) -> io::Result<Option<Admitted>> {
     socket.set_nodelay(true)?;
     // Before anything is kept of it.
     if limits.descriptors.is_short(socket.as_raw_fd()) {
-        return turn_away(socket, &Reply::overloaded()).await;
+        return turn_away(socket, &Reply::overloaded()).await.map(|()| None);
     }
     if let Err(reply) = relay.check_connection() {
-        return turn_away(socket, &reply).await;
+        return turn_away(socket, &reply).await.map(|()| None);
     }
     let connectors = &snapshot.config.receive_connectors;
     let Some(provisional) = attribute(connectors, door.listen, peer.ip(), false, None, clock::wall()) else {
-        return turn_away(socket, &Reply::peer_not_allowed()).await;
+        return turn_away(socket, &Reply::peer_not_allowed()).await.map(|()| None);
     };
     let mut from = Addresses { peer: peer.ip().to_canonical(), client: peer.ip().to_canonical() };
     let entered = if provisional.connector.proxy_protocol {
@@ -199,21 +234,21 @@ async fn serve(
     };
     let mut slot = match entered {
         Ok(slot) => slot,
-        Err(reply) => return turn_away(socket, &reply).await,
+        Err(reply) => return turn_away(socket, &reply).await.map(|()| None),
     };
     if provisional.connector.proxy_protocol {
         match proxy::receive(&mut socket).await {
             Ok(Some(proxy::Client::Proxy)) => {}
             Ok(Some(proxy::Client::Behind(client))) => from.client = client,
-            Ok(None) => return Ok(()),
+            Ok(None) => return Ok(None),
             Err(error) => {
                 // Without a word to the peer; the operator may have forgotten to tell the proxy.
                 info!(%peer, connector = %provisional.connector.name, %error, "closed");
-                return Ok(());
+                return Ok(None);
             }
         }
         if let Err(reply) = slot.come_from(&provisional.connector, from.client) {
-            return turn_away(socket, &reply).await;
+            return turn_away(socket, &reply).await.map(|()| None);
         }
     }
     let (stream, attribution, tls, client) = if provisional.connector.tls == ReceiveTls::Implicit {
@@ -238,32 +273,24 @@ async fn serve(
     } else {
         (Stream::Plain(socket), provisional, None, None)
     };
-    let counted = (slot, limits.logins, limits.failed_handshakes);
-    converse(stream, (door, snapshot), relay, from, attribution, (tls, client), counted, stopping).await
+    let counted = (slot, limits.logins);
+    Ok(Some(admitted(stream, (door, snapshot), relay, from, attribution, (tls, client), counted)))
 }
 
 /// The session, once it is known who is there.
-#[expect(clippy::too_many_arguments, reason = "all that belongs to one connection")]
-async fn converse(
+fn admitted(
     stream: Stream,
     (door, snapshot): (Arc<Door>, Arc<Snapshot>),
     relay: Relay,
     from: Addresses,
     attribution: Attribution,
     (tls, client): (Option<String>, Option<ClientCertificate>),
-    (slot, logins, failed_handshakes): (Slot, Logins, FailedHandshakes),
-    stopping: watch::Receiver<bool>,
-) -> io::Result<()> {
+    counted: (Slot, Logins),
+) -> Admitted {
     let secure = tls.is_some();
     let session = Session::new(terms(&snapshot.config, &attribution, secure), secure, clock::now());
-    let mut reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), (slot, logins));
-    let ended = drive(stream, session, &mut reception, stopping).await;
-    if let Err(error) = &ended
-        && let Some(why) = handshake_failure(error)
-    {
-        failed_handshakes.log(from.client, reception.connector(), &why);
-    }
-    ended
+    let reception = RelayReception::new(relay, snapshot, door, from, attribution, (tls, client), counted);
+    Admitted { stream, session, reception, client: from.client }
 }
 
 /// Did the connection end because of TLS, and why? In TLS 1.3 a client says only after our side of the handshake that it
@@ -296,8 +323,10 @@ pub(crate) async fn serve_simulated(
         Err(reply) => return turn_away(stream, &reply).await,
     };
     let from = Addresses { peer, client: peer };
-    let counted = (slot, limits.logins, limits.failed_handshakes);
-    converse(stream, (door, snapshot), relay, from, attribution, (None, None), counted, stopping).await
+    let counted = (slot, limits.logins);
+    let Admitted { stream, session, mut reception, .. } =
+        admitted(stream, (door, snapshot), relay, from, attribution, (None, None), counted);
+    drive(stream, session, &mut reception, stopping).await
 }
 
 /// What the session is held to.

@@ -322,7 +322,8 @@ impl RelayReception {
             peer: Peer { ip: self.client_ip, hello, extended, tls: self.tls.clone(), user: self.user.clone() },
             verdict: Arc::clone(&self.verdict),
         };
-        Answer::Done(self.relay.take(&self.snapshot, submission).await)
+        // In memory of its own while it lasts: every idle connection would have room for it otherwise.
+        Answer::Done(Box::pin(self.relay.take(&self.snapshot, submission)).await)
     }
 }
 
@@ -362,7 +363,8 @@ impl Reception for RelayReception {
         let acceptor = self.door.acceptor(&self.attribution.connector)?;
         let deadline = Instant::now() + self.attribution.connector.tls_handshake_timeout;
         let accepted = match stream {
-            Stream::Plain(socket) => acceptor.accept(socket, deadline).await?,
+            // In memory of its own while it lasts, as above.
+            Stream::Plain(socket) => Box::pin(acceptor.accept(socket, deadline)).await?,
             _ => return Err(io::Error::other("STARTTLS inside TLS")),
         };
         let config = &self.snapshot.config;

@@ -845,7 +845,9 @@ mod tests {
         let memory = Memory::default();
         let last = |tried: &[SocketAddr]| tried.iter().map(|one| one.ip().to_string()).collect::<Vec<_>>().join(" ");
         let mut seen = Vec::new();
-        for (wait, living) in [(0, 3..=3), (10, 3..=3), (100, 3..=3), (100, 3..=3), (100, 1..=3), (0, 1..=3), (0, 2..=2)] {
+        for (wait, living) in
+            [(0, 3..=3), (10, 3..=3), (100, 3..=3), (100, 3..=3), (100, 1..=3), (0, 1..=3), (0, 2..=2)]
+        {
             memory.now.set(memory.now.get() + wait);
             let lives = |address: SocketAddr| living.clone().any(|end| address.ip() == IpAddr::from([192, 0, 2, end]));
             seen.push(last(&attempt((&table, &hops, &hop), &memory, &lives, 1).await));

@@ -21,7 +21,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
+use argon2::{Algorithm, Argon2, Block, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
 
 use zeroize::Zeroize as _;
 
@@ -71,13 +71,23 @@ impl Users {
     /// True if the password is that user's. This takes tens of milliseconds of a core and as much memory as the line
     /// demands, and no less for a name that nobody has: whoever guesses cannot tell by the time which half was wrong.
     pub fn verify(&self, name: &str, password: &str) -> bool {
-        let known = self.find(name);
-        // Always the same one for the same name, so that the time is that of a user like any other.
-        let decoy = usize::try_from(self.decoys.hash_one(prepared(name)) % self.hashes.len() as u64).unwrap_or(0);
-        let hash = known.unwrap_or(&self.hashes[decoy].1);
+        let hash = self.hash_for(name);
         // A second look, for older hashes, depends on what was typed and not on whose password it is.
         let matches = verify_prepared(password, hash) || (is_changed(password) && is_that(password, hash));
-        matches && known.is_some() && !password.is_empty()
+        matches && self.knows(name) && !password.is_empty()
+    }
+
+    /// How many bytes of memory [`Users::verify`] takes for this name.
+    pub fn memory(&self, name: &str) -> u64 {
+        // Lines whose parameters cannot be read were skipped.
+        Params::try_from(self.hash_for(name)).map_or(0, |params| params.block_count() as u64 * Block::SIZE as u64)
+    }
+
+    /// The hash that is computed for this name: the user's, or that of another in the place of a user who is not there.
+    fn hash_for(&self, name: &str) -> &PasswordHash {
+        // Always the same one for the same name, so that the time is that of a user like any other.
+        let decoy = usize::try_from(self.decoys.hash_one(prepared(name)) % self.hashes.len() as u64).unwrap_or(0);
+        self.find(name).unwrap_or(&self.hashes[decoy].1)
     }
 
     fn find(&self, name: &str) -> Option<&PasswordHash> {

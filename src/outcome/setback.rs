@@ -352,7 +352,8 @@ impl Setback {
     /// True if the hop took no further connection for now, and so heard of no message: the message can go as soon as
     /// fewer connections are open, and was not tried. F-037.
     pub fn is_crowded(&self) -> bool {
-        matches!(self.decisive(), Self::Answered { command: "the connection" | "EHLO" | "HELO", .. }) && self.throttles()
+        matches!(self.decisive(), Self::Answered { command: "the connection" | "EHLO" | "HELO", .. })
+            && self.throttles()
     }
 
     /// True if every other message to this hop would fare alike: the hop is to be left alone for a while and then
@@ -812,7 +813,10 @@ mod tests {
 
         let many: Vec<Setback> = (0..100).map(|number| down(number, &"é".repeat(400))).collect();
         let words = down(100, "refused").beside_others(&many).to_string();
-        assert!(words.starts_with("mx100: refused; also tried: mx0: ééé") && words.ends_with("; and 92 more"), "{words}");
+        assert!(
+            words.starts_with("mx100: refused; also tried: mx0: ééé") && words.ends_with("; and 92 more"),
+            "{words}"
+        );
         assert!(words.len() < 8 * (160 + 10), "{}", words.len());
     }
 

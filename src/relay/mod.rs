@@ -61,7 +61,7 @@ use hands::Queue;
 use history::History;
 use meter::Meter;
 use moves::Disputed;
-use pressure::{Level, Pressure};
+use pressure::{HashMemory, Level, Pressure};
 use recent::Recent;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
@@ -283,6 +283,11 @@ impl Relay {
     #[cfg(test)]
     pub(crate) fn press(&self, level: Level) {
         self.0.pressure.simulate(level);
+    }
+
+    /// What password hashes may take of the memory there is.
+    pub fn hash_memory(&self) -> &Arc<HashMemory> {
+        self.0.pressure.hash_memory()
     }
 
     /// Is there memory for another connection?

@@ -576,7 +576,8 @@ mod tests {
         let fixture = posted(IN_CLOUD, &["zoe@contoso.com"]).await;
         let id = answer(&fixture, 451).await;
         let before = fixture.relay.0.spool.load(id).unwrap().message;
-        let warned = Deferral { id, copy: 0, until: Timestamp::now(), attempts: 2, warned: true, held: false, panics: 0 };
+        let warned =
+            Deferral { id, copy: 0, until: Timestamp::now(), attempts: 2, warned: true, held: false, panics: 0 };
         fixture.relay.defer(warned);
         wake(&fixture);
         fixture.relay.replace(snapshot(HERE));

@@ -2,18 +2,24 @@
 //!
 //! The bound is the tightest that somebody set: the memory limit of a control group this process is in, or
 //! `CAUSEWAY_MEMORY_LIMIT` in the environment, for where there is none. Where nobody set one there is none: how much a
-//! machine can spare nobody here knows. What counts is what cannot be reclaimed; the page cache, which a busy spool
-//! fills, is not a sign of need.
+//! machine can spare nobody here knows.
+//!
+//! What counts is memory in use. Four things are resident and do not count: the page cache and the kernel's caches of
+//! names, which a busy spool fills; pages that the allocator holds free and is about to return, which the next message
+//! would use first; and the memory of the password hashes that are being computed. [`HashMemory`] bounds that by itself,
+//! so that strangers who guess passwords cannot stop the mail.
 //!
 //! Two steps, each with a threshold to begin and a lower one to end (quality F-054): from 80 % on `MAIL` hears 452, from
 //! 90 % on a new connection hears 421. The system is asked once a second, by whoever comes first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit};
+use tikv_jemalloc_ctl::{epoch, stats};
 use tracing::{info, warn};
 
 /// How long an answer of the system is good for, in milliseconds.
@@ -50,6 +56,7 @@ pub struct Pressure {
     /// Milliseconds since `started` when the system is asked again.
     due: AtomicU64,
     level: AtomicU8,
+    hashes: Arc<HashMemory>,
 }
 
 /// One limit, and where the use stands that it limits; all in bytes.
@@ -81,7 +88,13 @@ impl Pressure {
     }
 
     fn within(bounds: Vec<Bound>) -> Self {
-        Self { bounds, started: Instant::now(), due: AtomicU64::new(0), level: AtomicU8::new(0) }
+        let hashes = Arc::new(HashMemory::within(bounds.iter().map(Bound::limit).min()));
+        Self { bounds, started: Instant::now(), due: AtomicU64::new(0), level: AtomicU8::new(0), hashes }
+    }
+
+    /// What password hashes may take.
+    pub fn hash_memory(&self) -> &Arc<HashMemory> {
+        &self.hashes
     }
 
     /// From now on it stands so, where nothing bounds it.
@@ -132,7 +145,8 @@ impl Pressure {
 
     fn ask(&self) {
         let before = self.level.load(Ordering::Relaxed);
-        let shares = self.bounds.iter().filter_map(|bound| Some((bound.percent()?, bound.limit())));
+        let spare = held_free() + self.hashes.taken();
+        let shares = self.bounds.iter().filter_map(|bound| Some((bound.percent(spare)?, bound.limit())));
         // A file that cannot be read now says nothing; as long as no other speaks, all stays as it was.
         let Some((percent, limit)) = shares.max() else { return };
         let after = next_level(before, percent);
@@ -169,19 +183,21 @@ impl Bound {
         }
     }
 
-    fn percent(&self) -> Option<u64> {
-        Some(self.used()?.saturating_mul(100) / self.limit().max(1))
+    /// `spare`: bytes of this process that are resident and do not count.
+    fn percent(&self, spare: u64) -> Option<u64> {
+        Some(self.resident()?.saturating_sub(spare).saturating_mul(100) / self.limit().max(1))
     }
 
-    fn used(&self) -> Option<u64> {
+    /// Bytes of memory that the system cannot reclaim.
+    fn resident(&self) -> Option<u64> {
         match self {
             Self::Group { folder, unified, .. } => {
                 let used = number(&folder.join(if *unified { "memory.current" } else { "memory.usage_in_bytes" }))?;
                 let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
-                let names: [&str; 2] = if *unified {
-                    ["active_file", "inactive_file"]
+                let names: &[&str] = if *unified {
+                    &["active_file", "inactive_file", "slab_reclaimable"]
                 } else {
-                    ["total_active_file", "total_inactive_file"]
+                    &["total_active_file", "total_inactive_file"]
                 };
                 let cache = stat.lines().filter_map(|line| line.split_once(' '));
                 let cache = cache.filter(|(name, _)| names.contains(name));
@@ -195,6 +211,16 @@ impl Bound {
             }
         }
     }
+}
+
+/// Bytes that the allocator holds free but has not returned to the system yet. 0 where another allocator is in use.
+fn held_free() -> u64 {
+    // The figures are those of the last epoch.
+    let free = epoch::advance().and_then(|_| {
+        let in_use = stats::active::read()?.saturating_add(stats::metadata::read()?);
+        Ok(stats::resident::read()?.saturating_sub(in_use))
+    });
+    free.map_or(0, |bytes| bytes as u64)
 }
 
 /// The groups of /proc/self/cgroup that have a limit: the process's own and those around it.
@@ -225,6 +251,84 @@ fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
+/// How much memory password hashes may take. Two may be computed at one time (`accept::logins`), and the users file says
+/// how much each takes; where memory is bounded they take a quarter of the bound together, or one is computed alone.
+#[derive(Debug)]
+pub struct HashMemory {
+    /// For all hashes at one time, in bytes.
+    together: u64,
+    /// For one hash, in bytes.
+    each: u64,
+    taken: Mutex<u64>,
+    returned: Condvar,
+    /// The log has said that a hash is too large.
+    told: AtomicBool,
+}
+
+/// Memory that one hash may take, until this is dropped.
+#[derive(Debug)]
+pub struct HashRoom<'a> {
+    memory: &'a HashMemory,
+    bytes: u64,
+}
+
+impl Default for HashMemory {
+    /// Without a bound.
+    fn default() -> Self {
+        Self::within(None)
+    }
+}
+
+impl HashMemory {
+    fn within(bound: Option<u64>) -> Self {
+        Self {
+            together: bound.map_or(u64::MAX, |bound| bound / 4),
+            each: bound.map_or(u64::MAX, |bound| bound / 2),
+            taken: Mutex::new(0),
+            returned: Condvar::new(),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes so many bytes, or waits until other hashes have returned theirs. Blocking. `None`: one hash may not take so
+    /// much; the log says so once.
+    pub fn take(&self, bytes: u64) -> Option<HashRoom<'_>> {
+        if bytes > self.each {
+            if !self.told.swap(true, Ordering::Relaxed) {
+                let limit = self.each;
+                warn!(
+                    bytes,
+                    limit, "a login is refused: its hash in users_file takes more than half of the memory there may be"
+                );
+            }
+            return None;
+        }
+        let is_full = |taken: &mut u64| *taken > 0 && taken.saturating_add(bytes) > self.together;
+        let mut taken = self.returned.wait_while(self.lock(), is_full).unwrap_or_else(PoisonError::into_inner);
+        *taken = taken.saturating_add(bytes);
+        drop(taken);
+        Some(HashRoom { memory: self, bytes })
+    }
+
+    /// Bytes that are taken now.
+    fn taken(&self) -> u64 {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for HashRoom<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.memory.lock();
+        *taken = taken.saturating_sub(self.bytes);
+        drop(taken);
+        self.memory.returned.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +353,52 @@ mod tests {
             (2, 120, 2),
         ] {
             assert_eq!(next_level(before, percent), after, "{before} at {percent} %");
+        }
+    }
+
+    /// What is resident but free, or a hash's, is not in use: 950 of 1000 bytes resident, so many to spare, per cent.
+    #[test]
+    fn what_the_allocator_holds_free_is_not_in_use() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("memory.current"), "950\n").unwrap();
+        fs::write(root.path().join("memory.stat"), "anon 950\n").unwrap();
+        let bound = Bound::Group { folder: root.path().to_owned(), unified: true, limit: 1000 };
+        for (spare, expected) in [(0, 95), (50, 90), (300, 65), (2000, 0)] {
+            assert_eq!(bound.percent(spare), Some(expected), "{spare} to spare");
+        }
+    }
+
+    /// The bound in MiB, the hash in MiB: may it be computed, and how many at one time?
+    #[test]
+    fn hashes_take_a_quarter_of_the_memory_or_one_is_computed_alone() {
+        for (bound, hash, expected) in [
+            (None, 256, 2),
+            (Some(1024), 64, 2),
+            (Some(512), 19, 2),
+            (Some(256), 19, 2),
+            (Some(150), 19, 1),
+            (Some(40), 19, 1),
+            (Some(512), 256, 1),
+            (Some(511), 256, 0),
+            (Some(36), 19, 0),
+        ] {
+            let memory = HashMemory::within(bound.map(|bound: u64| bound << 20));
+            let first = memory.take(hash << 20);
+            assert_eq!(first.is_some(), expected > 0, "{hash} of {bound:?}");
+            if expected == 2 {
+                assert!(memory.take(hash << 20).is_some(), "{hash} of {bound:?}");
+            }
+            if expected == 1 {
+                std::thread::scope(|scope| {
+                    let second = scope.spawn(|| memory.take(hash << 20).is_some());
+                    assert_eq!(memory.taken(), hash << 20, "{hash} of {bound:?}");
+                    drop(first);
+                    assert!(second.join().unwrap(), "{hash} of {bound:?}");
+                });
+            } else {
+                drop(first);
+            }
+            assert_eq!(memory.taken(), 0, "{hash} of {bound:?}");
         }
     }
 
@@ -279,10 +429,10 @@ mod tests {
         write("mail.slice/causeway.service/memory.max", "max\n");
         write("mail.slice/memory.max", "1000\n");
         write("mail.slice/memory.current", "900\n");
-        write("mail.slice/memory.stat", "anon 300\ninactive_file 350\nactive_file 50\nfile 400\n");
+        write("mail.slice/memory.stat", "anon 300\ninactive_file 300\nactive_file 50\nfile 350\nslab_reclaimable 50\n");
         let found = groups_of("0::/mail.slice/causeway.service\n", root.path());
         let [slice] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!((slice.limit(), slice.used()), (1000, Some(500)));
+        assert_eq!((slice.limit(), slice.resident()), (1000, Some(500)));
         // Version 1, beside it; one number means none.
         write("memory/pod/memory.limit_in_bytes", "2000\n");
         write("memory/pod/memory.usage_in_bytes", "700\n");
@@ -290,7 +440,7 @@ mod tests {
         write("memory/memory.limit_in_bytes", "9223372036854771712\n");
         let found = groups_of("4:memory:/pod\n3:cpuset:/pod\n0::/\n", root.path());
         let [pod] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!((pod.limit(), pod.used()), (2000, Some(500)));
+        assert_eq!((pod.limit(), pod.resident()), (2000, Some(500)));
         // The path is one of the machine's; what is mounted is the container's own.
         write("memory.max", "3000\n");
         let found = groups_of("0::/kubepods/pod/container\n", root.path());

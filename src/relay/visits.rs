@@ -111,7 +111,8 @@ pub(super) fn with_this_side(
 ) -> Setback {
     let config = &snapshot.config;
     let across = config.hybrid.as_ref().is_some_and(|hybrid| copy.via == *other_premises(hybrid));
-    let is_about_us = matches!(setback.decisive(), Setback::Answered { .. }) && matches!(setback.status(), Status(_, 4, 6));
+    let is_about_us =
+        matches!(setback.decisive(), Setback::Answered { .. }) && matches!(setback.status(), Status(_, 4, 6));
     let recipient = copy.recipients.get(usize::from(index)).filter(|_| across && is_about_us);
     let Some(recipient) = recipient else { return setback };
     let because = route_again(snapshot, message, recipient).map(|routed| because(&routed));

@@ -152,6 +152,9 @@ const GATHERED: usize = 64 * 1024;
 /// What the driver reserves for commands, and at least for content.
 const COMMAND_READ: usize = 4 * 1024;
 
+/// What there is of a command up to this length waits for its end in a buffer of its own size.
+const HALF_SAID: usize = 512;
+
 /// What the driver reserves at most.
 const CONTENT_READ: usize = 64 * 1024;
 
@@ -361,10 +364,7 @@ impl Session {
                 }
                 Move::Give(step) => return step,
                 Move::Wait(until) => {
-                    if self.unread.is_empty() {
-                        // Ten thousand clients that say nothing cost nothing.
-                        self.unread = BytesMut::new();
-                    }
+                    self.release_unread();
                     return Step::Receive { until };
                 }
             }
@@ -380,6 +380,20 @@ impl Session {
     /// None is handed out again.
     pub fn pending(&mut self) -> Bytes {
         std::mem::take(&mut self.unsent).freeze()
+    }
+
+    /// Whoever waits holds no read buffer: ten thousand clients that say nothing, or half a command, cost nothing.
+    fn release_unread(&mut self) {
+        if self.unread.is_empty() {
+            self.unread = BytesMut::new();
+            return;
+        }
+        let in_command = matches!(self.state, State::Connected | State::Ready | State::Addressing(_));
+        if in_command && self.unread.len() <= HALF_SAID && self.unread.capacity() > 2 * HALF_SAID {
+            let half_said = BytesMut::from(&self.unread[..]);
+            // It may be the beginning of a password.
+            std::mem::replace(&mut self.unread, half_said).zeroize();
+        }
     }
 
     /// Where the driver puts the bytes it reads.

@@ -959,7 +959,8 @@ fn f020_the_format_written_today_is_version_3() {
     let mut second =
         format::encode_message(&gone, &[settled(message.id, 1, 0)], &[], Content::Inline { len: gone.content.len() });
     second.extend_from_slice(&read(&gone.content));
-    let deferral = Deferral { id: message.id, copy: 1, until: time(3600), attempts: 3, warned: true, held: false, panics: 2 };
+    let deferral =
+        Deferral { id: message.id, copy: 1, until: time(3600), attempts: 3, warned: true, held: false, panics: 2 };
     let held = Deferral { copy: 0, attempts: 1, warned: false, held: true, panics: 0, ..deferral };
     for (kind, mut bytes) in [
         (Kind::Mark, format::encode_mark(6, 64)),
@@ -1051,7 +1052,15 @@ fn f010_one_message_that_stays_does_not_keep_the_log() {
             let (spool, _) = open(&disk, Options { keeper_thread, ..small() });
             let stays = put(&spool, 99, 700, &[3, 1]).await.unwrap();
             spool.settle(settled(stays, 0, 1));
-            spool.defer(Deferral { id: stays, copy: 1, until: time(5), attempts: 2, warned: true, held: false, panics: 3 });
+            spool.defer(Deferral {
+                id: stays,
+                copy: 1,
+                until: time(5),
+                attempts: 2,
+                warned: true,
+                held: false,
+                panics: 3,
+            });
             let (mut most, mut sum) = (0, 0u64);
             let before = disk.written();
             for seed in 0..600 {

@@ -137,7 +137,12 @@ fn check_words(said: &[u8], secure: bool, opened: &Result<(), Fault>, words: &[&
     assert!(text.lines().all(|line| !line.contains(SECRET)));
     if words.contains(&"demanded") && !words.contains(&"never") && !secure {
         assert!(opened.is_err(), "open without TLS");
-        assert!(text.lines().all(|line| ["EHLO ", "HELO "].iter().any(|word| line.starts_with(word)) || line == "STARTTLS" || line == "QUIT"), "{text:?}");
+        assert!(
+            text.lines().all(|line| ["EHLO ", "HELO "].iter().any(|word| line.starts_with(word))
+                || line == "STARTTLS"
+                || line == "QUIT"),
+            "{text:?}"
+        );
     }
     assert!(text.is_empty() || text.ends_with("\r\n"));
 }
