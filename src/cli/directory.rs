@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::WRONG;
 use super::page::{self, Folding};
-use crate::config::{self, Config, DomainKind, Origin, ReceiveConnector};
+use crate::config::{self, Config, Origin, ReceiveConnector};
 use crate::directory::check::{self, Checked, Surroundings};
 use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, import, untagged};
 use crate::message::{Address, Domain, Notify, Recipient};
@@ -257,12 +257,7 @@ impl<'a> Shown<'a> {
 
 /// Whose hybrid routing address it is, by the order in which `route` asks.
 fn owner(rules: &Rules<'_>, address: &Address) -> (Found, Option<Address>) {
-    let domains = &rules.config.accepted_domains;
-    let rank = |domain: &Domain| {
-        let accepted = rules.accepted(domain).filter(|accepted| accepted.kind != DomainKind::ExternalRelay)?;
-        domains.iter().position(|one| std::ptr::eq(one, accepted))
-    };
-    match rules.directory.find_owner(address, &rank) {
+    match rules.directory.find_owner(address, &|domain| rules.rank(domain)) {
         Owner::Entry { source, address, entry, untagged } => (Found::Entry { source, entry, untagged }, Some(address)),
         Owner::Unknown => (Found::Unknown, None),
         Owner::Unavailable(why) => (Found::Unavailable(why), None),

@@ -184,6 +184,18 @@ pub struct AcceptedDomain {
     pub kind: DomainKind,
 }
 
+impl AcceptedDomain {
+    /// The one of `all` that `domain` is of: the longest name, and itself before a pattern.
+    pub fn of<'a>(all: &'a [Self], domain: &Domain) -> Option<&'a Self> {
+        let of = |accepted: &&Self| {
+            if accepted.subdomains { domain.is_within(&accepted.name) } else { *domain == accepted.name }
+        };
+        let rank = |accepted: &&Self| (accepted.name.as_str().len(), !accepted.subdomains);
+        // `max_by_key` would give the last of equals; of two that say the same the first holds.
+        all.iter().rev().filter(of).max_by_key(rank)
+    }
+}
+
 /// `[[accepted_domain]] type`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DomainKind {
@@ -335,10 +347,21 @@ pub struct SendConnector {
     pub connect_timeout: Duration,
     /// BDAT where the server offers it.
     pub chunking: bool,
+    /// What becomes of a `+tag` without which the directory found a recipient.
+    pub tags: Tags,
     /// It leads to the other premises: organization headers and XOORG travel along.
     pub internal: bool,
     /// False: never used.
     pub enabled: bool,
+}
+
+/// `[[send_connector]] tags`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tags {
+    /// It goes on with the address.
+    Keep,
+    /// The address goes on as it stands in the directory.
+    Drop,
 }
 
 /// Where a send connector's mail goes.

@@ -363,7 +363,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use crate::config::{ConnectorName, Level, SmartHost};
+    use crate::config::{ConnectorName, Level, SmartHost, Tags};
 
     /// DNS as a table; what is not in it does not exist.
     #[derive(Debug, Default)]
@@ -431,6 +431,7 @@ mod tests {
             rate: None,
             connect_timeout: Duration::from_secs(30),
             chunking: true,
+            tags: Tags::Keep,
             internal: false,
             enabled: true,
         }

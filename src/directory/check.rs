@@ -180,7 +180,10 @@ impl Check<'_> {
                         place.insert((source, line));
                     }
                 }
-                if (self.around.accepted)(address.domain()).is_none() {
+                // Servers of the organization give names in the routing domain to mailboxes on both premises.
+                let is_ours = self.around.routing_domain == Some(address.domain())
+                    || (self.around.accepted)(address.domain()).is_some();
+                if !is_ours {
                     outside.entry(address.domain().clone()).or_default().add(line, || address.to_string());
                 }
                 let (what, targets) = match entry {
@@ -201,9 +204,9 @@ impl Check<'_> {
         });
         for (domain, Alike { count, line, example }) in outside {
             let text = match count {
-                1 => format!("{example}: {domain} is no accepted domain, so nobody asks for this address"),
+                1 => format!("{example}: {domain} is no accepted domain, so mail from the Internet for it is refused"),
                 _ => format!(
-                    "{count} addresses are in {domain}, which is no accepted domain, so nobody asks for them; the first is {example}"
+                    "{count} addresses are in {domain}, which is no accepted domain, so mail from the Internet for them is refused; the first is {example}"
                 ),
             };
             self.find(Severity::Warning, source, Some(line), text);
@@ -316,19 +319,27 @@ impl Check<'_> {
     }
 
     fn leads(&self, node: &Node, target: &Address, index: &HashMap<u64, usize>) -> Leads {
-        match (self.around.accepted)(target.domain()) {
-            // What an alias stands for is asked for by the same stranger, who may not relay.
-            None if node.what == What::Alias => {
-                return Leads::Nowhere(format!(
-                    "{target}, which is in no accepted domain: only who may relay gets through"
-                ));
-            }
-            None | Some(DomainKind::ExternalRelay) => return Leads::Somewhere,
+        let accepted = (self.around.accepted)(target.domain());
+        match accepted {
+            Some(DomainKind::ExternalRelay) => return Leads::Somewhere,
             Some(_) if target.local().eq_ignore_ascii_case("postmaster") => return Leads::Somewhere,
-            Some(DomainKind::Authoritative | DomainKind::InternalRelay) => {}
+            Some(DomainKind::Authoritative | DomainKind::InternalRelay) | None => {}
         }
+        // What an alias stands for is asked for by the same stranger, who may not relay.
+        let outside = || match node.what {
+            What::Alias => Leads::Nowhere(format!(
+                "{target}, which is in no accepted domain and not in the directory: only who may relay gets through"
+            )),
+            What::Forward | What::Group => Leads::Somewhere,
+        };
         match self.directory.find(target) {
             Found::Entry { entry: Entry::OnPremises | Entry::Cloud(_), .. } => Leads::Somewhere,
+            // A contact's own external address is the host outside.
+            Found::Entry { entry: Entry::Alias(to) | Entry::Forward(to), .. }
+                if accepted.is_none() && [node.address.key(), target.key()].contains(&to.key()) =>
+            {
+                outside()
+            }
             Found::Entry { untagged: without, .. } => {
                 let plain = untagged(target.local()).filter(|_| without);
                 let key = match plain.and_then(|local| Address::new(local, target.domain().clone()).ok()) {
@@ -339,9 +350,8 @@ impl Check<'_> {
             }
             // Another source may know it; that it is missing is said already.
             Found::Unavailable(_) => Leads::Somewhere,
-            Found::Unknown if (self.around.accepted)(target.domain()) == Some(DomainKind::InternalRelay) => {
-                Leads::Somewhere
-            }
+            Found::Unknown if accepted.is_none() => outside(),
+            Found::Unknown if accepted == Some(DomainKind::InternalRelay) => Leads::Somewhere,
             Found::Unknown if self.is_owned(target) => Leads::Somewhere,
             Found::Unknown => Leads::Nowhere(format!("{target}, which is not in the directory")),
         }
@@ -351,9 +361,7 @@ impl Check<'_> {
 impl Check<'_> {
     /// Is it the hybrid routing address of somebody? That is a name too, where the routing domain is accepted.
     fn is_owned(&self, target: &Address) -> bool {
-        let rank = |domain: &Domain| {
-            (self.around.accepted)(domain).filter(|kind| *kind != DomainKind::ExternalRelay).map(|_| 0)
-        };
+        let rank = |domain: &Domain| ((self.around.accepted)(domain) != Some(DomainKind::ExternalRelay)).then_some(0);
         self.around.routing_domain == Some(target.domain())
             && !matches!(self.directory.find_owner(target, &rank), Owner::Unknown)
     }
@@ -537,7 +545,7 @@ mod tests {
                 vec![
                     "error: a.csv:2:1: a@contoso.com: alias of gone@contoso.com, which is not in the directory",
                     "error: a.csv:3:1: b@contoso.com: forward to gone@contoso.com, which is not in the directory",
-                    "error: a.csv:4:1: c@contoso.com: alias of x@fabrikam.com, which is in no accepted domain: only who may relay gets through",
+                    "error: a.csv:4:1: c@contoso.com: alias of x@fabrikam.com, which is in no accepted domain and not in the directory: only who may relay gets through",
                 ],
             ),
             (
@@ -570,8 +578,8 @@ mod tests {
                     "a@fabrikam.com,cloud,\nb@fabrikam.com,cloud,\nc@x.example,cloud,\nd@contoso.com,cloud,d@y.example\ne@contoso.com,cloud,e@y.example\n",
                 ],
                 vec![
-                    "warning: a.csv:2:1: 2 addresses are in fabrikam.com, which is no accepted domain, so nobody asks for them; the first is a@fabrikam.com",
-                    "warning: a.csv:4:1: c@x.example: x.example is no accepted domain, so nobody asks for this address",
+                    "warning: a.csv:2:1: 2 addresses are in fabrikam.com, which is no accepted domain, so mail from the Internet for them is refused; the first is a@fabrikam.com",
+                    "warning: a.csv:4:1: c@x.example: x.example is no accepted domain, so mail from the Internet for it is refused",
                     "warning: a.csv:5:1: d@contoso.com goes to d@y.example, and 1 more in y.example, which is not the hybrid routing domain contoso.mail.onmicrosoft.com",
                 ],
             ),
@@ -579,6 +587,28 @@ mod tests {
             let (found, _) = checked(&files);
             assert_eq!(found, expected, "{files:?}");
         }
+    }
+
+    #[test]
+    fn what_stands_in_the_directory_is_a_target_whatever_its_domain() {
+        let (found, _) = checked(&["ann@gmail.example,on-premises,\nann@contoso.com,alias,Ann@gmail.example\n\
+             a@contoso.com,alias,ann+x@gmail.example\nbob@fabrikam.com,forward,bob@gmail.example\n\
+             bob@contoso.com,alias,bob@fabrikam.com\nall@contoso.com,group,ann@gmail.example bob@contoso.com\n\
+             kate@contoso.com,forward,kate@tailspintoys.com\nkate@tailspintoys.com,alias,kate@contoso.com\n\
+             sales@gmail.example,group,nobody@contoso.com\nour@contoso.com,alias,sales@gmail.example\n\
+             round@contoso.com,forward,about@gmail.example\nabout@gmail.example,forward,back@contoso.com\n\
+             back@contoso.com,alias,round@contoso.com\nann@contoso.mail.onmicrosoft.com,alias,ann@gmail.example\n"]);
+        assert_eq!(
+            found,
+            [
+                "warning: a.csv:2:1: 3 addresses are in gmail.example, which is no accepted domain, so mail from the Internet for them is refused; the first is ann@gmail.example",
+                "warning: a.csv:5:1: bob@fabrikam.com: fabrikam.com is no accepted domain, so mail from the Internet for it is refused",
+                "warning: a.csv:9:1: kate@tailspintoys.com: tailspintoys.com is no accepted domain, so mail from the Internet for it is refused",
+                "error: a.csv:10:1: sales@gmail.example: group with nobody@contoso.com, which is not in the directory",
+                "error: a.csv:10:1: sales@gmail.example: nobody in this group can be reached; its mail is refused",
+                "error: a.csv:12:1: round@contoso.com leads back to itself: round@contoso.com -> about@gmail.example -> back@contoso.com -> round@contoso.com",
+            ]
+        );
     }
 
     #[test]

@@ -144,7 +144,7 @@ fn check_says_every_fault_and_how_many() {
             ":3:1: address \"nobody\": the domain is missing; the line is skipped",
             ":4:1: julie@contoso.com is a cloud mailbox here and an on-premises mailbox in line 2; line 2 holds",
             ":5:1: a@contoso.com leads back to itself: a@contoso.com -> b@contoso.com -> a@contoso.com",
-            ":7:1: x@fabrikam.com: fabrikam.com is no accepted domain, so nobody asks for this address",
+            ":7:1: x@fabrikam.com: fabrikam.com is no accepted domain, so mail from the Internet for it is refused",
             "4 recipients: 3 errors, 1 warning",
         ]
     );
