@@ -28,7 +28,7 @@ mod read;
 mod together;
 pub mod value;
 
-pub use glance::{Glance, glance};
+pub use glance::{Glance, Recipients, glance};
 pub use problem::{Problem, Problems, Severity};
 pub use read::Places;
 pub(crate) use read::nearest;

@@ -9,8 +9,9 @@
 use std::collections::hash_map::{Entry as Place, RandomState};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
-use super::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, State, file, untagged};
+use super::{Directory, Entry, Fingerprint, Found, LoadOutcome, Lookup, Owner, Report, Source, State, file, untagged};
 use crate::config::{DirectorySource, DomainKind, Problem, Problems, Severity};
 use crate::message::{Address, Domain};
 
@@ -39,8 +40,38 @@ pub struct Checked {
 /// Checks all sources together. Blocking.
 pub fn check(sources: &[DirectorySource], around: &Surroundings<'_>) -> Checked {
     let (directory, reports) = Directory::load(sources);
+    checked(sources, None, directory, &reports, around)
+}
+
+/// The same with `text` in place of the file of source `number`, which need not be there yet. Blocking.
+pub fn check_with(sources: &[DirectorySource], number: usize, text: &str, around: &Surroundings<'_>) -> Checked {
+    let others = [&sources[..number], &sources[number + 1..]].concat();
+    let (mut directory, mut reports) = Directory::load(&others);
+    let DirectorySource { name, path } = sources[number].clone();
+    let (state, outcome) = match file::read(text.as_bytes()) {
+        Ok((table, faults, unlisted)) => {
+            let recipients = table.len();
+            let state = State::Good(Arc::new(table), Fingerprint::default());
+            (state, LoadOutcome::Loaded { recipients, faults, unlisted })
+        }
+        Err(why) => (State::Missing(why.to_string()), LoadOutcome::Refused { why, kept: false }),
+    };
+    let source = Source { name: name.clone(), path: path.clone(), state, refused: None };
+    directory.sources.insert(number, Arc::new(source));
+    reports.insert(number, Report { source: name, path, outcome });
+    checked(sources, Some((number, text)), directory, &reports, around)
+}
+
+fn checked(
+    sources: &[DirectorySource],
+    text: Option<(usize, &str)>,
+    directory: Directory,
+    reports: &[Report],
+    around: &Surroundings<'_>,
+) -> Checked {
     let mut check = Check {
         sources,
+        text,
         around,
         directory,
         hasher: RandomState::new(),
@@ -66,6 +97,7 @@ pub fn check(sources: &[DirectorySource], around: &Surroundings<'_>) -> Checked 
 pub fn dead_ends(directory: &Directory, sources: &[DirectorySource], around: &Surroundings<'_>) -> Vec<Problem> {
     let mut check = Check {
         sources,
+        text: None,
         around,
         directory: Directory { sources: directory.sources.clone() },
         hasher: RandomState::new(),
@@ -85,6 +117,8 @@ pub fn dead_ends(directory: &Directory, sources: &[DirectorySource], around: &Su
 
 struct Check<'a> {
     sources: &'a [DirectorySource],
+    /// What stands in place of the file of this source.
+    text: Option<(usize, &'a str)>,
     around: &'a Surroundings<'a>,
     directory: Directory,
     hasher: RandomState,
@@ -167,8 +201,8 @@ impl Check<'_> {
         let path = &sources[source as usize].path;
         let mut outside: BTreeMap<Domain, Alike> = BTreeMap::new();
         let mut elsewhere: BTreeMap<Domain, Alike> = BTreeMap::new();
-        // A file that cannot be read was reported when it was loaded.
-        let _ = file::lines(path, |line, read| match read {
+        let text = self.text.filter(|(number, _)| *number == source as usize);
+        let look = |line, read: Result<(Address, Entry), String>| match read {
             Err(text) => self.find(Severity::Error, source, Some(line), format!("{text}; the line is skipped")),
             Ok((address, entry)) => {
                 match self.first.entry(self.hasher.hash_one(address.key())) {
@@ -201,7 +235,12 @@ impl Check<'_> {
                 };
                 self.nodes.push(Node { source, line, address, what, targets });
             }
-        });
+        };
+        // A file that cannot be read was reported when it was loaded.
+        let _ = match text {
+            Some((_, text)) => file::read_lines(text.as_bytes(), look),
+            None => file::lines(path, look),
+        };
         for (domain, Alike { count, line, example }) in outside {
             let text = match count {
                 1 => format!("{example}: {domain} is no accepted domain, so mail from the Internet for it is refused"),
@@ -587,6 +626,22 @@ mod tests {
             let (found, _) = checked(&files);
             assert_eq!(found, expected, "{files:?}");
         }
+    }
+
+    #[test]
+    fn a_text_is_checked_in_place_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources =
+            ["a.csv", "b.csv"].map(|name| DirectorySource { name: name.into(), path: folder.path().join(name) });
+        std::fs::write(&sources[0].path, "address,type,target\nanna@contoso.com,on-premises,\n").unwrap();
+        let around = Surroundings { accepted: &|_| Some(DomainKind::Authoritative), routing_domain: None };
+        let text = "address,type,target\na@contoso.com,alias,anna@contoso.com\nb@contoso.com,alias,gone@contoso.com\n\
+                    anna@contoso.com,cloud,\n";
+        let Checked { problems, recipients } = check_with(&sources, 1, text, &around);
+        let found: Vec<_> = problems.0.iter().map(|problem| (problem.place, problem.severity)).collect();
+        assert_eq!(found, [(Some((3, 1)), Severity::Error), (Some((4, 1)), Severity::Warning)], "{problems}");
+        assert!(problems.0.iter().all(|problem| problem.file == sources[1].path), "{problems}");
+        assert_eq!(recipients, 3);
     }
 
     #[test]
