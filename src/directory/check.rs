@@ -2,7 +2,7 @@
 //!
 //! The daemon skips a faulty line and answers each address by itself. Here everything is looked at at once: addresses
 //! that are there twice, in one source or in two, forwards and groups that lead nowhere or back to themselves, and
-//! addresses that nobody will ever ask about. A million lines take seconds.
+//! addresses that strangers cannot ask for. A million lines take seconds.
 //!
 //! Not here: where mail goes (`route`), which is asked only what an accepted domain is.
 
