@@ -4,6 +4,7 @@
 //! goes (`route`).
 
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,9 +13,10 @@ use serde_json::{Value, json};
 
 use super::WRONG;
 use super::page::{self, Folding};
-use crate::config::{self, Config, DomainKind, Origin, ReceiveConnector};
+use crate::config::{self, Config, DirectorySource, Origin, Problems, ReceiveConnector, Severity};
 use crate::directory::check::{self, Checked, Surroundings};
-use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, import, untagged};
+use crate::directory::import::{self, Imported, Organization, Replaced};
+use crate::directory::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, file, untagged};
 use crate::message::{Address, Domain, Notify, Recipient};
 use crate::route::explain::next_hop;
 use crate::route::{Asking, Refusal, Resolution, Rules};
@@ -44,21 +46,27 @@ enum What {
         json: bool,
     },
     /// Turn an Exchange export (Export-Csv) into a recipient file
+    ///
+    /// Exit status 1: the recipients have faults, as `directory check` finds them (the file is written all the same), or OUT
+    /// was not replaced.
     Import {
         /// The export
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Write here rather than to standard output
+        /// Write here rather than to standard output. A file that import wrote is replaced, and kept as OUT.bak
         #[arg(short = 'o', long, value_name = "OUT")]
         output: Option<PathBuf>,
+        /// Replace OUT also where that loses lines that import did not write, or where it is no recipient file
+        #[arg(long, requires = "output")]
+        force: bool,
     },
 }
 
-/// Does it. Exit status: 0 done; 1 the recipient is unknown, there are errors, nothing could be used; 2 the question
-/// or the configuration is wrong.
+/// Does it. Exit status: 0 done; 1 the recipient is unknown, there are errors, nothing could be used, a file is in the way;
+/// 2 the question or the configuration is wrong.
 pub fn run(path: &Path, args: &Args) -> ExitCode {
     match &args.what {
-        What::Import { file, output } => convert(file, output.as_deref()),
+        What::Import { file, output, force } => convert(path, file, output.as_deref(), *force),
         What::Show { address, json } => with(path, |config| show(config, address, *json)),
         What::Check { json } => with(path, |config| examine(config, *json)),
     }
@@ -257,12 +265,7 @@ impl<'a> Shown<'a> {
 
 /// Whose hybrid routing address it is, by the order in which `route` asks.
 fn owner(rules: &Rules<'_>, address: &Address) -> (Found, Option<Address>) {
-    let domains = &rules.config.accepted_domains;
-    let rank = |domain: &Domain| {
-        let accepted = rules.accepted(domain).filter(|accepted| accepted.kind != DomainKind::ExternalRelay)?;
-        domains.iter().position(|one| std::ptr::eq(one, accepted))
-    };
-    match rules.directory.find_owner(address, &rank) {
+    match rules.directory.find_owner(address, &|domain| rules.rank(domain)) {
         Owner::Entry { source, address, entry, untagged } => (Found::Entry { source, entry, untagged }, Some(address)),
         Owner::Unknown => (Found::Unknown, None),
         Owner::Unavailable(why) => (Found::Unavailable(why), None),
@@ -320,7 +323,10 @@ fn examine(config: &Config, as_json: bool) -> io::Result<bool> {
     Ok(errors == 0)
 }
 
-fn convert(path: &Path, output: Option<&Path>) -> ExitCode {
+/// Addresses and lines that are named one by one.
+const NAMED: usize = 10;
+
+fn convert(config: &Path, path: &Path, output: Option<&Path>, force: bool) -> ExitCode {
     let wrong = |why: &str| {
         eprintln!("causeway: {}: {why}", path.display());
         ExitCode::from(WRONG)
@@ -329,7 +335,22 @@ fn convert(path: &Path, output: Option<&Path>) -> ExitCode {
         Ok(bytes) => bytes,
         Err(error) => return wrong(&error.to_string()),
     };
-    let imported = match import::import(&bytes) {
+    // The configuration may have faults elsewhere: a first import comes before much else is there.
+    let recipients = match config::glance(config) {
+        Ok(glance) => Some(glance.recipients),
+        Err(_) => {
+            eprintln!(
+                "causeway: {} cannot be read (-c FILE); which domains are accepted is not known, so less can be checked",
+                config.display()
+            );
+            None
+        }
+    };
+    let accepted = |domain: &Domain| recipients.as_ref().and_then(|recipients| recipients.accepted(domain));
+    let is_accepted = |domain: &Domain| accepted(domain).is_some();
+    let routing_domain = recipients.as_ref().and_then(|recipients| recipients.routing_domain.as_ref());
+    let known = recipients.as_ref().map(|_| &is_accepted as &dyn Fn(&Domain) -> bool);
+    let imported = match import::import(&bytes, &Organization { accepted: known, routing_domain }) {
         Ok(imported) => imported,
         Err(why) => return wrong(&why),
     };
@@ -348,22 +369,128 @@ fn convert(path: &Path, output: Option<&Path>) -> ExitCode {
         // The daemon would refuse such a file, and an old one of this name is worth more.
         return ExitCode::FAILURE;
     }
+    let csv = imported.to_csv();
+    let directories = recipients.as_ref().map(|recipients| recipients.directories.as_slice()).unwrap_or_default();
+    let mut problems = faults(&csv, output, directories, &Surroundings { accepted: &accepted, routing_domain });
+    if recipients.is_none() {
+        // Those of domains that are not accepted.
+        problems.0.retain(|problem| problem.severity == Severity::Error);
+    }
+    eprint!("{problems}");
+    let errors = problems.errors().count();
+    if errors > 0 {
+        let s = if errors == 1 { "" } else { "s" };
+        eprintln!(
+            "causeway: {errors} error{s} in what is written: mail for these recipients is refused, at least in part"
+        );
+    }
     let written = match output {
-        Some(output) => replace(output, &imported.to_csv()),
-        None => io::stdout().write_all(imported.to_csv().as_bytes()),
+        Some(output) => put(output, &imported, &csv, force),
+        None => io::stdout().write_all(csv.as_bytes()).map(|()| true),
     };
-    ended(written.map(|()| true))
+    ended(written.map(|written| written && errors == 0))
 }
 
-/// Whoever reads the file meanwhile, the daemon for one, sees the old one or the new one.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
-    name.push(".new");
-    let fresh = path.with_file_name(name);
-    let written = std::fs::File::create(&fresh).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, path)
-    });
-    written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+/// What `directory check` would find in the new file, beside the others. `output` may be the file of a source.
+fn faults(csv: &str, output: Option<&Path>, directories: &[DirectorySource], around: &Surroundings<'_>) -> Problems {
+    let path = output.unwrap_or(Path::new("(standard output)"));
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut sources = directories.to_vec();
+    let number = match sources.iter().position(|source| real(&source.path) == real(path)) {
+        Some(number) => {
+            sources[number].path = path.to_owned();
+            number
+        }
+        None => {
+            // It is to become the one there is; of several nobody knows which.
+            if sources.len() == 1 {
+                sources.clear();
+            }
+            sources.insert(0, DirectorySource { name: path.to_string_lossy().into(), path: path.to_owned() });
+            0
+        }
+    };
+    let mut problems = check::check_with(&sources, number, csv, around).problems;
+    problems.0.retain(|problem| problem.file == path);
+    problems
+}
+
+/// Writes the file, unless that would lose what somebody else wrote. False: it would.
+fn put(path: &Path, imported: &Imported, csv: &str, force: bool) -> io::Result<bool> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    // What a link leads to is replaced, not the link.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let before = match std::fs::metadata(path) {
+        Ok(there) if !there.is_file() => return Err(named(io::Error::other("it is no regular file"))),
+        Ok(_) => std::fs::read(path).map_err(named)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return replace(path, csv, false).map_err(named).map(|()| true);
+        }
+        Err(error) => return Err(named(error)),
+    };
+    if before == csv.as_bytes() {
+        eprintln!("causeway: {} is as it was", path.display());
+        return Ok(true);
+    }
+    let more = |count: usize| match count.saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let gone = match imported.replacing(&before) {
+        Err(_) if force => Vec::new(),
+        Err(why) => {
+            eprintln!("causeway: {} is no recipient file ({why}); --force replaces it", path.display());
+            return Ok(false);
+        }
+        Ok(Replaced { by_hand, .. }) if !by_hand.is_empty() && !force => {
+            eprintln!("causeway: {} has lines that import did not write, and they would be lost:", path.display());
+            for (line, text) in by_hand.iter().take(NAMED) {
+                eprintln!("{}:{line}: {text}", path.display());
+            }
+            eprintln!(
+                "causeway: it stays as it is{}; put such lines into a recipient file of their own ([[directory]]), or replace it with --force",
+                if by_hand.len() > NAMED {
+                    format!(" ({} lines{})", by_hand.len(), more(by_hand.len()))
+                } else {
+                    String::new()
+                }
+            );
+            return Ok(false);
+        }
+        Ok(Replaced { gone, .. }) => gone,
+    };
+    replace(path, csv, true).map_err(named)?;
+    if !gone.is_empty() {
+        let names: Vec<String> = gone.iter().take(NAMED).map(ToString::to_string).collect();
+        eprintln!("causeway: {} recipients are no longer in it: {}{}", gone.len(), names.join(", "), more(gone.len()));
+    }
+    Ok(true)
+}
+
+/// Whoever reads the file meanwhile, the daemon for one, sees the old one or the new one. The old one is kept.
+fn replace(path: &Path, text: &str, keep: bool) -> io::Result<()> {
+    let beside = |ending: &str| -> io::Result<PathBuf> {
+        let mut name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
+        name.push(ending);
+        Ok(path.with_file_name(name))
+    };
+    let fresh = beside(".new")?;
+    let mut file = std::fs::File::create(&fresh)?;
+    file.write_all(text.as_bytes())?;
+    if keep {
+        // The daemon may read the old one as a member of its group.
+        let old = std::fs::metadata(path)?;
+        file.set_permissions(old.permissions())?;
+        let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+        let link = beside(".bak.new")?;
+        let _ = std::fs::remove_file(&link);
+        std::fs::hard_link(path, &link).or_else(|_| std::fs::copy(path, &link).map(|_| ()))?;
+        std::fs::rename(&link, beside(".bak")?)?;
+    }
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => std::fs::File::open(folder)?.sync_all(),
+        Some(_) | None => std::fs::File::open(".")?.sync_all(),
+    }
 }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::files::{self, Files};
 use super::problem::Problems;
 use super::read::{Read, Reported, Table};
-use super::{EightBit, Hops, Level, Login, Origin, ReceiveConnector, ReceiveTls, SendConnector, value};
+use super::{EightBit, Hops, Level, Login, Origin, ReceiveConnector, ReceiveTls, SendConnector, Tags, value};
 use crate::tls::Names;
 
 /// What stands for "no limit" (written 0): more than any host can hold, and small enough for any semaphore.
@@ -196,6 +196,7 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
         &[("convert", EightBit::Convert), ("as-is", EightBit::AsIs), ("return", EightBit::Return)],
         problems,
     );
+    let tags = table.choice("tags", &[("keep", Tags::Keep), ("drop", Tags::Drop)], problems);
     let enabled = table.flag("enabled", problems);
     let internal = table.flag("internal", problems).map(|internal| internal.unwrap_or(false));
     if let Ok(Some(_)) = table.text_or_empty("srs", value::domain, problems) {
@@ -246,6 +247,7 @@ pub(super) fn send_connector(table: &mut Table<'_>, files: &mut Files, problems:
         connect_timeout: connect_timeout?.unwrap_or(std::time::Duration::from_secs(30)),
         chunking: chunking?.unwrap_or(true),
         eight_bit: eight_bit?.unwrap_or_default(),
+        tags: tags?.unwrap_or(Tags::Keep),
         internal: internal?,
         enabled: enabled?.unwrap_or(true),
     })

@@ -9,7 +9,11 @@ use std::path::Path;
 use super::files::Files;
 use super::problem::Problems;
 use super::read::{Document, Read, Table};
-use super::{Admin, ConnectorName, Origin, Tracking, connector, examine, read, value};
+use super::{
+    AcceptedDomain, Admin, ConnectorName, DirectorySource, DomainKind, Origin, Tracking, connector, examine, read,
+    value,
+};
+use crate::message::Domain;
 
 /// What stands there, as far as it can be made out.
 #[derive(Debug)]
@@ -22,8 +26,32 @@ pub struct Glance {
     pub admin: Result<Option<Admin>, Problems>,
     /// What the receive connectors say of their senders.
     pub origins: Vec<(ConnectorName, Origin)>,
+    /// What the configuration says of recipients.
+    pub recipients: Recipients,
     /// All that [`load`](super::load) would refuse, but for files that whoever asks may not read.
     pub faults: usize,
+}
+
+/// Accepted domains, `[hybrid]` and `[[directory]]`, as far as they can be made out; the files need not be there.
+#[derive(Debug, Default)]
+pub struct Recipients {
+    /// `[[accepted_domain]]`, in order.
+    pub accepted_domains: Vec<AcceptedDomain>,
+    /// `[hybrid] routing_domain`.
+    pub routing_domain: Option<Domain>,
+    /// `[hybrid] side = "cloud"`
+    pub is_cloud_side: bool,
+    /// `[[directory]]`, in order.
+    pub directories: Vec<DirectorySource>,
+}
+
+impl Recipients {
+    /// The type of the accepted domain that `domain` is of. On the cloud side the routing domain is one too.
+    pub fn accepted(&self, domain: &Domain) -> Option<DomainKind> {
+        let routing = || self.is_cloud_side && self.routing_domain.as_ref() == Some(domain);
+        let accepted = AcceptedDomain::of(&self.accepted_domains, domain).map(|accepted| accepted.kind);
+        accepted.or_else(|| routing().then_some(DomainKind::Authoritative))
+    }
 }
 
 /// Looks at the file at `path`.
@@ -45,9 +73,31 @@ pub fn glance(path: &Path) -> Result<Glance, Problems> {
         hostname: table.peek("hostname").map(str::to_owned),
         admin: told(|problems| super::admin(&mut table.section("admin", problems)?, listening, problems)),
         tracking: told(|problems| super::tracking(table.section("tracking", problems)?, problems)),
+        recipients: recipients(&mut table),
         origins: doors.iter().filter_map(|door| Some((door.name.clone(), door.origin?))).collect(),
         faults,
     })
+}
+
+fn recipients(table: &mut Table<'_>) -> Recipients {
+    let untold = &mut Problems::default();
+    let domains = table.sections("accepted_domain", "name", untold).unwrap_or_default();
+    let directories = table.sections("directory", "path", untold).unwrap_or_default();
+    let hybrid = table.section("hybrid", untold).ok();
+    let hybrid = |key: &str| hybrid.as_ref().and_then(|table| table.peek(key));
+    let source = |table: Table<'_>| {
+        let path = table.peek("path")?;
+        Some(DirectorySource { name: path.into(), path: table.beside(path) })
+    };
+    Recipients {
+        accepted_domains: domains
+            .into_iter()
+            .filter_map(|mut table| super::accepted_domain(&mut table, &mut Problems::default()).ok())
+            .collect(),
+        routing_domain: hybrid("routing_domain").and_then(|domain| Domain::parse(domain).ok()),
+        is_cloud_side: hybrid("side") == Some("cloud"),
+        directories: directories.into_iter().filter_map(source).collect(),
+    }
 }
 
 /// What is needed of a receive connector, whatever else stands in it.
@@ -102,7 +152,31 @@ tls = "off"
         let tracking = matches!(&glance.tracking, Ok(Some(tracking)) if tracking.path.ends_with("events"));
         assert_eq!(glance.hostname.as_deref(), Some("mail.contoso.com"), "{text}");
         assert_eq!(glance.origins, [(ConnectorName("in".into()), Origin::Partner)], "{text}");
+        let contoso = Domain::parse("contoso.com").unwrap();
+        assert_eq!(glance.recipients.accepted(&contoso), Some(DomainKind::Authoritative), "{text}");
         (admin, tracking, glance.faults)
+    }
+
+    #[test]
+    fn recipients_are_made_out_without_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("causeway.toml");
+        let hybrid = "[hybrid]\nside = \"cloud\"\nrouting_domain = \"t.mail.onmicrosoft.com\"\n";
+        let more = "[[accepted_domain]]\nname = \"*.x.example\"\ntype = \"internal-relay\"\n\
+                    [[accepted_domain]]\nnam = 1\n[[directory]]\npath = \"gone.csv\"\n";
+        for (text, routing) in [(format!("{WHOLE}{hybrid}{more}"), true), (format!("{WHOLE}{more}"), false)] {
+            std::fs::write(&path, text).unwrap();
+            let recipients = glance(&path).unwrap().recipients;
+            for (domain, expected) in [
+                ("contoso.com", Some(DomainKind::Authoritative)),
+                ("a.x.example", Some(DomainKind::InternalRelay)),
+                ("t.mail.onmicrosoft.com", routing.then_some(DomainKind::Authoritative)),
+                ("fabrikam.com", None),
+            ] {
+                assert_eq!(recipients.accepted(&Domain::parse(domain).unwrap()), expected, "{domain}");
+            }
+            assert_eq!(recipients.directories[0].path, folder.path().join("gone.csv"));
+        }
     }
 
     #[test]

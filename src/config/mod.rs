@@ -28,7 +28,7 @@ mod read;
 mod together;
 pub mod value;
 
-pub use glance::{Glance, glance};
+pub use glance::{Glance, Recipients, glance};
 pub use problem::{Problem, Problems, Severity};
 pub use read::Places;
 pub(crate) use read::nearest;
@@ -182,6 +182,18 @@ pub struct AcceptedDomain {
     pub subdomains: bool,
     /// What is done with unknown recipients.
     pub kind: DomainKind,
+}
+
+impl AcceptedDomain {
+    /// The one of `all` that `domain` is of: the longest name, and itself before a pattern.
+    pub fn of<'a>(all: &'a [Self], domain: &Domain) -> Option<&'a Self> {
+        let of = |accepted: &&Self| {
+            if accepted.subdomains { domain.is_within(&accepted.name) } else { *domain == accepted.name }
+        };
+        let rank = |accepted: &&Self| (accepted.name.as_str().len(), !accepted.subdomains);
+        // `max_by_key` would give the last of equals; of two that say the same the first holds.
+        all.iter().rev().filter(of).max_by_key(rank)
+    }
 }
 
 /// `[[accepted_domain]] type`
@@ -339,6 +351,8 @@ pub struct SendConnector {
     pub chunking: bool,
     /// What becomes of 8-bit content for a server without 8BITMIME.
     pub eight_bit: EightBit,
+    /// What becomes of a `+tag` without which the directory found a recipient.
+    pub tags: Tags,
     /// It leads to the other premises: organization headers and XOORG travel along.
     pub internal: bool,
     /// False: never used.
@@ -355,6 +369,15 @@ pub enum EightBit {
     AsIs,
     /// It is returned, with 5.6.3.
     Return,
+}
+
+/// `[[send_connector]] tags`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tags {
+    /// It goes on with the address.
+    Keep,
+    /// The address goes on as it stands in the directory.
+    Drop,
 }
 
 /// Where a send connector's mail goes.

@@ -515,7 +515,7 @@ mod tests {
     use std::sync::{Arc, OnceLock};
     use std::time::Duration;
 
-    use crate::config::{ConnectorName, Level, SmartHost};
+    use crate::config::{ConnectorName, Level, SmartHost, Tags};
 
     /// DNS as a table; what is not in it does not exist.
     #[derive(Debug, Default)]
@@ -584,6 +584,7 @@ mod tests {
             connect_timeout: Duration::from_secs(30),
             chunking: true,
             eight_bit: crate::config::EightBit::Convert,
+            tags: Tags::Keep,
             internal: false,
             enabled: true,
         }

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::config::{EightBit, Login, SmartHost, SmartHostAddress};
+use crate::config::{EightBit, Login, SmartHost, SmartHostAddress, Tags};
 use crate::dns::{Absence, Answer, Mx};
 use crate::message::{Address, Body, BodyType, Domain, Envelope, MessageId, Notify, OrganizationHeaders};
 use crate::route::{CopyRecipient, HopCopy};
@@ -263,6 +263,7 @@ fn connector(peers: &[SocketAddr]) -> SendConnector {
         connect_timeout: Duration::from_secs(5),
         chunking: true,
         eight_bit: EightBit::Convert,
+        tags: Tags::Keep,
         internal: false,
         enabled: true,
     }

@@ -2,15 +2,16 @@
 //!
 //! The daemon skips a faulty line and answers each address by itself. Here everything is looked at at once: addresses
 //! that are there twice, in one source or in two, forwards and groups that lead nowhere or back to themselves, and
-//! addresses that nobody will ever ask about. A million lines take seconds.
+//! addresses that strangers cannot ask for. A million lines take seconds.
 //!
 //! Not here: where mail goes (`route`), which is asked only what an accepted domain is.
 
 use std::collections::hash_map::{Entry as Place, RandomState};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
-use super::{Directory, Entry, Found, LoadOutcome, Lookup, Owner, State, file, untagged};
+use super::{Directory, Entry, Fingerprint, Found, LoadOutcome, Lookup, Owner, Report, Source, State, file, untagged};
 use crate::config::{DirectorySource, DomainKind, Problem, Problems, Severity};
 use crate::message::{Address, Domain};
 
@@ -39,8 +40,38 @@ pub struct Checked {
 /// Checks all sources together. Blocking.
 pub fn check(sources: &[DirectorySource], around: &Surroundings<'_>) -> Checked {
     let (directory, reports) = Directory::load(sources);
+    checked(sources, None, directory, &reports, around)
+}
+
+/// The same with `text` in place of the file of source `number`, which need not be there yet. Blocking.
+pub fn check_with(sources: &[DirectorySource], number: usize, text: &str, around: &Surroundings<'_>) -> Checked {
+    let others = [&sources[..number], &sources[number + 1..]].concat();
+    let (mut directory, mut reports) = Directory::load(&others);
+    let DirectorySource { name, path } = sources[number].clone();
+    let (state, outcome) = match file::read(text.as_bytes()) {
+        Ok((table, faults, unlisted)) => {
+            let recipients = table.len();
+            let state = State::Good(Arc::new(table), Fingerprint::default());
+            (state, LoadOutcome::Loaded { recipients, faults, unlisted })
+        }
+        Err(why) => (State::Missing(why.to_string()), LoadOutcome::Refused { why, kept: false }),
+    };
+    let source = Source { name: name.clone(), path: path.clone(), state, refused: None };
+    directory.sources.insert(number, Arc::new(source));
+    reports.insert(number, Report { source: name, path, outcome });
+    checked(sources, Some((number, text)), directory, &reports, around)
+}
+
+fn checked(
+    sources: &[DirectorySource],
+    text: Option<(usize, &str)>,
+    directory: Directory,
+    reports: &[Report],
+    around: &Surroundings<'_>,
+) -> Checked {
     let mut check = Check {
         sources,
+        text,
         around,
         directory,
         hasher: RandomState::new(),
@@ -66,6 +97,7 @@ pub fn check(sources: &[DirectorySource], around: &Surroundings<'_>) -> Checked 
 pub fn dead_ends(directory: &Directory, sources: &[DirectorySource], around: &Surroundings<'_>) -> Vec<Problem> {
     let mut check = Check {
         sources,
+        text: None,
         around,
         directory: Directory { sources: directory.sources.clone() },
         hasher: RandomState::new(),
@@ -85,6 +117,8 @@ pub fn dead_ends(directory: &Directory, sources: &[DirectorySource], around: &Su
 
 struct Check<'a> {
     sources: &'a [DirectorySource],
+    /// What stands in place of the file of this source.
+    text: Option<(usize, &'a str)>,
     around: &'a Surroundings<'a>,
     directory: Directory,
     hasher: RandomState,
@@ -167,8 +201,8 @@ impl Check<'_> {
         let path = &sources[source as usize].path;
         let mut outside: BTreeMap<Domain, Alike> = BTreeMap::new();
         let mut elsewhere: BTreeMap<Domain, Alike> = BTreeMap::new();
-        // A file that cannot be read was reported when it was loaded.
-        let _ = file::lines(path, |line, read| match read {
+        let text = self.text.filter(|(number, _)| *number == source as usize);
+        let look = |line, read: Result<(Address, Entry), String>| match read {
             Err(text) => self.find(Severity::Error, source, Some(line), format!("{text}; the line is skipped")),
             Ok((address, entry)) => {
                 match self.first.entry(self.hasher.hash_one(address.key())) {
@@ -180,7 +214,10 @@ impl Check<'_> {
                         place.insert((source, line));
                     }
                 }
-                if (self.around.accepted)(address.domain()).is_none() {
+                // Servers of the organization give names in the routing domain to mailboxes on both premises.
+                let is_ours = self.around.routing_domain == Some(address.domain())
+                    || (self.around.accepted)(address.domain()).is_some();
+                if !is_ours {
                     outside.entry(address.domain().clone()).or_default().add(line, || address.to_string());
                 }
                 let (what, targets) = match entry {
@@ -198,12 +235,17 @@ impl Check<'_> {
                 };
                 self.nodes.push(Node { source, line, address, what, targets });
             }
-        });
+        };
+        // A file that cannot be read was reported when it was loaded.
+        let _ = match text {
+            Some((_, text)) => file::read_lines(text.as_bytes(), look),
+            None => file::lines(path, look),
+        };
         for (domain, Alike { count, line, example }) in outside {
             let text = match count {
-                1 => format!("{example}: {domain} is no accepted domain, so nobody asks for this address"),
+                1 => format!("{example}: {domain} is no accepted domain, so mail from the Internet for it is refused"),
                 _ => format!(
-                    "{count} addresses are in {domain}, which is no accepted domain, so nobody asks for them; the first is {example}"
+                    "{count} addresses are in {domain}, which is no accepted domain, so mail from the Internet for them is refused; the first is {example}"
                 ),
             };
             self.find(Severity::Warning, source, Some(line), text);
@@ -316,19 +358,27 @@ impl Check<'_> {
     }
 
     fn leads(&self, node: &Node, target: &Address, index: &HashMap<u64, usize>) -> Leads {
-        match (self.around.accepted)(target.domain()) {
-            // What an alias stands for is asked for by the same stranger, who may not relay.
-            None if node.what == What::Alias => {
-                return Leads::Nowhere(format!(
-                    "{target}, which is in no accepted domain: only who may relay gets through"
-                ));
-            }
-            None | Some(DomainKind::ExternalRelay) => return Leads::Somewhere,
+        let accepted = (self.around.accepted)(target.domain());
+        match accepted {
+            Some(DomainKind::ExternalRelay) => return Leads::Somewhere,
             Some(_) if target.local().eq_ignore_ascii_case("postmaster") => return Leads::Somewhere,
-            Some(DomainKind::Authoritative | DomainKind::InternalRelay) => {}
+            Some(DomainKind::Authoritative | DomainKind::InternalRelay) | None => {}
         }
+        // What an alias stands for is asked for by the same stranger, who may not relay.
+        let outside = || match node.what {
+            What::Alias => Leads::Nowhere(format!(
+                "{target}, which is in no accepted domain and not in the directory: only who may relay gets through"
+            )),
+            What::Forward | What::Group => Leads::Somewhere,
+        };
         match self.directory.find(target) {
             Found::Entry { entry: Entry::OnPremises | Entry::Cloud(_), .. } => Leads::Somewhere,
+            // A contact's own external address is the host outside.
+            Found::Entry { entry: Entry::Alias(to) | Entry::Forward(to), .. }
+                if accepted.is_none() && [node.address.key(), target.key()].contains(&to.key()) =>
+            {
+                outside()
+            }
             Found::Entry { untagged: without, .. } => {
                 let plain = untagged(target.local()).filter(|_| without);
                 let key = match plain.and_then(|local| Address::new(local, target.domain().clone()).ok()) {
@@ -339,9 +389,8 @@ impl Check<'_> {
             }
             // Another source may know it; that it is missing is said already.
             Found::Unavailable(_) => Leads::Somewhere,
-            Found::Unknown if (self.around.accepted)(target.domain()) == Some(DomainKind::InternalRelay) => {
-                Leads::Somewhere
-            }
+            Found::Unknown if accepted.is_none() => outside(),
+            Found::Unknown if accepted == Some(DomainKind::InternalRelay) => Leads::Somewhere,
             Found::Unknown if self.is_owned(target) => Leads::Somewhere,
             Found::Unknown => Leads::Nowhere(format!("{target}, which is not in the directory")),
         }
@@ -351,9 +400,7 @@ impl Check<'_> {
 impl Check<'_> {
     /// Is it the hybrid routing address of somebody? That is a name too, where the routing domain is accepted.
     fn is_owned(&self, target: &Address) -> bool {
-        let rank = |domain: &Domain| {
-            (self.around.accepted)(domain).filter(|kind| *kind != DomainKind::ExternalRelay).map(|_| 0)
-        };
+        let rank = |domain: &Domain| ((self.around.accepted)(domain) != Some(DomainKind::ExternalRelay)).then_some(0);
         self.around.routing_domain == Some(target.domain())
             && !matches!(self.directory.find_owner(target, &rank), Owner::Unknown)
     }
@@ -537,7 +584,7 @@ mod tests {
                 vec![
                     "error: a.csv:2:1: a@contoso.com: alias of gone@contoso.com, which is not in the directory",
                     "error: a.csv:3:1: b@contoso.com: forward to gone@contoso.com, which is not in the directory",
-                    "error: a.csv:4:1: c@contoso.com: alias of x@fabrikam.com, which is in no accepted domain: only who may relay gets through",
+                    "error: a.csv:4:1: c@contoso.com: alias of x@fabrikam.com, which is in no accepted domain and not in the directory: only who may relay gets through",
                 ],
             ),
             (
@@ -570,8 +617,8 @@ mod tests {
                     "a@fabrikam.com,cloud,\nb@fabrikam.com,cloud,\nc@x.example,cloud,\nd@contoso.com,cloud,d@y.example\ne@contoso.com,cloud,e@y.example\n",
                 ],
                 vec![
-                    "warning: a.csv:2:1: 2 addresses are in fabrikam.com, which is no accepted domain, so nobody asks for them; the first is a@fabrikam.com",
-                    "warning: a.csv:4:1: c@x.example: x.example is no accepted domain, so nobody asks for this address",
+                    "warning: a.csv:2:1: 2 addresses are in fabrikam.com, which is no accepted domain, so mail from the Internet for them is refused; the first is a@fabrikam.com",
+                    "warning: a.csv:4:1: c@x.example: x.example is no accepted domain, so mail from the Internet for it is refused",
                     "warning: a.csv:5:1: d@contoso.com goes to d@y.example, and 1 more in y.example, which is not the hybrid routing domain contoso.mail.onmicrosoft.com",
                 ],
             ),
@@ -579,6 +626,44 @@ mod tests {
             let (found, _) = checked(&files);
             assert_eq!(found, expected, "{files:?}");
         }
+    }
+
+    #[test]
+    fn a_text_is_checked_in_place_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources =
+            ["a.csv", "b.csv"].map(|name| DirectorySource { name: name.into(), path: folder.path().join(name) });
+        std::fs::write(&sources[0].path, "address,type,target\nanna@contoso.com,on-premises,\n").unwrap();
+        let around = Surroundings { accepted: &|_| Some(DomainKind::Authoritative), routing_domain: None };
+        let text = "address,type,target\na@contoso.com,alias,anna@contoso.com\nb@contoso.com,alias,gone@contoso.com\n\
+                    anna@contoso.com,cloud,\n";
+        let Checked { problems, recipients } = check_with(&sources, 1, text, &around);
+        let found: Vec<_> = problems.0.iter().map(|problem| (problem.place, problem.severity)).collect();
+        assert_eq!(found, [(Some((3, 1)), Severity::Error), (Some((4, 1)), Severity::Warning)], "{problems}");
+        assert!(problems.0.iter().all(|problem| problem.file == sources[1].path), "{problems}");
+        assert_eq!(recipients, 3);
+    }
+
+    #[test]
+    fn what_stands_in_the_directory_is_a_target_whatever_its_domain() {
+        let (found, _) = checked(&["ann@gmail.example,on-premises,\nann@contoso.com,alias,Ann@gmail.example\n\
+             a@contoso.com,alias,ann+x@gmail.example\nbob@fabrikam.com,forward,bob@gmail.example\n\
+             bob@contoso.com,alias,bob@fabrikam.com\nall@contoso.com,group,ann@gmail.example bob@contoso.com\n\
+             kate@contoso.com,forward,kate@tailspintoys.com\nkate@tailspintoys.com,alias,kate@contoso.com\n\
+             sales@gmail.example,group,nobody@contoso.com\nour@contoso.com,alias,sales@gmail.example\n\
+             round@contoso.com,forward,about@gmail.example\nabout@gmail.example,forward,back@contoso.com\n\
+             back@contoso.com,alias,round@contoso.com\nann@contoso.mail.onmicrosoft.com,alias,ann@gmail.example\n"]);
+        assert_eq!(
+            found,
+            [
+                "warning: a.csv:2:1: 3 addresses are in gmail.example, which is no accepted domain, so mail from the Internet for them is refused; the first is ann@gmail.example",
+                "warning: a.csv:5:1: bob@fabrikam.com: fabrikam.com is no accepted domain, so mail from the Internet for it is refused",
+                "warning: a.csv:9:1: kate@tailspintoys.com: tailspintoys.com is no accepted domain, so mail from the Internet for it is refused",
+                "error: a.csv:10:1: sales@gmail.example: group with nobody@contoso.com, which is not in the directory",
+                "error: a.csv:10:1: sales@gmail.example: nobody in this group can be reached; its mail is refused",
+                "error: a.csv:12:1: round@contoso.com leads back to itself: round@contoso.com -> about@gmail.example -> back@contoso.com -> round@contoso.com",
+            ]
+        );
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub enum LoadError {
 
 /// By what a changed file is known. The change time is in it because tools such as `cp -p` and `rsync -t` put the
 /// modification time back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     device: u64,
     inode: u64,
@@ -239,11 +239,22 @@ pub fn read(from: impl BufRead) -> Result<(Table, Vec<Fault>, usize), LoadError>
 ///
 /// # Errors
 /// The file cannot be read, or is of no use at all.
-pub fn lines(path: &Path, mut show: impl FnMut(u64, Result<(Address, Entry), String>)) -> Result<(), LoadError> {
+pub fn lines(path: &Path, show: impl FnMut(u64, Result<(Address, Entry), String>)) -> Result<(), LoadError> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(LoadError::NotAFile);
     }
-    each(BufReader::with_capacity(CHUNK, File::open(path)?), |line, read| {
+    read_lines(BufReader::with_capacity(CHUNK, File::open(path)?), show)
+}
+
+/// The same of text that is in no file.
+///
+/// # Errors
+/// It is of no use at all.
+pub fn read_lines(
+    from: impl BufRead,
+    mut show: impl FnMut(u64, Result<(Address, Entry), String>),
+) -> Result<(), LoadError> {
+    each(from, |line, read| {
         show(line, read);
         Ok(())
     })

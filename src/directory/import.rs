@@ -1,24 +1,48 @@
 //! An Exchange export becomes a CSV of recipients.
 //!
 //! The export is what `Export-Csv` makes of Get-Recipient, Get-Mailbox, Get-RemoteMailbox, Get-MailUser,
-//! Get-MailContact or Get-DistributionGroup in the on-premises organization: with or without the `#TYPE` line, in UTF-8
-//! or UTF-16, with commas or (`-UseCulture`) semicolons. Each recipient becomes a line under its primary address and
-//! an alias for each further one. What has no place in the directory is left out, and said with its line and why.
+//! Get-MailContact or Get-DistributionGroup in the on-premises organization: with or without the `#TYPE` line and Excel's
+//! `sep=;`, in UTF-8 or UTF-16, with commas or (`-UseCulture`) semicolons. Each recipient becomes a line under its primary
+//! address and an alias for each further one. What has no place in the directory is left out, and said with its line and
+//! why.
+//!
+//! A contact whose primary address is its external address has no line of its own, for mail to that leaves anyway: its
+//! addresses in our domains become forwards to it. A remote mailbox without a routing address has one among its further
+//! addresses, mostly.
 //!
 //! Two things stay with Exchange, because they happen behind the mailbox's or the group's own server: forwarding that a
 //! mailbox does (`ForwardingSmtpAddress`), and groups whose members the export does not say.
 //!
+//! [`Imported::replacing`] says what a new file would take away from the one in its place. What import wrote itself is
+//! told by its form: every line as it writes it, aliases last and each of somebody in the file.
+//!
 //! Standards: RFC 4180 (CSV), which PowerShell follows, line ends within quotes included.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use crate::message::Address;
+use super::Entry;
+use super::file::{self, LoadError};
+use crate::message::{Address, Domain};
+
+/// Under it Exchange Online has the tenants' routing domains.
+const ROUTING_DOMAINS: &str = "mail.onmicrosoft.com";
+
+/// What is known of the organization that an export is of.
+#[derive(Clone, Copy, Default)]
+pub struct Organization<'a> {
+    /// Is this an accepted domain? `None`: nobody can say.
+    pub accepted: Option<&'a dyn Fn(&Domain) -> bool>,
+    /// `[hybrid] routing_domain`.
+    pub routing_domain: Option<&'a Domain>,
+}
 
 /// What became of an export.
 #[derive(Debug, Default)]
 pub struct Imported {
     lines: Vec<Line>,
+    /// They stand behind the other lines.
+    aliases: Vec<Line>,
     /// Recipients and addresses that were left out, and what somebody should know of others; in the export's order.
     pub remarks: Vec<Remark>,
 }
@@ -42,31 +66,116 @@ struct Line {
     target: String,
 }
 
+impl Line {
+    /// The line that says this of `address`.
+    fn of(address: Address, entry: &Entry) -> Self {
+        let (kind, target) = match entry {
+            Entry::OnPremises => ("on-premises", String::new()),
+            Entry::Cloud(target) => ("cloud", target.as_ref().map(ToString::to_string).unwrap_or_default()),
+            Entry::Forward(to) => ("forward", to.to_string()),
+            Entry::Group(members) => ("group", joined(members)),
+            Entry::Alias(of) => ("alias", of.to_string()),
+        };
+        Self { address, kind, target }
+    }
+
+    /// What it says; lines that differ in case say the same.
+    fn key(&self) -> (String, &'static str, String) {
+        (self.address.key(), self.kind, self.target.to_lowercase())
+    }
+
+    fn text(&self) -> String {
+        format!("{},{},{}", quoted(&self.address.to_string()), self.kind, quoted(&self.target))
+    }
+}
+
+/// What a new file takes away from the one in its place.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Lines that import did not write and that the new file does not have: number and text.
+    pub by_hand: Vec<(u64, String)>,
+    /// Addresses that the new file does not have.
+    pub gone: Vec<Address>,
+}
+
 impl Imported {
     /// The recipient file.
     pub fn to_csv(&self) -> String {
-        let mut csv = String::from("address,type,target\n");
-        for Line { address, kind, target } in &self.lines {
+        let mut csv = String::from(HEADER);
+        for line in self.all() {
             // Writing to a String cannot fail.
-            let _ = writeln!(csv, "{},{kind},{}", quoted(&address.to_string()), quoted(target));
+            let _ = writeln!(csv, "{}", line.text());
         }
         csv
     }
 
+    /// What is lost of the file `before` where this is written in its place.
+    ///
+    /// # Errors
+    /// It is no recipient file.
+    pub fn replacing(&self, before: &[u8]) -> Result<Replaced, LoadError> {
+        let mut replaced = Replaced::default();
+        if before.is_empty() {
+            return Ok(replaced);
+        }
+        let said: HashSet<_> = self.all().map(Line::key).collect();
+        let known: HashSet<_> = self.all().map(|line| line.address.key()).collect();
+        let mut raw = before.split(|&byte| byte == b'\n').zip(1u64..);
+        let (mut owners, mut aliases): (HashSet<String>, Vec<_>) = Default::default();
+        let mut seen = HashSet::new();
+        file::read_lines(before, |number, read| {
+            let text = raw.find(|(_, at)| *at == number).map_or(&[][..], |(text, _)| text);
+            let shown = String::from_utf8_lossy(text).trim_end().to_owned();
+            let Ok((address, entry)) = read else { return replaced.by_hand.push((number, shown)) };
+            let key = address.key();
+            if !known.contains(&key) && seen.insert(key.clone()) {
+                replaced.gone.push(address.clone());
+            }
+            let line = Line::of(address, &entry);
+            let is_lost = !said.contains(&line.key());
+            let is_as_written = line.text().as_bytes() == text;
+            match &entry {
+                Entry::Alias(of) => aliases.push((number, shown, of.key(), is_lost, is_as_written)),
+                _ => {
+                    owners.insert(key);
+                    if is_lost && !(is_as_written && aliases.is_empty()) {
+                        replaced.by_hand.push((number, shown));
+                    }
+                }
+            }
+        })?;
+        let strange = aliases
+            .into_iter()
+            .filter(|(_, _, of, is_lost, is_as_written)| *is_lost && !(*is_as_written && owners.contains(of)));
+        replaced.by_hand.extend(strange.map(|(number, shown, ..)| (number, shown)));
+        replaced.by_hand.sort();
+        Ok(replaced)
+    }
+
     /// How many lines of this type there are.
     pub fn count(&self, kind: &str) -> usize {
-        self.lines.iter().filter(|line| line.kind == kind).count()
+        self.all().filter(|line| line.kind == kind).count()
     }
 
     /// How many lines there are.
     pub fn len(&self) -> usize {
-        self.lines.len()
+        self.all().count()
     }
 
     /// True if nothing of the export has a place in the directory.
     pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
+        self.len() == 0
     }
+
+    fn all(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().chain(&self.aliases)
+    }
+}
+
+const HEADER: &str = "address,type,target\n";
+
+fn joined(members: &[Address]) -> String {
+    members.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// A local part may have quotes, and within them commas.
@@ -78,27 +187,25 @@ fn quoted(text: &str) -> String {
 ///
 /// # Errors
 /// It is none, in words.
-pub fn import(bytes: &[u8]) -> Result<Imported, String> {
+pub fn import(bytes: &[u8], organization: &Organization<'_>) -> Result<Imported, String> {
     let text = decoded(bytes)?;
     let mut records = Records::new(&text);
-    let header = loop {
-        match records.next().transpose()? {
-            None => return Err("it is empty".to_owned()),
-            // Windows PowerShell's Export-Csv writes it unless told -NoTypeInformation.
-            Some((_, fields)) if fields.first().is_some_and(|first| first.starts_with("#TYPE")) => {}
-            Some((_, fields)) if fields.iter().all(|field| field.trim().is_empty()) => {}
-            Some((_, fields)) => break fields,
-        }
-    };
+    let Some((_, header)) = records.next().transpose()? else { return Err("it is empty".to_owned()) };
     let columns = Columns::of(&header)?;
+    let is_header = |fields: &[String]| {
+        fields.len() == header.len()
+            && fields.iter().zip(&header).all(|(field, name)| field.trim().eq_ignore_ascii_case(name.trim()))
+    };
     let mut rows = Vec::new();
     for record in records {
         let (line, fields) = record?;
-        if fields.iter().any(|field| !field.trim().is_empty()) {
+        // Exports that were put one behind the other have several headers.
+        let is_type = fields.first().is_some_and(|first| first.starts_with("#TYPE"));
+        if fields.iter().any(|field| !field.trim().is_empty()) && !is_type && !is_header(&fields) {
             rows.push(Row { line, fields });
         }
     }
-    Ok(Import::new(&columns, &rows).run())
+    Ok(Import::new(&columns, &rows, organization).run())
 }
 
 /// Export-Csv writes UTF-16 with `-Encoding Unicode`, UTF-8 with and without a byte order mark, and in old versions
@@ -112,12 +219,17 @@ fn decoded(bytes: &[u8]) -> Result<String, String> {
         let units: Vec<u16> = pairs.iter().map(|pair| unit(*pair)).collect();
         String::from_utf16(&units).map_err(|_| "it begins as UTF-16 and is not".to_owned())
     };
-    match bytes {
+    let text = match bytes {
         [0xff, 0xfe, rest @ ..] => units(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => units(rest, u16::from_be_bytes),
         [0xef, 0xbb, 0xbf, rest @ ..] => utf8(rest),
+        // Some tools leave the mark out; the header is ASCII.
+        [1..=255, 0, 1..=255, 0, ..] => units(bytes, u16::from_le_bytes),
+        [0, 1..=255, 0, 1..=255, ..] => units(bytes, u16::from_be_bytes),
         _ => utf8(bytes),
-    }
+    }?;
+    // One that stood in front of another export.
+    Ok(text.replace('\u{feff}', ""))
 }
 
 fn utf8(bytes: &[u8]) -> Result<String, String> {
@@ -134,14 +246,37 @@ struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
+    /// Behind what may stand in front of the header: nothing, `#TYPE …` (Windows PowerShell writes it unless told
+    /// -NoTypeInformation), and `sep=;`, by which Excel is told the separator.
     fn new(text: &'a str) -> Self {
+        let (mut rest, mut line, mut separator) = (text, 1, None);
+        let header = loop {
+            let (first, behind) = rest.split_once('\n').unwrap_or((rest, ""));
+            let first = first.trim_end_matches('\r');
+            let told = separator_line(first);
+            let is_blank = first.trim_matches([' ', '\t', ',', ';', '"']).is_empty();
+            if rest.is_empty() || !(told.is_some() || is_blank || first.starts_with("#TYPE")) {
+                break first;
+            }
+            separator = separator.or(told);
+            (rest, line) = (behind, line + 1);
+        };
         // Whatever separates the names of the header, which have no separators in them.
-        let header =
-            text.lines().find(|line| !line.starts_with("#TYPE") && !line.trim().is_empty()).unwrap_or_default();
-        let count = |separator: char| header.matches(separator).count();
-        let separator = [',', ';', '\t'].into_iter().rev().max_by_key(|&one| count(one)).unwrap_or(',');
-        Self { rest: text, line: 1, separator }
+        let guessed = || {
+            let count = |separator: char| header.matches(separator).count();
+            [',', ';', '\t'].into_iter().rev().max_by_key(|&one| count(one)).unwrap_or(',')
+        };
+        Self { rest, line, separator: separator.unwrap_or_else(guessed) }
     }
+}
+
+/// The separator that `sep=;` names; whoever saved it with another program has quotes or further separators there.
+fn separator_line(line: &str) -> Option<char> {
+    let line = line.strip_prefix('"').unwrap_or(line);
+    let (key, value) = line.split_at_checked("sep=".len())?;
+    let mut rest = value.chars();
+    let separator = rest.next().filter(|_| key.eq_ignore_ascii_case("sep="))?;
+    rest.all(|sign| matches!(sign, '"' | ',' | ';' | '\t' | ' ')).then_some(separator)
 }
 
 impl Iterator for Records<'_> {
@@ -333,9 +468,19 @@ fn kind(details: &str) -> Option<Kind> {
     })
 }
 
+/// A recipient that has its place, and what becomes of its further addresses.
+struct Owner {
+    address: Address,
+    /// The address that routes to it; it is no further one.
+    routing: Option<Address>,
+    /// The address is the host's outside: there is no line for it, and further ones are forwarded to it.
+    is_outside: bool,
+}
+
 struct Import<'a> {
     columns: &'a Columns,
     rows: &'a [Row],
+    organization: &'a Organization<'a>,
     /// Primary addresses by name, in lower case; `None` where several have it.
     names: HashMap<String, Option<Address>>,
     /// Who has an address, in lower case, and since which line of the export.
@@ -344,7 +489,7 @@ struct Import<'a> {
 }
 
 impl<'a> Import<'a> {
-    fn new(columns: &'a Columns, rows: &'a [Row]) -> Self {
+    fn new(columns: &'a Columns, rows: &'a [Row], organization: &'a Organization<'a>) -> Self {
         let mut names = HashMap::new();
         for row in rows {
             let Some(primary) = primary(columns, row) else { continue };
@@ -358,7 +503,7 @@ impl<'a> Import<'a> {
                 }
             }
         }
-        Self { columns, rows, names, taken: HashMap::new(), imported: Imported::default() }
+        Self { columns, rows, organization, names, taken: HashMap::new(), imported: Imported::default() }
     }
 
     fn run(mut self) -> Imported {
@@ -369,8 +514,8 @@ impl<'a> Import<'a> {
             owners.push(self.recipient(row));
         }
         for (row, owner) in rows.iter().zip(owners) {
-            if let Some((owner, routing)) = owner {
-                self.further(row, &owner, routing.as_ref());
+            if let Some(owner) = owner {
+                self.further(row, &owner);
             }
         }
         self.imported.remarks.sort_by_key(|remark| remark.line);
@@ -381,8 +526,8 @@ impl<'a> Import<'a> {
         self.imported.remarks.push(Remark { line: row.line, left_out, text });
     }
 
-    /// The line under the primary address, which is returned with the address that routes to it.
-    fn recipient(&mut self, row: &Row) -> Option<(Address, Option<Address>)> {
+    /// The line under the primary address.
+    fn recipient(&mut self, row: &Row) -> Option<Owner> {
         let columns = self.columns;
         let details = row.get(Some(columns.details));
         let who = || {
@@ -412,7 +557,10 @@ impl<'a> Import<'a> {
             self.remark(row, true, text);
             return None;
         }
-        let external = smtp(row.get(columns.routing)).or_else(|| smtp(row.get(columns.external)));
+        let mut external = smtp(row.get(columns.routing)).or_else(|| smtp(row.get(columns.external)));
+        if matches!(kind, Kind::Cloud) && external.is_none() {
+            external = self.routing_address(row);
+        }
         let (kind, target) = match kind {
             Kind::OnPremises => {
                 let forwarding = columns.forwarding.iter().map(|&column| row.get(Some(column)));
@@ -435,6 +583,9 @@ impl<'a> Import<'a> {
                 }
             },
             Kind::External => match &external {
+                Some(target) if target.key() == address.key() && self.has_names_here(row, target) => {
+                    return Some(Owner { address, routing: external, is_outside: true });
+                }
                 Some(target) if target.key() == address.key() => {
                     let text = format!(
                         "{address}: its external address is this one; a mailbox on the other premises is added as cloud"
@@ -456,13 +607,40 @@ impl<'a> Import<'a> {
                     self.remark(row, false, text);
                     ("on-premises", String::new())
                 }
-                members => ("group", members.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+                members => ("group", joined(&members)),
             },
             Kind::Nothing(_) => return None,
         };
         self.taken.insert(address.key(), (row.line, address.clone()));
         self.imported.lines.push(Line { address: address.clone(), kind, target });
-        Some((address, external))
+        Some(Owner { address, routing: external, is_outside: false })
+    }
+
+    /// Among all addresses of a remote mailbox that by which the cloud knows it.
+    fn routing_address(&self, row: &Row) -> Option<Address> {
+        let mut addresses = addresses(row.get(self.columns.addresses)).filter_map(Result::ok);
+        match self.organization.routing_domain {
+            Some(domain) => addresses.find(|address| address.domain() == domain),
+            None => addresses.find(|address| {
+                let tenant = address.domain().as_str().strip_suffix(ROUTING_DOMAINS);
+                tenant.is_some_and(|tenant| tenant.ends_with('.'))
+            }),
+        }
+    }
+
+    /// Has a contact, whose address outside is `external`, addresses in domains of ours?
+    fn has_names_here(&self, row: &Row, external: &Address) -> bool {
+        let mut addresses = addresses(row.get(self.columns.addresses)).filter_map(Result::ok);
+        addresses.any(|address| self.is_here(address.domain(), external))
+    }
+
+    /// Is it a domain of ours, where that of `external` is none?
+    fn is_here(&self, domain: &Domain, external: &Address) -> bool {
+        match self.organization.accepted {
+            Some(accepted) => accepted(domain) && !accepted(external.domain()),
+            // Then any other one is worth a line.
+            None => domain != external.domain(),
+        }
     }
 
     /// The members as addresses; scripts write them as such, or as the names of other lines of the export.
@@ -497,26 +675,31 @@ impl<'a> Import<'a> {
         members
     }
 
-    /// An alias for each further address.
-    fn further(&mut self, row: &Row, owner: &Address, routing: Option<&Address>) {
+    /// An alias for each further address, or a forward to the host outside.
+    fn further(&mut self, row: &Row, Owner { address: owner, routing, is_outside }: &Owner) {
         let text = row.get(self.columns.addresses);
-        let Some(text) = unbraced(text) else {
+        if unbraced(text).is_none() {
             self.remark(row, true, format!(
                 "{owner}: its further addresses; the export has {text:?} in their place (select them as @{{n='EmailAddresses';e={{$_.EmailAddresses -join ' '}}}})"
             ));
             return;
-        };
-        if text.ends_with("...") || text.ends_with('…') {
+        }
+        if text.ends_with("...") || text.ends_with('…') || text.ends_with("...}") || text.ends_with("…}") {
             self.remark(row, true, format!("{owner}: further addresses; the export has cut the list off"));
         }
-        for word in text.split([' ', ',', ';', '\n', '\t']).map(str::trim) {
-            let Some(found) = prefixed(word) else { continue };
-            let Ok(address) = Address::parse(found) else {
-                self.remark(row, true, format!("{owner}: {found:?} is no address"));
-                continue;
+        for address in addresses(text) {
+            let address = match address {
+                Ok(address) => address,
+                Err(found) => {
+                    self.remark(row, true, format!("{owner}: {found:?} is no address"));
+                    continue;
+                }
             };
             // Mail for the routing address is for the other premises already.
-            if address.key() == owner.key() || routing.is_some_and(|routing| routing.key() == address.key()) {
+            if address.key() == owner.key() || routing.as_ref().is_some_and(|routing| routing.key() == address.key()) {
+                continue;
+            }
+            if *is_outside && !self.is_here(address.domain(), owner) {
                 continue;
             }
             match self.taken.get(&address.key()) {
@@ -528,11 +711,22 @@ impl<'a> Import<'a> {
                 }
                 None => {
                     self.taken.insert(address.key(), (row.line, owner.clone()));
-                    self.imported.lines.push(Line { address, kind: "alias", target: owner.to_string() });
+                    let target = owner.to_string();
+                    match is_outside {
+                        true => self.imported.lines.push(Line { address, kind: "forward", target }),
+                        false => self.imported.aliases.push(Line { address, kind: "alias", target }),
+                    }
                 }
             }
         }
     }
+}
+
+/// The SMTP addresses of a list; or a word that should be one.
+fn addresses(list: &str) -> impl Iterator<Item = Result<Address, &str>> {
+    let words = unbraced(list).unwrap_or_default().split([' ', ',', ';', '\n', '\t']);
+    let found = words.filter_map(|word| prefixed(word.trim()));
+    found.map(|found| Address::parse(found).map_err(|_| found))
 }
 
 /// The primary address, from its column or, with `SMTP:` in capitals, from all addresses.
@@ -567,7 +761,11 @@ mod tests {
     use super::*;
 
     fn imported(text: &str) -> (String, Vec<String>) {
-        let imported = import(text.as_bytes()).unwrap();
+        imported_for(text, &Organization::default())
+    }
+
+    fn imported_for(text: &str, organization: &Organization<'_>) -> (String, Vec<String>) {
+        let imported = import(text.as_bytes(), organization).unwrap();
         let remarks = imported
             .remarks
             .iter()
@@ -615,9 +813,34 @@ mod tests {
             (utf16(u16::to_be_bytes), "UTF-16BE"),
             (format!("\u{feff}{EXPORT}").into_bytes(), "UTF-8 with a mark"),
             (EXPORT.split_once("\r\n").unwrap().1.replace("\r\n", "\n").into_bytes(), "without #TYPE"),
-            (german.into_bytes(), "with semicolons"),
+            (german.clone().into_bytes(), "with semicolons"),
+            (format!("sep=;\r\n{german}").into_bytes(), "with Excel's line"),
+            (format!("\u{feff}\"SEP=;\"\n{german}").into_bytes(), "with Excel's line in quotes"),
+            (EXPORT.replacen("\r\n", "\r\nsep=,\r\n", 1).into_bytes(), "with Excel's line behind #TYPE"),
+            (
+                format!(
+                    "sep=\t\n{}",
+                    german
+                        .replace("\";", "\"\t")
+                        .replace(";;\r", "\t\t\r")
+                        .replace(";\"", "\t\"")
+                        .replace(";\r", "\t\r")
+                )
+                .into_bytes(),
+                "with tabs",
+            ),
+            (EXPORT.encode_utf16().flat_map(u16::to_le_bytes).collect(), "UTF-16LE without a mark"),
+            (EXPORT.encode_utf16().flat_map(u16::to_be_bytes).collect(), "UTF-16BE without a mark"),
+            (
+                EXPORT
+                    .replace("PrimarySmtpAddress", "primarysmtpaddress")
+                    .replace("Recipient", "RECIPIENT")
+                    .into_bytes(),
+                "with a header in another case",
+            ),
+            (EXPORT.replace("\"Name\",\"Primary", "Name, Primary").into_bytes(), "with a header without quotes"),
         ] {
-            let other = import(&bytes).unwrap_or_else(|why| panic!("{what}: {why}"));
+            let other = import(&bytes, &Organization::default()).unwrap_or_else(|why| panic!("{what}: {why}"));
             assert_eq!(other.to_csv().trim_end().replace("address,type,target\n", ""), csv, "{what}");
             assert_eq!(other.remarks.len(), remarks.len(), "{what}");
         }
@@ -650,6 +873,139 @@ mod tests {
             assert_eq!(csv.replace("address,type,target", ""), expected, "{details}");
             assert!(!expected.is_empty() || remarks.len() == 1, "{details} is left out without a word");
         }
+    }
+
+    #[test]
+    fn a_contact_that_is_outside_is_reached_by_its_addresses_here() {
+        let head = "PrimarySmtpAddress,EmailAddresses,RecipientTypeDetails,ExternalEmailAddress\n";
+        let accepted = |domain: &Domain| domain.as_str() == "contoso.com";
+        let known = Organization { accepted: Some(&accepted), routing_domain: None };
+        let bob = "bob@fabrikam.com,SMTP:bob@fabrikam.com smtp:bob@contoso.com smtp:b@contoso.com \
+                   X500:/o=x smtp:bob@old.example,MailContact,SMTP:Bob@fabrikam.com\n";
+        let ours = "bob@contoso.com,forward,bob@fabrikam.com\nb@contoso.com,forward,bob@fabrikam.com";
+        for (row, organization, expected, remarks) in [
+            (bob, known, ours.to_owned(), 0),
+            // Without a configuration every other domain may be ours.
+            (bob, Organization::default(), format!("{ours}\nbob@old.example,forward,bob@fabrikam.com"), 0),
+            // Nothing of ours, so nothing to route.
+            ("x@fabrikam.com,SMTP:x@fabrikam.com,MailContact,SMTP:x@fabrikam.com\n", known, String::new(), 1),
+            ("x@fabrikam.com,SMTP:x@fabrikam.com smtp:x@y.example,MailUser,x@fabrikam.com\n", known, String::new(), 1),
+            // Its external address is ours: that is somebody on the other premises.
+            ("x@contoso.com,SMTP:x@contoso.com smtp:y@contoso.com,MailUser,x@contoso.com\n", known, String::new(), 1),
+            (
+                "x@contoso.com,SMTP:x@contoso.com smtp:y@contoso.com,MailUser,x@contoso.com\n",
+                Organization::default(),
+                String::new(),
+                1,
+            ),
+            // Whose primary address is ours has a line of its own, as ever.
+            (
+                "k@contoso.com,smtp:k@x.example SMTP:k@contoso.com smtp:l@contoso.com,MailUser,k@x.example\n",
+                known,
+                "k@contoso.com,forward,k@x.example\nl@contoso.com,alias,k@contoso.com".to_owned(),
+                0,
+            ),
+            // An address that is somebody's stays his; a group names the contact as it is.
+            (
+                "b@contoso.com,,UserMailbox,\nbob@fabrikam.com,smtp:bob@contoso.com smtp:b@contoso.com,MailContact,bob@fabrikam.com\n\
+                 ann@gmail.example,SMTP:ann@gmail.example smtp:ann@contoso.com,UserMailbox,\n",
+                known,
+                "b@contoso.com,on-premises,\nann@gmail.example,on-premises,\nbob@contoso.com,forward,bob@fabrikam.com\n\
+                 ann@contoso.com,alias,ann@gmail.example"
+                    .to_owned(),
+                1,
+            ),
+        ] {
+            let (csv, found) = imported_for(&format!("{head}{row}"), &organization);
+            assert_eq!(csv.replace("address,type,target", ""), expected, "{row}");
+            assert_eq!(found.len(), remarks, "{row}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_remote_mailbox_has_its_routing_address_among_the_others() {
+        let head = "PrimarySmtpAddress,EmailAddresses,RecipientTypeDetails,ExternalEmailAddress\n";
+        let domain = Domain::parse("t.mail.onmicrosoft.com").unwrap();
+        let known = Organization { accepted: None, routing_domain: Some(&domain) };
+        let cloud = |target: &str| format!("d@contoso.com,cloud,{target}");
+        for (addresses, external, organization, expected) in [
+            ("smtp:d1@t.mail.onmicrosoft.com SMTP:d@contoso.com", "", known, cloud("d1@t.mail.onmicrosoft.com")),
+            ("smtp:d1@T.mail.OnMicrosoft.com", "", Organization::default(), cloud("d1@t.mail.onmicrosoft.com")),
+            // That of another tenant is a further address.
+            (
+                "smtp:d0@u.mail.onmicrosoft.com,smtp:d1@t.mail.onmicrosoft.com",
+                "",
+                known,
+                format!("{}\nd0@u.mail.onmicrosoft.com,alias,d@contoso.com", cloud("d1@t.mail.onmicrosoft.com")),
+            ),
+            ("smtp:d1@t.mail.onmicrosoft.com", "X500:/o=x", known, cloud("d1@t.mail.onmicrosoft.com")),
+            ("smtp:d1@t.mail.onmicrosoft.com", "d2@t.mail.onmicrosoft.com", known, {
+                format!("{}\nd1@t.mail.onmicrosoft.com,alias,d@contoso.com", cloud("d2@t.mail.onmicrosoft.com"))
+            }),
+            ("SMTP:d@contoso.com smtp:d@mail.onmicrosoft.com", "", Organization::default(), {
+                format!("{}\nd@mail.onmicrosoft.com,alias,d@contoso.com", cloud(""))
+            }),
+            ("SMTP:d@contoso.com", "", known, cloud("")),
+        ] {
+            let text = format!("{head}d@contoso.com,\"{addresses}\",RemoteUserMailbox,{external}\n");
+            let (csv, remarks) = imported_for(&text, &organization);
+            assert_eq!(csv, expected, "{addresses} {external}");
+            assert_eq!(
+                remarks.len(),
+                usize::from(expected.contains("cloud,\n") || expected.ends_with(',')),
+                "{remarks:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_import_wrote_may_be_replaced_and_what_somebody_added_is_told() {
+        let before = import(EXPORT.as_bytes(), &Organization::default()).unwrap();
+        let written = before.to_csv();
+        // Tomorrow julie and her alias are gone, david is on-premises.
+        let tomorrow = EXPORT
+            .lines()
+            .filter(|line| !line.contains("Julie") && !line.starts_with("lines, and"))
+            .map(|line| line.replace("RemoteUserMailbox", "UserMailbox") + "\r\n")
+            .collect::<String>();
+        let next = import(tomorrow.as_bytes(), &Organization::default()).unwrap();
+        let replaced = next.replacing(written.as_bytes()).unwrap();
+        let gone = |replaced: &Replaced| replaced.gone.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            (replaced.by_hand.as_slice(), gone(&replaced).as_str()),
+            (&[][..], "julie@contoso.com j.smith@contoso.com")
+        );
+        assert_eq!(next.replacing(b"").unwrap(), Replaced::default());
+
+        for (changed, by_hand) in [
+            // At the end, where people write; and an alias of somebody whom the file does not have.
+            (format!("{written}all@contoso.com,on-premises,\n"), "9 all@contoso.com,on-premises,"),
+            (format!("{written}x@contoso.com,alias,y@contoso.com\n"), "9 x@contoso.com,alias,y@contoso.com"),
+            (written.replacen("room@", "x@contoso.com, cloud,\nroom@", 1), "4 x@contoso.com, cloud,"),
+            (format!("{written}who?\n"), "9 who?"),
+            // Nothing is lost of these.
+            (format!("{written}\nKATE@contoso.com,forward,kate@tailspintoys.com\n"), ""),
+            (written.replace("room@contoso.com,on-premises,\n", "\"room@contoso.com\",on-premises\r\n"), ""),
+        ] {
+            let replaced = before.replacing(changed.as_bytes()).unwrap();
+            let found: Vec<_> = replaced.by_hand.iter().map(|(line, text)| format!("{line} {text}")).collect();
+            assert_eq!(found.join("; "), by_hand, "{changed}");
+        }
+        // Whoever saves it by a spreadsheet has touched every line.
+        let saved = written.replace('\n', "\r\n");
+        assert_eq!(next.replacing(saved.as_bytes()).unwrap().by_hand.len(), 3);
+        for other in [EXPORT, "x", "\n", "hostname = \"mail.contoso.com\"\n"] {
+            assert!(matches!(next.replacing(other.as_bytes()), Err(LoadError::Header(_))), "{other}");
+        }
+    }
+
+    #[test]
+    fn exports_one_behind_the_other_are_one() {
+        let head = "\"PrimarySmtpAddress\",\"RecipientTypeDetails\"\r\n";
+        let (csv, remarks) = imported(&format!(
+            "{head}a@contoso.com,UserMailbox\r\n\u{feff}#TYPE Selected\r\n{head}b@contoso.com,UserMailbox\r\n"
+        ));
+        assert_eq!((csv.as_str(), remarks.len()), ("a@contoso.com,on-premises,\nb@contoso.com,on-premises,", 0));
     }
 
     #[test]
@@ -716,7 +1072,7 @@ mod tests {
             (b"PrimarySmtpAddress\xfc,x\n", "neither UTF-8 nor UTF-16"),
             (b"\xff\xfea", "ends within a character"),
         ] {
-            let why = import(bytes).unwrap_err();
+            let why = import(bytes, &Organization::default()).unwrap_err();
             assert!(why.contains(expected), "{why}");
         }
     }
@@ -732,7 +1088,9 @@ mod tests {
                 let kind = ["UserMailbox", "RemoteUserMailbox", "MailUser", "RoomList"][kind];
                 text += &format!("{},{kind},{}\n", quoted(&address.to_string()), quoted(&address.at(crate::message::Domain::parse("x.example").unwrap()).to_string()));
             }
-            let imported = import(text.as_bytes()).unwrap();
+            let imported = import(text.as_bytes(), &Organization::default()).unwrap();
+            let replaced = Imported::default().replacing(imported.to_csv().as_bytes()).unwrap();
+            proptest::prop_assert_eq!((replaced.by_hand, replaced.gone.len()), (Vec::new(), imported.len()));
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("recipients.csv");
             std::fs::write(&path, imported.to_csv()).unwrap();

@@ -95,6 +95,12 @@ pub trait Lookup: Send + Sync {
     fn find_owner(&self, _routing: &Address, _rank: &dyn Fn(&Domain) -> Option<usize>) -> Owner {
         Owner::Unknown
     }
+
+    /// An alias of `of` in another domain than its own: that in the first domain by `rank`, with the same local part if
+    /// there is one. `rank` says `None` of a domain whose aliases do not count.
+    fn find_alias(&self, _of: &Address, _rank: &dyn Fn(&Domain) -> Option<usize>) -> Option<Address> {
+        None
+    }
 }
 
 /// All sources as they were at one moment, in the order of the configuration.
@@ -322,6 +328,29 @@ impl Lookup for Directory {
             found => found,
         }
     }
+
+    fn find_alias(&self, of: &Address, rank: &dyn Fn(&Domain) -> Option<usize>) -> Option<Address> {
+        let key = of.key();
+        // By domain, then that with the same local part, then by name: which one it is must not depend on chance.
+        let mut best: Option<((usize, bool, String), Address)> = None;
+        for table in self.tables() {
+            table.aliases(of.local(), of.domain(), |alias| {
+                let Some(rank) = rank(alias.domain()) else { return };
+                let place = (rank, !alias.local().eq_ignore_ascii_case(of.local()), alias.key());
+                if best.as_ref().is_some_and(|(best, _)| *best <= place) {
+                    return;
+                }
+                // What an earlier source says of that address is what holds.
+                if let Found::Entry { entry: Entry::Alias(held), .. } =
+                    self.find_as(alias.local(), alias.domain(), false)
+                    && held.key() == key
+                {
+                    best = Some((place, alias));
+                }
+            });
+        }
+        best.map(|(_, alias)| alias)
+    }
 }
 
 /// The local part without its `+tag`; `None` if it has none. The first `+` counts, as in RFC 5233; one at the very
@@ -437,6 +466,47 @@ mod tests {
     }
 
     const HEADER: &str = "address,type,target\n";
+
+    #[test]
+    fn an_alias_in_another_domain_is_found_by_what_it_stands_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = source(
+            &folder,
+            "a.csv",
+            &format!(
+                "{HEADER}taken@contoso.com,on-premises,\nann@gmail.example,on-premises,\n\
+                 same@gmail.example,alias,ann@gmail.example\na.b@fabrikam.com,alias,Ann@gmail.example\n\
+                 z@contoso.com,alias,ann@gmail.example\nfwd@contoso.com,forward,ann@gmail.example\n"
+            ),
+        );
+        let second = source(
+            &folder,
+            "b.csv",
+            &format!(
+                "{HEADER}taken@contoso.com,alias,ann@gmail.example\nANN@fabrikam.com,alias,ann@gmail.example\n\
+                 y@contoso.com,alias,ann@gmail.example\ntaken@contoso.com,alias,bea@gmail.example\n\
+                 bea@gmail.example,on-premises,\nc@x.example,alias,bea@gmail.example\n"
+            ),
+        );
+        let (directory, _) = Directory::load(&[first, second]);
+        let find = |of: &str, domains: &[&str]| {
+            let rank = |domain: &Domain| domains.iter().position(|one| *one == domain.as_str());
+            let found = directory.find_alias(&Address::parse(of).unwrap(), &rank);
+            found.map(|alias| alias.to_string()).unwrap_or_default()
+        };
+        for (of, domains, expected) in [
+            ("ann@gmail.example", &["contoso.com", "fabrikam.com"][..], "y@contoso.com"),
+            ("ANN@gmail.example", &["fabrikam.com", "contoso.com"], "ann@fabrikam.com"),
+            ("ann@gmail.example", &["gmail.example", "x.example"], ""),
+            ("ann@contoso.com", &["contoso.com"], ""),
+            // What the first source has under that name holds.
+            ("bea@gmail.example", &["contoso.com"], ""),
+            ("bea@gmail.example", &["contoso.com", "x.example"], "c@x.example"),
+            ("nobody@nowhere.example", &["contoso.com"], ""),
+        ] {
+            assert_eq!(find(of, domains), expected, "{of} in {domains:?}");
+        }
+    }
 
     #[test]
     fn the_first_source_that_knows_an_address_answers() {

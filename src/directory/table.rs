@@ -8,6 +8,9 @@
 //! `behind` finds records by the local part under which the other premises knows them: that of the hybrid routing
 //! address where an entry names one, else the entry's own. It is a position a recipient, 6 to 11 bytes.
 //!
+//! `aliases` finds aliases by the recipient they stand for, but only those in another domain than that: who asks wants
+//! another domain.
+//!
 //! A table is built once and never changes; a changed file makes a new one.
 //!
 //! Not here: several sources and `+tag` (`directory`), the file's syntax (`directory::file`).
@@ -32,6 +35,8 @@ pub struct Table {
     names: Names,
     /// Where each record is, by the local part of its name on the other premises.
     behind: HashTable<u32>,
+    /// Where each alias is that stands for an address in another domain, by the local part of that address.
+    aliases: HashTable<u32>,
     count: usize,
 }
 
@@ -126,6 +131,19 @@ impl Table {
         });
     }
 
+    /// The aliases of `local` at `domain` that are in another domain.
+    pub fn aliases(&self, local: &str, domain: &Domain, mut take: impl FnMut(Address)) {
+        let Some(domain) = self.names.domains.number(domain) else { return };
+        lowered(local, |local| {
+            for &at in self.aliases.iter_hash(self.names.hash_local(local)) {
+                let record = Record::read(self.places.from(at));
+                if record.alias_of().is_some_and(|(of, number)| number == domain && is_lowered(of, local)) {
+                    take(self.names.address(record.local, record.domain));
+                }
+            }
+        });
+    }
+
     /// The address of every entry, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = Address> + '_ {
         self.places.all().map(|(_, record)| {
@@ -148,7 +166,8 @@ impl Table {
     pub fn memory(&self) -> usize {
         let domains = &self.names.domains;
         let names: usize = domains.names.iter().map(|name| size_of::<Domain>() + name.as_str().len()).sum();
-        self.places.memory() + names + self.behind.allocation_size() + domains.index.allocation_size()
+        let indexes = self.behind.allocation_size() + self.aliases.allocation_size() + domains.index.allocation_size();
+        self.places.memory() + names + indexes
     }
 }
 
@@ -207,7 +226,8 @@ impl Builder {
         drop(records);
         names.domains.names.shrink_to_fit();
         let behind = names.by_name_elsewhere(&places, count);
-        Table { places, names, behind, count }
+        let aliases = names.aliases_elsewhere(&places);
+        Table { places, names, behind, aliases, count }
     }
 }
 
@@ -252,6 +272,15 @@ impl<'a> Record<'a> {
             _ => None,
         }
     }
+
+    /// Local part and domain number of the address that an alias stands for.
+    fn alias_of(&self) -> Option<(&'a [u8], u32)> {
+        let mut rest = Reader(self.rest.0);
+        (self.kind == kind::ALIAS).then(|| {
+            let domain = rest.number();
+            (rest.piece(), domain)
+        })
+    }
 }
 
 impl Names {
@@ -272,20 +301,38 @@ impl Names {
         hasher.finish()
     }
 
+    /// The hash of a local part that may have kept its case.
+    fn hash_lowered(&self, local: &[u8]) -> u64 {
+        match std::str::from_utf8(local) {
+            Ok(local) => lowered(local, |local| self.hash_local(local)),
+            Err(_) => self.hash_local(local),
+        }
+    }
+
     /// The positions of all records by the local part of their name on the other premises.
     fn by_name_elsewhere(&self, places: &Places, count: usize) -> HashTable<u32> {
         let hash = |record: &Record<'_>| match record.target() {
-            // A target keeps its case.
-            Some((target, _)) => match std::str::from_utf8(target) {
-                Ok(target) => lowered(target, |target| self.hash_local(target)),
-                Err(_) => self.hash_local(target),
-            },
+            Some((target, _)) => self.hash_lowered(target),
             None => self.hash_local(record.local),
         };
         let mut index = HashTable::with_capacity(count);
         for (at, record) in places.all() {
             index.insert_unique(hash(&Record::read(record)), at, |&other| hash(&Record::read(places.from(other))));
         }
+        index
+    }
+
+    /// The positions of the aliases of addresses in other domains, by the local part of those.
+    fn aliases_elsewhere(&self, places: &Places) -> HashTable<u32> {
+        let hash = |record: &Record<'_>| record.alias_of().map_or(0, |(of, _)| self.hash_lowered(of));
+        let mut index = HashTable::new();
+        for (at, record) in places.all() {
+            let record = Record::read(record);
+            if record.alias_of().is_some_and(|(_, domain)| domain != record.domain) {
+                index.insert_unique(hash(&record), at, |&other| hash(&Record::read(places.from(other))));
+            }
+        }
+        index.shrink_to_fit(|&other| hash(&Record::read(places.from(other))));
         index
     }
 

@@ -296,15 +296,18 @@ fn is_same(one: &Address, other: &Address) -> bool {
 /// Is the mailbox at this end the one that was known by the address `before`? Every premises has its own name for it, and
 /// another mailbox may have the same local part.
 fn is_mailbox(rules: &Rules<'_>, before: &Address, end: &Routed) -> bool {
-    let mut own = None;
-    for reason in &end.route.because {
+    let mut own = &end.route.to;
+    for reason in end.route.because.iter().rev() {
         match reason.plain() {
-            Reason::FoundBehind { owner, .. } => own = Some(owner),
-            Reason::Rewritten { from, to } if own.is_none() && *to == end.route.to => own = Some(from),
+            Reason::FoundBehind { owner, .. } => own = owner,
+            Reason::Rewritten { from, to } | Reason::SentAs { from, to } | Reason::TagDropped { from, to, .. }
+                if to == own =>
+            {
+                own = from;
+            }
             _ => {}
         }
     }
-    let own = own.unwrap_or(&end.route.to);
     if before.domain() == own.domain() {
         return is_same(before, own);
     }

@@ -136,6 +136,22 @@ pub enum Reason {
         /// As it is.
         to: Address,
     },
+    /// It goes on under another of its names, because its server takes from us only those in accepted domains.
+    SentAs {
+        /// In no accepted domain.
+        from: Address,
+        /// In one.
+        to: Address,
+    },
+    /// It goes on as it stands in the directory, without its `+tag`.
+    TagDropped {
+        /// As it was.
+        from: Address,
+        /// As it is.
+        to: Address,
+        /// The send connector that says `tags = "drop"`.
+        via: ConnectorName,
+    },
     /// A row of the hybrid matrix decided.
     Matrix {
         /// The premises that this relay serves.
@@ -348,6 +364,10 @@ impl fmt::Display for Reason {
                 f.write_str("postmaster is always accepted; the directory does not know it")
             }
             Self::Rewritten { from: _, to } => write!(f, "rewritten to {to}"),
+            Self::SentAs { from, to } => write!(f, "sent as {to}: {} is not an accepted domain", from.domain()),
+            Self::TagDropped { from: _, to, via } => {
+                write!(f, "sent as {to}: send connector {via} drops tags")
+            }
             Self::Matrix { side, origin, row, key } => {
                 write!(f, "side {}, {}, {row}: {key}", side.word(), matrix::from_words(*origin))
             }

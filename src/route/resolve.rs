@@ -4,7 +4,15 @@
 //! - What a forward or a group leads to may lie outside of the organization, whoever writes; an alias lends no such
 //!   permission, because it is another name of somebody in the directory.
 //! - A `+tag` under which a mailbox was found stays on the address, under an alias and a hybrid routing address too, as
-//!   with Postfix. A forward and a group have another's address, which knows nothing of the tag.
+//!   with Postfix, unless the send connector says `tags = "drop"`. A forward and a group have another's address, which
+//!   knows nothing of the tag. A tag that the directory did not take off is part of a name and is never dropped.
+//! - A recipient is ours if its domain is accepted, or if the directory knows it. The second does not help strangers:
+//!   they may name addresses of accepted domains only, and what aliases, forwards and groups lead to. So a mailbox whose
+//!   primary address is foreign (ann@gmail.example) is reached from the Internet by her address in an accepted domain.
+//! - Her own server knows all her addresses, but takes from us only those of accepted domains (Exchange answers 550 5.7.1
+//!   to the others, for it would have to relay). So she is sent to as the address that was asked for, else as an alias of
+//!   hers that is in an accepted domain, and as the foreign address only where she has no other.
+//! - A foreign address whose entry leads straight back (a contact's own external address as its alias) is the host outside.
 //! - Without `[hybrid]` mailboxes and unknown recipients of internal-relay domains go by address space, a cloud mailbox
 //!   under its hybrid routing address if its entry names one.
 //! - The routing domain of a hybrid is an accepted domain of the cloud side, authoritative where none is listed that covers
@@ -26,7 +34,7 @@ use super::matrix::{self, Bound, Reached, Side, Way};
 use super::space::{self, Choice};
 use super::{Disagreed, Hop, Reason, Refusal, RefusalKind, Route, Routed};
 use crate::config::{
-    AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Hybrid, Origin, ReceiveConnector, SendConnector,
+    AcceptedDomain, Config, ConnectorName, DomainKind, Hops, Hybrid, Origin, ReceiveConnector, SendConnector, Tags,
 };
 use crate::directory::{self, Entry, Found, Lookup, untagged};
 use crate::message::{Address, Domain, OriginalRecipient, Recipient};
@@ -182,12 +190,7 @@ impl<'a> Rules<'a> {
 
     /// The accepted domain that `domain` is of: the longest name, and itself before a pattern.
     pub fn accepted(&self, domain: &Domain) -> Option<&'a AcceptedDomain> {
-        let of = |accepted: &&AcceptedDomain| {
-            if accepted.subdomains { domain.is_within(&accepted.name) } else { *domain == accepted.name }
-        };
-        let rank = |accepted: &&AcceptedDomain| (accepted.name.as_str().len(), !accepted.subdomains);
-        // `max_by_key` would give the last of equals; of two that say the same the first holds.
-        self.config.accepted_domains.iter().rev().filter(of).max_by_key(rank)
+        AcceptedDomain::of(&self.config.accepted_domains, domain)
     }
 
     /// The name and type of the accepted domain that `domain` is of. On the cloud side the routing domain is one too:
@@ -225,17 +228,23 @@ impl<'a> Rules<'a> {
             Some(hybrid) if hybrid.routing_domain == *address.domain() => {}
             Some(_) | None => return Looked::Unknown,
         }
-        // Where an address stands in the file of accepted domains; where the directory is not asked, nobody is found.
-        let rank = |domain: &Domain| {
-            let accepted = self.accepted(domain).filter(|accepted| accepted.kind != DomainKind::ExternalRelay)?;
-            self.config.accepted_domains.iter().position(|one| std::ptr::eq(one, accepted))
-        };
-        match self.directory.find_owner(address, &rank) {
+        match self.directory.find_owner(address, &|domain| self.rank(domain)) {
             directory::Owner::Entry { source, address, entry, untagged } => {
                 Looked::Entry(Known { source, entry, untagged, owner: Some(address) })
             }
             directory::Owner::Unknown => Looked::Unknown,
             directory::Owner::Unavailable(why) => Looked::Unavailable(why),
+        }
+    }
+
+    /// Which of two owners of a hybrid routing address comes first, by their domains: in the order of accepted domains, and
+    /// last those of none. `None` where the directory is not asked, so nobody is found.
+    pub fn rank(&self, domain: &Domain) -> Option<usize> {
+        let all = &self.config.accepted_domains;
+        match self.accepted(domain) {
+            Some(AcceptedDomain { kind: DomainKind::ExternalRelay, .. }) => None,
+            Some(accepted) => all.iter().position(|one| std::ptr::eq(one, accepted)),
+            None => Some(all.len()),
         }
     }
 
@@ -270,6 +279,8 @@ struct Walk<'a> {
 struct Step {
     key: String,
     address: Address,
+    /// The directory found it without its `+tag`.
+    untagged: bool,
     kind: StepKind,
 }
 
@@ -296,6 +307,37 @@ struct Known {
     untagged: bool,
     /// The entry's own address where it was found by its hybrid routing address.
     owner: Option<Address>,
+}
+
+/// What RCPT TO will say.
+#[derive(Debug, Clone)]
+struct Target {
+    address: Address,
+    /// The address without its `+tag`, where the directory found it so.
+    untagged: Option<Address>,
+}
+
+impl Target {
+    /// `address`, which the directory may have found without its `+tag`.
+    fn new(address: Address, found_untagged: bool) -> Self {
+        let untagged = untagged(address.local()).filter(|_| found_untagged);
+        let untagged = untagged.and_then(|local| Address::new(local, address.domain().clone()).ok());
+        Self { address, untagged }
+    }
+
+    /// Another name of the mailbox that was found as `address`, with the same tag.
+    fn named(name: Address, address: &Address, found_untagged: bool) -> Self {
+        let tagged = with_tag_of(name.clone(), address, found_untagged);
+        let untagged = (tagged != name).then_some(name);
+        Self { address: tagged, untagged }
+    }
+}
+
+impl From<Address> for Target {
+    /// A tag in it, if there is one, is no affair of ours.
+    fn from(address: Address) -> Self {
+        Self { address, untagged: None }
+    }
 }
 
 /// The reasons so far, and of whom the next one speaks.
@@ -325,6 +367,11 @@ impl Walk<'_> {
             because.about = Some(address.clone());
             let key = address.key();
             if let Some(start) = self.path.iter().position(|step| step.key == key) {
+                // Asked for by her external address, a contact is forwarded to it.
+                let is_contact = self.path[start].kind == StepKind::Alias && start + 2 == self.path.len();
+                if granted && is_contact && self.rules.ours(address.domain()).is_none() {
+                    return self.leave(address, granted, because);
+                }
                 return self.fail_loop(start, address, because);
             }
             if self.path.len() >= DEPTH_LIMIT {
@@ -353,8 +400,26 @@ impl Walk<'_> {
         }
     }
 
-    /// The domain is not an accepted domain.
-    fn outside(&mut self, address: Address, granted: bool, mut because: Trail) -> Ended {
+    /// The domain is not an accepted domain. Somebody in the directory may have the address all the same.
+    fn outside(&mut self, address: Address, granted: bool, because: Trail) -> Ended {
+        // A stranger may not ask for it; but what is ours may lead to it.
+        if granted || !self.path.is_empty() {
+            match self.rules.directory.find(&address) {
+                Found::Entry { source, entry, untagged } if !self.leads_back(&address, &entry) => {
+                    return self.found(address, Known { source, entry, untagged, owner: None }, granted, because);
+                }
+                // What may leave does not wait for a directory that most probably knows nothing of it.
+                Found::Unavailable(why) if !granted => {
+                    return Err(self.refusal(RefusalKind::DirectoryUnavailable(why), because));
+                }
+                Found::Entry { .. } | Found::Unavailable(_) | Found::Unknown => {}
+            }
+        }
+        self.leave(address, granted, because)
+    }
+
+    /// It is none of the organization's.
+    fn leave(&mut self, address: Address, granted: bool, mut because: Trail) -> Ended {
         let domain = address.domain();
         if self.rules.is_own_literal(domain) {
             because.push(Reason::Itself { domain: domain.clone() });
@@ -371,6 +436,13 @@ impl Walk<'_> {
         self.by_matrix(Bound::Internet, address, because)
     }
 
+    /// Does the entry of `address` lead to the address before it, or to itself?
+    fn leads_back(&self, address: &Address, entry: &Entry) -> bool {
+        let (Entry::Alias(to) | Entry::Forward(to)) = entry else { return false };
+        let key = to.key();
+        key == address.key() || self.path.last().is_some_and(|step| step.key == key)
+    }
+
     /// It is.
     fn inside(
         &mut self,
@@ -382,7 +454,7 @@ impl Walk<'_> {
     ) -> Ended {
         if kind == DomainKind::ExternalRelay {
             because.push(not_found(name, kind));
-            return self.by_space(address, None, because);
+            return self.by_space(address.into(), None, because);
         }
         match self.rules.look_up(&address) {
             Looked::Entry(known) => self.found(address, known, granted, because),
@@ -413,32 +485,77 @@ impl Walk<'_> {
                 in_cloud: matches!(entry, Entry::Cloud(_)),
             },
         });
+        // As it stands in the directory.
+        let entered = || {
+            owner.clone().or_else(|| Target::new(address.clone(), untagged).untagged).unwrap_or_else(|| address.clone())
+        };
         match entry {
-            Entry::OnPremises => self.mailbox(Bound::OnPremisesMailbox, address, owner, source, untagged, because),
+            Entry::OnPremises => {
+                let disagreed = Disagreed { mailbox: entered(), source };
+                let to = match owner {
+                    Some(_) => Target::new(address, untagged),
+                    None => self.name_for_hop(Bound::OnPremisesMailbox, address, untagged, &mut because),
+                };
+                self.mailbox(Bound::OnPremisesMailbox, to, owner, disagreed, because)
+            }
             Entry::Cloud(target) => {
+                let disagreed = Disagreed { mailbox: entered(), source };
+                let bound = Bound::CloudMailbox;
                 let to = match (target, &self.rules.config.hybrid) {
                     // It is that address already, and in the cloud itself every name of the mailbox will do.
-                    _ if owner.is_some() => address,
-                    (_, Some(Hybrid { side: Side::Cloud { .. }, .. })) => address,
+                    _ if owner.is_some() => Target::new(address, untagged),
+                    (_, Some(Hybrid { side: Side::Cloud { .. }, .. })) | (None, None) => {
+                        self.name_for_hop(bound, address, untagged, &mut because)
+                    }
                     (target, hybrid) => {
                         let to = routing_address(target, hybrid.as_ref(), &address, untagged);
-                        if to != address {
-                            because.push(Reason::Rewritten { from: address, to: to.clone() });
+                        if to.address != address {
+                            because.push(Reason::Rewritten { from: address, to: to.address.clone() });
                         }
                         to
                     }
                 };
-                self.mailbox(Bound::CloudMailbox, to, owner, source, untagged, because)
+                self.mailbox(bound, to, owner, disagreed, because)
             }
             Entry::Alias(of) => {
                 let of = with_tag_of(of, &address, untagged);
-                self.step(StepKind::Alias, address, |walk| walk.visit(of, granted, because))
+                self.step(StepKind::Alias, address, untagged, |walk| walk.visit(of, granted, because))
             }
-            Entry::Forward(to) => self.step(StepKind::Leads, address, |walk| walk.visit(to, true, because)),
-            Entry::Group(members) => self.step(StepKind::Leads, address, |walk| {
+            Entry::Forward(to) => self.step(StepKind::Leads, address, untagged, |walk| walk.visit(to, true, because)),
+            Entry::Group(members) => self.step(StepKind::Leads, address, untagged, |walk| {
                 members.into_iter().try_for_each(|member| walk.visit(member, true, because.clone()))
             }),
         }
+    }
+
+    /// The name under which a mailbox's own server takes its mail from us: `address`, unless its domain is foreign.
+    fn name_for_hop(&self, bound: Bound, address: Address, found_untagged: bool, because: &mut Trail) -> Target {
+        let rules = self.rules;
+        if rules.ours(address.domain()).is_some() {
+            return Target::new(address, found_untagged);
+        }
+        let rank = |domain: &Domain| match &rules.config.hybrid {
+            // Only the cloud knows names in the routing domain.
+            Some(hybrid) if hybrid.routing_domain == *domain => {
+                (bound == Bound::CloudMailbox && rules.ours(domain).is_some()).then_some(usize::MAX)
+            }
+            Some(_) | None => rules.accepted(domain).and_then(|_| rules.rank(domain)),
+        };
+        // With its tag whole it is somebody by itself, whom an alias without a tag does not name.
+        let mut names = self.path.iter().rev().take_while(|step| step.kind == StepKind::Alias);
+        let asked = names.find(|step| step.untagged == found_untagged && rank(step.address.domain()).is_some());
+        let to = match asked {
+            Some(step) => Target::new(step.address.clone(), found_untagged),
+            None => {
+                let plain = Target::new(address.clone(), found_untagged).untagged;
+                match rules.directory.find_alias(plain.as_ref().unwrap_or(&address), &rank) {
+                    Some(alias) => Target::named(alias, &address, found_untagged),
+                    None => return Target::new(address, found_untagged),
+                }
+            }
+        };
+        because.push(Reason::SentAs { from: address, to: to.address.clone() });
+        to
     }
 
     /// `postmaster` is always accepted. RFC 5321 section 4.5.1.
@@ -457,7 +574,7 @@ impl Walk<'_> {
             let reached = if asks_directory {
                 let mut because = because.clone();
                 because.about = Some(configured.clone());
-                self.push(StepKind::Leads, address);
+                self.push(StepKind::Leads, address, false);
                 let reached = self.known_postmaster(configured, &because);
                 self.path.pop();
                 reached?
@@ -493,15 +610,15 @@ impl Walk<'_> {
     }
 
     /// Goes on from `address` to what it stands for.
-    fn step(&mut self, kind: StepKind, address: Address, go: impl FnOnce(&mut Self) -> Ended) -> Ended {
-        self.push(kind, address);
+    fn step(&mut self, kind: StepKind, address: Address, untagged: bool, go: impl FnOnce(&mut Self) -> Ended) -> Ended {
+        self.push(kind, address, untagged);
         let ended = go(self);
         self.path.pop();
         ended
     }
 
-    fn push(&mut self, kind: StepKind, address: Address) {
-        self.path.push(Step { key: address.key(), address, kind });
+    fn push(&mut self, kind: StepKind, address: Address, untagged: bool) {
+        self.path.push(Step { key: address.key(), address, untagged, kind });
     }
 
     fn reached(&self) -> Reached {
@@ -511,47 +628,38 @@ impl Walk<'_> {
         }
     }
 
-    /// A mailbox of the organization. `owner`: its own address, where `to` is its hybrid routing address.
+    /// A mailbox of the organization. `owner`: its own address, where `to` is its hybrid routing address. `disagreed`: what
+    /// is said where the other premises hold it to be here.
     fn mailbox(
         &mut self,
         bound: Bound,
-        to: Address,
+        to: Target,
         owner: Option<Address>,
-        source: Arc<str>,
-        untagged: bool,
+        disagreed: Disagreed,
         mut because: Trail,
     ) -> Ended {
         let rules = self.rules;
         let Some(hybrid) = &rules.config.hybrid else { return self.by_space(to, None, because) };
         let way = self.way(hybrid, bound, &mut because);
-        let own = |to: &Address| owner.as_ref().map(|owner| with_tag_of(owner.clone(), to, untagged));
-        match way {
-            Way::Disagree => {
-                // The entry as it stands in the directory: that is what somebody has to look at.
-                let mailbox =
-                    owner.unwrap_or_else(|| match untagged.then(|| directory::untagged(to.local())).flatten() {
-                        Some(local) => Address::new(local, to.domain().clone()).unwrap_or_else(|_| to.clone()),
-                        None => to.clone(),
-                    });
-                self.fail(to, RefusalKind::Disagreement(Disagreed { mailbox, source }), because)
+        match (way, owner) {
+            (Way::Disagree, _) => self.fail(to.address, RefusalKind::Disagreement(disagreed), because),
+            (Way::To(name), Some(owner)) if *name == hybrid.on_premises => {
+                let own = Target::named(owner, &to.address, to.untagged.is_some());
+                because.push(Reason::Rewritten { from: to.address, to: own.address.clone() });
+                let own =
+                    self.name_for_hop(Bound::OnPremisesMailbox, own.address, own.untagged.is_some(), &mut because);
+                self.go(way, own, because)
             }
-            Way::To(name) if *name == hybrid.on_premises => match own(&to) {
-                Some(own) => {
-                    because.push(Reason::Rewritten { from: to, to: own.clone() });
-                    self.go(way, own, because)
-                }
-                None => self.go(way, to, because),
-            },
-            way => self.go(way, to, because),
+            (way, _) => self.go(way, to, because),
         }
     }
 
     /// Where `[hybrid]` stands its matrix decides, else the address spaces.
     fn by_matrix(&mut self, bound: Bound, to: Address, mut because: Trail) -> Ended {
         let rules = self.rules;
-        let Some(hybrid) = &rules.config.hybrid else { return self.by_space(to, None, because) };
+        let Some(hybrid) = &rules.config.hybrid else { return self.by_space(to.into(), None, because) };
         let way = self.way(hybrid, bound, &mut because);
-        self.go(way, to, because)
+        self.go(way, to.into(), because)
     }
 
     fn way<'h>(&self, hybrid: &'h Hybrid, bound: Bound, because: &mut Trail) -> Way<'h> {
@@ -561,43 +669,50 @@ impl Walk<'_> {
         way
     }
 
-    fn go(&mut self, way: Way<'_>, to: Address, because: Trail) -> Ended {
+    fn go(&mut self, way: Way<'_>, to: Target, because: Trail) -> Ended {
         match way {
             Way::AddressSpace => self.by_space(to, None, because),
             Way::AddressSpaceWithout(barred) => self.by_space(to, Some(barred), because),
             // Only of a mailbox can two sides say different things, and `mailbox` has seen to that.
-            Way::Refuse | Way::Disagree => self.fail(to, RefusalKind::UnknownRecipient, because),
+            Way::Refuse | Way::Disagree => self.fail(to.address, RefusalKind::UnknownRecipient, because),
             Way::To(name) => match self.rules.config.send_connector(name) {
                 Some(connector) if connector.enabled => self.end(to, connector, because),
-                Some(connector) => self.fail(to, RefusalKind::Disabled(connector.name.clone()), because),
+                Some(connector) => self.fail(to.address, RefusalKind::Disabled(connector.name.clone()), because),
                 // The configuration was checked for that; but a route to nowhere is no route.
-                None => self.fail(to, RefusalKind::NoRoute, because),
+                None => self.fail(to.address, RefusalKind::NoRoute, because),
             },
         }
     }
 
-    fn by_space(&mut self, to: Address, barred: Option<&ConnectorName>, mut because: Trail) -> Ended {
+    fn by_space(&mut self, to: Target, barred: Option<&ConnectorName>, mut because: Trail) -> Ended {
         let rules = self.rules;
-        match space::choose_without(&rules.config.send_connectors, to.domain(), barred) {
+        match space::choose_without(&rules.config.send_connectors, to.address.domain(), barred) {
             Choice::Won(connector, reason) => {
                 because.push(reason);
                 self.end(to, connector, because)
             }
-            Choice::Disabled(name) => self.fail(to, RefusalKind::Disabled(name), because),
-            Choice::Nothing => self.fail(to, RefusalKind::NoRoute, because),
+            Choice::Disabled(name) => self.fail(to.address, RefusalKind::Disabled(name), because),
+            Choice::Nothing => self.fail(to.address, RefusalKind::NoRoute, because),
         }
     }
 
     /// The connector stands.
-    fn end(&mut self, to: Address, connector: &SendConnector, because: Trail) -> Ended {
+    fn end(&mut self, to: Target, connector: &SendConnector, mut because: Trail) -> Ended {
         if let (Some(size), Some(limit)) = (self.asking.size, connector.max_message_size)
             && size > limit
         {
-            return self.fail(to, RefusalKind::TooBig { connector: connector.name.clone(), limit }, because);
+            return self.fail(to.address, RefusalKind::TooBig { connector: connector.name.clone(), limit }, because);
         }
         if self.routed.len() >= EXPANSION_LIMIT {
             return Err(self.refusal(RefusalKind::TooMany { limit: EXPANSION_LIMIT }, because));
         }
+        let to = match to {
+            Target { address, untagged: Some(plain) } if connector.tags == Tags::Drop => {
+                because.push(Reason::TagDropped { from: address, to: plain.clone(), via: connector.name.clone() });
+                plain
+            }
+            Target { address, .. } => address,
+        };
         let asked = &self.asked.address;
         let orcpt = match &self.asked.orcpt {
             None if to != *asked => Some(original(asked)),
@@ -645,14 +760,20 @@ impl Walk<'_> {
 }
 
 /// The address under which the cloud knows the cloud mailbox `address`.
-fn routing_address(target: Option<Address>, hybrid: Option<&Hybrid>, address: &Address, untagged: bool) -> Address {
+fn routing_address(
+    target: Option<Address>,
+    hybrid: Option<&Hybrid>,
+    address: &Address,
+    found_untagged: bool,
+) -> Target {
     match (target, hybrid) {
-        (Some(target), _) => with_tag_of(target, address, untagged),
+        (Some(target), _) => Target::named(target, address, found_untagged),
         // It has been an address's local part, so it can be another's.
-        (None, Some(hybrid)) => {
-            Address::new(address.local(), hybrid.routing_domain.clone()).unwrap_or_else(|_| address.clone())
-        }
-        (None, None) => address.clone(),
+        (None, Some(hybrid)) => match Address::new(address.local(), hybrid.routing_domain.clone()) {
+            Ok(to) => Target::new(to, found_untagged),
+            Err(_) => Target::new(address.clone(), found_untagged),
+        },
+        (None, None) => Target::new(address.clone(), found_untagged),
     }
 }
 
@@ -1190,6 +1311,238 @@ mod tests {
                 ("internet", &long, &format!("to-cloud: d+{}@contoso.mail.onmicrosoft.com", "x".repeat(59))),
             ],
         );
+    }
+
+    #[test]
+    fn a_connector_may_drop_the_tag_that_the_directory_took_off() {
+        let world = World::on_premises()
+            .accepted("relay.example", "internal-relay")
+            .mailbox("anna@contoso.com")
+            .mailbox("anna+vip@contoso.com")
+            .mailbox("ann@gmail.example")
+            .alias("ann@contoso.com", "ann@gmail.example")
+            .cloud_mailbox("david@contoso.com")
+            .cloud_mailbox_at("dora@contoso.com", "d@contoso.mail.onmicrosoft.com")
+            .cloud_mailbox_at("tagged@contoso.com", "t+own@contoso.mail.onmicrosoft.com")
+            .alias("a.s@contoso.com", "anna@contoso.com")
+            .alias("vip@contoso.com", "anna+vip@contoso.com")
+            .forward("old@contoso.com", "eve+lists@fabrikam.com")
+            .forward("moved@contoso.com", "anna+moved@contoso.com")
+            .group("team@contoso.com", "anna+team@contoso.com david@contoso.com")
+            .drops_tags("to-on-premises");
+        check(
+            &world,
+            &[
+                ("internet", "anna@contoso.com", "to-on-premises: anna@contoso.com"),
+                ("internet", "Anna+news@contoso.com", "to-on-premises: Anna@contoso.com"),
+                ("internet", "anna+a+b@contoso.com", "to-on-premises: anna@contoso.com"),
+                ("internet", "a.s+news@contoso.com", "to-on-premises: anna@contoso.com"),
+                ("internet", "ann+news@contoso.com", "to-on-premises: ann@contoso.com"),
+                ("client", "ann+news@gmail.example", "to-on-premises: ann@contoso.com"),
+                ("internet", "moved@contoso.com", "to-on-premises: anna@contoso.com"),
+                ("internet", "moved+x@contoso.com", "to-on-premises: anna@contoso.com"),
+                // A name of its own, not a tag.
+                ("internet", "anna+VIP@contoso.com", "to-on-premises: anna+VIP@contoso.com"),
+                ("internet", "vip@contoso.com", "to-on-premises: anna+vip@contoso.com"),
+                ("internet", "a.s+vip@contoso.com", "to-on-premises: anna+vip@contoso.com"),
+                // Other connectors keep it.
+                ("internet", "david+news@contoso.com", "to-cloud: david+news@contoso.mail.onmicrosoft.com"),
+                ("internet", "dora+news@contoso.com", "to-cloud: d+news@contoso.mail.onmicrosoft.com"),
+                (
+                    "internet",
+                    "team+x@contoso.com",
+                    "to-on-premises: anna@contoso.com; to-cloud: david@contoso.mail.onmicrosoft.com",
+                ),
+                // The other premises may know somebody of that name.
+                ("internet", "nobody+x@relay.example", "to-cloud: nobody+x@relay.example"),
+            ],
+        );
+        assert_eq!(
+            world.reasons("internet", "a.s+news@contoso.com"),
+            [[
+                "found in recipients.csv without its tag: alias of anna@contoso.com",
+                "anna+news@contoso.com: found in recipients.csv without its tag: on-premises mailbox",
+                "anna+news@contoso.com: side on-premises, from the Internet, on-premises mailbox: hybrid.on_premises",
+                "anna+news@contoso.com: sent as anna@contoso.com: send connector to-on-premises drops tags",
+            ]]
+        );
+        let everywhere = world.drops_tags("to-cloud").drops_tags("to-internet");
+        check(
+            &everywhere,
+            &[
+                ("internet", "david+news@contoso.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                ("internet", "dora+news@contoso.com", "to-cloud: d@contoso.mail.onmicrosoft.com"),
+                // The tag of the target is the directory's.
+                ("internet", "tagged+news@contoso.com", "to-cloud: t+own@contoso.mail.onmicrosoft.com"),
+                // So is that of a forward; and what is outside is not ours to change.
+                ("internet", "old+x@contoso.com", "to-internet: eve+lists@fabrikam.com"),
+                ("client", "eve+x@fabrikam.com", "to-internet: eve+x@fabrikam.com"),
+            ],
+        );
+        // The cloud side, where a mailbox is found by its hybrid routing address too.
+        let cloud = cloud_side().drops_tags("to-cloud").drops_tags("to-on-premises");
+        check(
+            &cloud,
+            &[
+                ("internet", "david+x@contoso.com", "to-cloud: david@contoso.com"),
+                ("on-premises", "david+x@contoso.mail.onmicrosoft.com", "to-cloud: david@contoso.mail.onmicrosoft.com"),
+                (
+                    "on-premises",
+                    "dora.x+y@contoso.mail.onmicrosoft.com",
+                    "to-cloud: dora.x@contoso.mail.onmicrosoft.com",
+                ),
+                ("internet", "julie+x@contoso.com", "to-on-premises: julie@contoso.com"),
+                ("cloud", "julie+x@contoso.mail.onmicrosoft.com", "to-on-premises: julie@contoso.com"),
+                ("on-premises", "julie+x@contoso.com", "550 5.4.6"),
+            ],
+        );
+        // A plain relay.
+        let plain = World::plain().connector("out", &["*"]).mailbox("anna@contoso.com").drops_tags("out");
+        check(
+            &plain,
+            &[
+                ("internet", "anna+x@contoso.com", "out: anna@contoso.com"),
+                ("client", "eve+x@fabrikam.com", "out: eve+x@fabrikam.com"),
+            ],
+        );
+    }
+
+    /// Ann's primary address is at gmail.example, which is no accepted domain; dan's and ida's mailboxes are in the cloud.
+    fn foreign_primaries(world: World) -> World {
+        world
+            .accepted("x.example", "external-relay")
+            .mailbox("ann@gmail.example")
+            .alias("ann@contoso.com", "Ann@gmail.example")
+            .alias("a.b@contoso.com", "ann@gmail.example")
+            .alias("other@outlook.example", "ann@gmail.example")
+            .alias("ann@contoso.mail.onmicrosoft.com", "ann@gmail.example")
+            .mailbox("bea@gmail.example")
+            .alias("bea@x.example", "bea@gmail.example")
+            .cloud_mailbox_at("dan@gmail.example", "dan.b@contoso.mail.onmicrosoft.com")
+            .alias("dan@contoso.com", "dan@gmail.example")
+            .cloud_mailbox("ida@gmail.example")
+            .alias("i@contoso.com", "ida@gmail.example")
+            .forward("eve@fabrikam.com", "eve@tailspintoys.com")
+            .alias("eve@contoso.com", "eve@fabrikam.com")
+            .group("club@fabrikam.com", "ann@gmail.example dan@gmail.example")
+            .alias("club@contoso.com", "club@fabrikam.com")
+            .group("team@contoso.com", "ann@gmail.example ann@contoso.com dan@gmail.example x@gmail.example")
+            .forward("fwd@contoso.com", "ann@gmail.example")
+            .forward("kate@contoso.com", "kate@tailspintoys.com")
+            .alias("kate@tailspintoys.com", "kate@contoso.com")
+            .alias("gone@contoso.com", "nobody@gmail.example")
+    }
+
+    #[test]
+    fn a_recipient_in_a_foreign_domain_is_what_the_directory_says() {
+        let world = foreign_primaries(World::on_premises());
+        let dan = "to-cloud: dan.b@contoso.mail.onmicrosoft.com";
+        for origin in ["internet", "partner", "on-premises", "cloud", "client"] {
+            let stranger = matches!(origin, "internet" | "partner");
+            let or_denied = |inside: &'static str| if stranger { "550 5.7.1" } else { inside };
+            check(
+                &world,
+                &[
+                    // The domain is not ours: strangers have no business with it, whoever stands in the directory.
+                    (origin, "ann@gmail.example", or_denied("to-on-premises: ann@contoso.com")),
+                    (origin, "ann+x@gmail.example", or_denied("to-on-premises: ann+x@contoso.com")),
+                    (origin, "other@outlook.example", or_denied("to-on-premises: ann@contoso.com")),
+                    (origin, "bea@gmail.example", or_denied("to-on-premises: bea@gmail.example")),
+                    (origin, "dan@gmail.example", or_denied(dan)),
+                    (origin, "ida@gmail.example", or_denied("to-cloud: ida@contoso.mail.onmicrosoft.com")),
+                    (origin, "eve@fabrikam.com", or_denied("to-internet: eve@tailspintoys.com")),
+                    (origin, "kate@tailspintoys.com", or_denied("to-internet: kate@tailspintoys.com")),
+                    (origin, "x@gmail.example", or_denied("to-internet: x@gmail.example")),
+                    // Under the name that was asked for, which her server takes from us.
+                    (origin, "ann@contoso.com", "to-on-premises: ann@contoso.com"),
+                    (origin, "a.b@contoso.com", "to-on-premises: a.b@contoso.com"),
+                    (origin, "a.b+x@contoso.com", "to-on-premises: a.b+x@contoso.com"),
+                    (origin, "dan@contoso.com", dan),
+                    (origin, "i@contoso.com", "to-cloud: ida@contoso.mail.onmicrosoft.com"),
+                    (origin, "eve@contoso.com", "to-internet: eve@tailspintoys.com"),
+                    (origin, "fwd@contoso.com", "to-on-premises: ann@contoso.com"),
+                    (origin, "club@contoso.com", &format!("to-on-premises: ann@contoso.com; {dan}")),
+                    (
+                        origin,
+                        "team@contoso.com",
+                        &format!("to-on-premises: ann@contoso.com; {dan}; to-internet: x@gmail.example"),
+                    ),
+                    // A contact's external address is the host outside.
+                    (origin, "kate@contoso.com", "to-internet: kate@tailspintoys.com"),
+                    (origin, "gone@contoso.com", or_denied("to-internet: nobody@gmail.example")),
+                ],
+            );
+        }
+        assert_eq!(
+            world.reasons("client", "ann@gmail.example"),
+            [[
+                "found in recipients.csv: on-premises mailbox",
+                "sent as ann@contoso.com: gmail.example is not an accepted domain",
+                "side on-premises, from a client, on-premises mailbox: hybrid.on_premises",
+            ]]
+        );
+        // Where Internet mail leaves through the cloud it is all the same.
+        check(&world.internet("cloud"), &[("client", "ann@gmail.example", "to-on-premises: ann@contoso.com")]);
+    }
+
+    #[test]
+    fn the_cloud_side_knows_a_recipient_in_a_foreign_domain_too() {
+        let world = foreign_primaries(World::cloud());
+        for (origin, denied) in [("internet", true), ("cloud", false)] {
+            let or_denied = |inside: &'static str| if denied { "550 5.7.1" } else { inside };
+            check(
+                &world,
+                &[
+                    (origin, "ann@gmail.example", or_denied("to-on-premises: ann@contoso.com")),
+                    (origin, "ann@contoso.com", "to-on-premises: ann@contoso.com"),
+                    (origin, "ann@contoso.mail.onmicrosoft.com", "to-on-premises: ann@contoso.com"),
+                    (origin, "fwd@contoso.com", "to-on-premises: ann@contoso.com"),
+                    (origin, "dan@gmail.example", or_denied("to-cloud: dan@contoso.com")),
+                    (origin, "dan@contoso.com", "to-cloud: dan@contoso.com"),
+                    (origin, "dan.b@contoso.mail.onmicrosoft.com", "to-cloud: dan.b@contoso.mail.onmicrosoft.com"),
+                    (origin, "ida@contoso.mail.onmicrosoft.com", "to-cloud: ida@contoso.mail.onmicrosoft.com"),
+                    (
+                        origin,
+                        "team@contoso.com",
+                        "to-on-premises: ann@contoso.com; to-cloud: dan@contoso.com; to-internet: x@gmail.example",
+                    ),
+                ],
+            );
+        }
+        check(
+            &world,
+            &[
+                // What the on-premises side sends.
+                ("on-premises", "dan.b@contoso.mail.onmicrosoft.com", "to-cloud: dan.b@contoso.mail.onmicrosoft.com"),
+                ("on-premises", "ida@contoso.mail.onmicrosoft.com", "to-cloud: ida@contoso.mail.onmicrosoft.com"),
+                ("on-premises", "ann@contoso.com", "550 5.4.6"),
+                ("on-premises", "bea@contoso.mail.onmicrosoft.com", "550 5.4.6"),
+            ],
+        );
+        let refusal = world.resolve("on-premises", "ann@contoso.com", None).unwrap_err();
+        assert!(refusal.to_string().contains("has Ann@gmail.example as an on-premises mailbox"), "{refusal}");
+        // On-premises first.
+        check(
+            &world.first_hop("on-premises"),
+            &[
+                ("internet", "dan.b@contoso.mail.onmicrosoft.com", "to-on-premises: dan@contoso.com"),
+                ("internet", "i@contoso.com", "to-on-premises: i@contoso.com"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_directory_that_cannot_answer_holds_up_no_mail_for_the_internet() {
+        check(&World::on_premises().unavailable(), &[("client", "eve@fabrikam.com", "to-internet: eve@fabrikam.com")]);
+        // Without [hybrid] the address space of the name decides.
+        let plain = World::plain()
+            .smart("inside", &["contoso.com"], "mail.inside.contoso.com")
+            .connector("out", &["*"])
+            .mailbox("ann@gmail.example")
+            .alias("ann@contoso.com", "ann@gmail.example");
+        for to in ["ann@contoso.com", "ann@gmail.example"] {
+            check(&plain, &[("client", to, "inside: ann@contoso.com")]);
+        }
     }
 
     #[test]

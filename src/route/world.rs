@@ -145,6 +145,11 @@ impl World {
         self.with(name, &format!("max_message_size = \"{bytes}B\""))
     }
 
+    /// `tags = "drop"`.
+    pub(crate) fn drops_tags(self, name: &str) -> Self {
+        self.with(name, "tags = \"drop\"")
+    }
+
     /// What its next hops must prove.
     pub(crate) fn tls(self, name: &str, tls: &'static str) -> Self {
         self.change(|world| {

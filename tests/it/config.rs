@@ -8,7 +8,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use causeway::config::{self, Config, EightBit, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side};
+use causeway::config::{
+    self, Config, EightBit, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side, Tags,
+};
 use causeway::tls::Authority;
 use causeway::tls::authority::Template;
 use jiff::{SignedDuration, Timestamp};
@@ -429,6 +431,11 @@ fn each_mistake_is_told_with_its_place_and_its_cure() {
         ),
         (
             send,
+            "tls = \"encrypt\"\ntags = \"strip\"\naddress_spaces = [\"*\"]",
+            &[r#"error:18:8: send_connector "out": tags: found "strip", expected "keep" or "drop""#],
+        ),
+        (
+            send,
             "tls = \"encrypt\"\naddress_spaces = [\"*;0\"]",
             &[
                 r#"error:18:19: send_connector "out": address_spaces: found "*;0", expected a cost from 1 to 100 behind the semicolon"#,
@@ -722,7 +729,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((send.port, send.max_connections), (25, 20));
     assert_eq!((send.max_messages_per_connection, send.max_recipients), (1000, 1000));
     assert!(send.max_message_size.is_none() && send.rate.is_none() && send.helo.is_none() && send.login.is_none());
-    assert!(send.chunking && send.enabled && send.eight_bit == EightBit::Convert);
+    assert!(send.chunking && send.enabled);
+    assert_eq!((send.eight_bit, send.tags), (EightBit::Convert, Tags::Keep));
     assert_eq!(seconds(send.connect_timeout), 30);
 }
 

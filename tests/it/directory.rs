@@ -144,7 +144,7 @@ fn check_says_every_fault_and_how_many() {
             ":3:1: address \"nobody\": the domain is missing; the line is skipped",
             ":4:1: julie@contoso.com is a cloud mailbox here and an on-premises mailbox in line 2; line 2 holds",
             ":5:1: a@contoso.com leads back to itself: a@contoso.com -> b@contoso.com -> a@contoso.com",
-            ":7:1: x@fabrikam.com: fabrikam.com is no accepted domain, so nobody asks for this address",
+            ":7:1: x@fabrikam.com: fabrikam.com is no accepted domain, so mail from the Internet for it is refused",
             "4 recipients: 3 errors, 1 warning",
         ]
     );
@@ -170,6 +170,126 @@ fn what_cannot_be_imported_leaves_the_old_file() {
         assert_eq!(std::fs::read(scratch.file("recipients.csv")).unwrap(), before);
     }
     assert_eq!(directory(&scratch, &["import", "gone.csv"], PATIENCE).0, Some(2));
+}
+
+const HEAD: &str = "Name,PrimarySmtpAddress,EmailAddresses,RecipientTypeDetails,ExternalEmailAddress,Members\n";
+
+#[test]
+fn import_finds_what_check_would_and_writes_it_all_the_same() {
+    let scratch = Scratch::new();
+    // Whatever is wrong elsewhere, its domains are known.
+    scratch.write("export.csv", format!(
+        "sep=,\n{HEAD}Ann,ann@gmail.example,SMTP:ann@gmail.example smtp:ann@contoso.com,UserMailbox,,\n\
+         Bob,bob@fabrikam.com,SMTP:bob@fabrikam.com smtp:bob@contoso.com smtp:bob@old.example,MailContact,bob@fabrikam.com,\n\
+         David,david@contoso.com,SMTP:david@contoso.com smtp:d@contoso.mail.onmicrosoft.com,RemoteUserMailbox,,\n\
+         Team,team@contoso.com,,MailUniversalDistributionGroup,,ann@gmail.example gone@contoso.com bob@fabrikam.com\n"
+    ));
+    let csv = "address,type,target\nann@gmail.example,on-premises,\ndavid@contoso.com,cloud,d@contoso.mail.onmicrosoft.com\n\
+               team@contoso.com,group,ann@gmail.example gone@contoso.com bob@fabrikam.com\n\
+               bob@contoso.com,forward,bob@fabrikam.com\nann@contoso.com,alias,ann@gmail.example\n";
+    for output in [&["import", "export.csv"][..], &["import", "export.csv", "-o", "recipients.csv"]] {
+        let (status, out, errors) = directory(&scratch, output, PATIENCE);
+        assert_eq!(status, Some(1), "{errors}");
+        assert!(
+            errors.contains("team@contoso.com: group with gone@contoso.com, which is not in the directory"),
+            "{errors}"
+        );
+        assert!(errors.contains(":2:1: ann@gmail.example: gmail.example is no accepted domain"), "{errors}");
+        assert!(errors.contains("1 error in what is written"), "{errors}");
+        match output.len() {
+            2 => assert_eq!(out, csv),
+            _ => assert_eq!(std::fs::read_to_string(scratch.file("recipients.csv")).unwrap(), csv),
+        }
+    }
+    let (status, out, errors) = directory(&scratch, &["check"], PATIENCE);
+    assert_eq!(status, Some(1), "{errors}");
+    assert!(out.ends_with("5 recipients: 1 error, 1 warning\n"), "{out}");
+    // What she gets, from strangers and from inside.
+    let (status, out, errors) = directory(&scratch, &["show", "ann@gmail.example"], PATIENCE);
+    assert_eq!(status, Some(0), "{errors}");
+    assert!(out.contains("mail from internet (receive connector internet)\n    refused: 550 5.7.1"), "{out}");
+    assert!(out.contains("mail from on-premises (receive connector servers)\n    -> to-on-premises, 127.0.0.1:2525, as ann@contoso.com"), "{out}");
+
+    // Without a configuration only what shows by itself is found.
+    std::fs::create_dir(scratch.file("alone")).unwrap();
+    scratch.write("alone/export.csv", std::fs::read(scratch.file("export.csv")).unwrap());
+    let mut command = causeway();
+    command.current_dir(scratch.file("alone")).args(["-c", "gone.toml", "directory", "import", "export.csv"]);
+    let output = run(&mut command, PATIENCE);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    assert!(errors.contains("gone.toml cannot be read") && !errors.contains("accepted domain,"), "{errors}");
+    let written = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        written,
+        csv.replace("ann@contoso.com,alias", "bob@old.example,forward,bob@fabrikam.com\nann@contoso.com,alias")
+    );
+}
+
+#[test]
+fn import_replaces_what_it_wrote_and_nothing_else() {
+    let scratch = Scratch::new();
+    let import = |export: String, more: &[&str]| {
+        scratch.write("export.csv", format!("{HEAD}{export}"));
+        let (status, _, errors) =
+            directory(&scratch, &[&["import", "export.csv", "-o", "recipients.csv"], more].concat(), PATIENCE);
+        (status, errors)
+    };
+    let read = |name: &str| std::fs::read_to_string(scratch.file(name)).ok();
+    let person = |name: &str| {
+        format!("{name},{name}@contoso.com,SMTP:{name}@contoso.com smtp:{name}.x@contoso.com,UserMailbox,,\n")
+    };
+    let lines = |names: &[&str]| {
+        let owners = names.iter().map(|name| format!("{name}@contoso.com,on-premises,\n"));
+        let aliases = names.iter().map(|name| format!("{name}.x@contoso.com,alias,{name}@contoso.com\n"));
+        format!("address,type,target\n{}", owners.chain(aliases).collect::<String>())
+    };
+    assert_eq!(import(person("a") + &person("b"), &[]).0, Some(0));
+    assert_eq!((read("recipients.csv"), read("recipients.csv.bak")), (Some(lines(&["a", "b"])), None));
+    // As it was: not even touched.
+    let (status, errors) = import(person("a") + &person("b"), &[]);
+    assert_eq!((status, read("recipients.csv.bak")), (Some(0), None), "{errors}");
+    assert!(errors.contains("recipients.csv is as it was"), "{errors}");
+
+    // The routine job, with its file's rights kept, and by a link.
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(scratch.file("recipients.csv"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::rename(scratch.file("recipients.csv"), scratch.file("real.csv")).unwrap();
+    std::os::unix::fs::symlink("real.csv", scratch.file("recipients.csv")).unwrap();
+    let (status, errors) = import(person("b") + &person("c"), &[]);
+    assert_eq!(status, Some(0), "{errors}");
+    assert!(errors.contains("2 recipients are no longer in it: a@contoso.com, a.x@contoso.com\n"), "{errors}");
+    assert_eq!((read("real.csv"), read("real.csv.bak")), (Some(lines(&["b", "c"])), Some(lines(&["a", "b"]))));
+    assert!(std::fs::symlink_metadata(scratch.file("recipients.csv")).unwrap().is_symlink());
+    let mode = std::fs::metadata(scratch.file("real.csv")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+
+    // What somebody added would be lost.
+    let edited = lines(&["b", "c"]) + "all@contoso.com,on-premises,\n";
+    scratch.write("real.csv", &edited);
+    let (status, errors) = import(person("c"), &[]);
+    assert_eq!((status, read("real.csv")), (Some(1), Some(edited.clone())), "{errors}");
+    assert!(
+        errors.contains("real.csv:6: all@contoso.com,on-premises,\n") && errors.contains("[[directory]]"),
+        "{errors}"
+    );
+    let (status, errors) = import(person("c"), &["--force"]);
+    assert_eq!(
+        (status, read("real.csv"), read("real.csv.bak")),
+        (Some(0), Some(lines(&["c"])), Some(edited)),
+        "{errors}"
+    );
+
+    // What is no recipient file at all, such as the export.
+    let (status, _, errors) = directory(&scratch, &["import", "export.csv", "-o", "export.csv"], PATIENCE);
+    assert_eq!((status, read("export.csv")), (Some(1), Some(format!("{HEAD}{}", person("c")))), "{errors}");
+    assert!(errors.contains("export.csv is no recipient file"), "{errors}");
+    let (status, _, errors) = directory(&scratch, &["import", "export.csv", "-o", "causeway.toml"], PATIENCE);
+    assert_eq!((status, read("causeway.toml").as_deref()), (Some(1), Some(CONFIG)), "{errors}");
+    assert_eq!(directory(&scratch, &["import", "export.csv", "-o", "."], PATIENCE).0, Some(1));
+    assert_eq!(directory(&scratch, &["import", "export.csv", "--force"], PATIENCE).0, Some(2));
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".new")), "{left:?}");
 }
 
 /// A large organization; this build is not optimized, a release needs a few seconds for ten times as many.

@@ -427,6 +427,15 @@ fn what_is_printed_is_what_the_others_need() {
         for unexpected in *absent {
             assert!(!text.contains(unexpected), "{scenario} {side} {other}: {unexpected:?} in\n{text}");
         }
+        // Exchange Server, which stands on-premises, knows no tags.
+        let written = fs::read_to_string(place.file("config/causeway.toml")).expect("the configuration");
+        let connectors = written.split("[[send_connector]]").skip(1);
+        let dropping: Vec<_> = connectors
+            .filter(|connector| connector.contains("\ntags = \"drop\""))
+            .map(|connector| connector.contains("name = \"to-on-premises\""))
+            .collect();
+        let expected: &[bool] = if *side == "on-premises" || *other == "exchange-server" { &[true] } else { &[] };
+        assert_eq!(dropping, expected, "{scenario} {side} {other}: {written}");
         // A blank behind the colon makes the whole record invalid. RFC 7208 section 5.6.
         assert!(!text.contains("ip4: ") && !text.contains("ipv4"), "{text}");
         for line in text.lines() {

@@ -1,11 +1,11 @@
 //! Files that an administrator writes or an export makes: recipients, users, Exchange's own CSV.
 
 use causeway::directory::file::{self, LoadError};
-use causeway::directory::import;
+use causeway::directory::import::{self, Imported, Organization};
 use causeway::directory::table::Behind;
 use causeway::directory::users;
 use causeway::directory::{Entry, Table};
-use causeway::message::Address;
+use causeway::message::{Address, Domain};
 
 use super::command::check_address;
 
@@ -124,7 +124,16 @@ pub fn users(data: &[u8]) {
 
 /// An Exchange export. What it becomes is a recipient file in which nothing is wrong.
 pub fn import(data: &[u8]) {
-    let imported = match import::import(data) {
+    let routing_domain = Domain::parse("contoso.mail.onmicrosoft.com").expect("a domain");
+    let accepted = |domain: &Domain| domain.as_str() == "contoso.com";
+    let known = Organization { accepted: Some(&accepted), routing_domain: Some(&routing_domain) };
+    for organization in [known, Organization::default()] {
+        import_for(data, &organization);
+    }
+}
+
+fn import_for(data: &[u8], organization: &Organization<'_>) {
+    let imported = match import::import(data, organization) {
         Ok(imported) => imported,
         Err(why) => return assert!(!why.is_empty()),
     };
@@ -141,6 +150,9 @@ pub fn import(data: &[u8]) {
         }
         Err(error) => panic!("{error}: {text}"),
     }
+    // What import wrote is known as such, whatever the next export has.
+    let replaced = Imported::default().replacing(text.as_bytes()).expect("a recipient file");
+    assert_eq!((replaced.by_hand, replaced.gone.len()), (Vec::new(), imported.len()), "{text}");
     let lines = 1 + text_lines(data);
     for remark in &imported.remarks {
         assert!(remark.line >= 1 && remark.line <= lines, "line {} of {lines}", remark.line);

@@ -262,6 +262,9 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
     page.line("[[send_connector]]");
     page.key("name", &quoted(&format!("to-{}", here.word())), "[hybrid] names it");
     proved(page, plan, here, (&plan.mailbox_host, &plan.mailbox_name));
+    if here == Premises::OnPremises {
+        tags(page);
+    }
     page.gap();
 
     page.say(&format!("To the side {}.", there.place()));
@@ -272,6 +275,9 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
         page.key("address_spaces", &list(std::slice::from_ref(&plan.routing_domain)), why);
     }
     proved(page, plan, there, (&plan.other_host, &plan.other_name));
+    if plan.other == Other::ExchangeServer && there == Premises::OnPremises {
+        tags(page);
+    }
     page.gap();
 
     if plan.has_way_out() {
@@ -288,6 +294,12 @@ fn send_connectors(page: &mut Page, plan: &Plan) {
         page.key("tls", r#""opportunistic""#, "with every server that can do it");
         page.gap();
     }
+}
+
+/// Exchange Server has no plus addressing.
+fn tags(page: &mut Page) {
+    let why = "Exchange Server refuses julie+news@ where it has julie@; \"keep\" for a server that knows +tags";
+    page.key("tags", r#""drop""#, why);
 }
 
 /// The rest of a send connector that leads to servers of our own.
