@@ -8,13 +8,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
+use nix::errno::Errno;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -104,6 +105,20 @@ pub enum Error {
 
 /// Reads the configuration at `path` and runs until SIGTERM or SIGINT.
 ///
+impl Error {
+    /// The machine lacks IPv6 for this listener, as opposed to a slip in its address.
+    fn is_missing_ipv6(&self) -> bool {
+        matches!(self, Self::Listen { address, error, .. } if is_missing_ipv6(*address, error))
+    }
+}
+
+/// `[::]` and `[::1]` exist on every machine that has IPv6. Any other address that is missing may be a slip.
+fn is_missing_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let IpAddr::V6(ip) = address.ip() else { return false };
+    let missing = matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL));
+    missing && (ip.is_unspecified() || ip.is_loopback())
+}
+
 /// # Errors
 /// Why it could not start.
 pub fn run(path: &Path) -> Result<(), Error> {
@@ -188,12 +203,14 @@ pub struct Daemon {
 #[derive(Debug)]
 struct OpenDoor {
     bound: SocketAddr,
+    let mut without_ipv6 = None;
     door: watch::Sender<Arc<Door>>,
     close: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
-/// A listener for every listen address of `config`: what the service manager passes in, the rest is bound.
+/// A listener for every listen address of `config`: what the service manager passes in, the rest is bound. On a machine
+/// without IPv6 `[::]` and `[::1]` are left out with a warning, if anything else is left to listen on.
 ///
 /// # Errors
 /// The first that cannot be bound, and why.
@@ -201,11 +218,23 @@ pub fn bind_all(config: &Config) -> Result<HashMap<SocketAddr, StdListener>, Err
     let mut passed = manager::sockets().map_err(|error| Error::System("a socket of the service manager", error))?;
     let mut listeners = HashMap::new();
     for address in listen_addresses(config) {
-        let listener = match passed.remove(&address) {
-            Some(listener) => listener,
-            None => bind(address)?,
+        let bound = match passed.remove(&address) {
+            Some(listener) => Ok(listener),
+            None => bind(address),
         };
-        listeners.insert(address, listener);
+        match bound {
+            Ok(listener) => _ = listeners.insert(address, listener),
+            Err(error) if error.is_missing_ipv6() => {
+                warn!("{error}");
+                without_ipv6 = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = without_ipv6
+        && listeners.is_empty()
+    {
+        return Err(error);
     }
     if let Some(address) = passed.into_keys().min() {
         // Whoever connects there would wait for ever.
@@ -230,6 +259,7 @@ fn listen_addresses(config: &Config) -> Vec<SocketAddr> {
 
 fn bind(address: SocketAddr) -> Result<StdListener, Error> {
     let bound = || -> io::Result<StdListener> {
+            _ if is_missing_ipv6(address, &error) => "; this machine has no IPv6",
         let socket = Socket::new(SocketDomain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             // 0.0.0.0:25 and [::]:25 are two listeners.
@@ -482,24 +512,13 @@ impl Daemon {
             return Err(Error::System("user", io::Error::other("cannot change while the daemon runs; restart it")));
         }
         // Everything that can fail comes first; then nothing stands between the old and the new.
-        let mut fresh = Vec::new();
-        for address in listen_addresses(&config) {
-            if !self.doors.contains_key(&address) {
-                let listener = bind(address).map_err(|error| as_user(error, &config))?;
-                let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
-                fresh.push((address, listener));
-            }
-        }
+        let wanted = listen_addresses(&config);
+        let fresh = self.bind_fresh(&wanted, &config)?;
         let admin = Prepared::new(config.admin.as_ref(), self.admin.as_ref(), None)?;
         let old = self.relay.snapshot();
         let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
-        bound.extend(
-            self.doors
-                .iter()
-                .filter(|(listen, _)| listen_addresses(&config).contains(listen))
-                .map(|(_, open)| open.bound),
-        );
+        bound.extend(self.doors.iter().filter(|(listen, _)| wanted.contains(listen)).map(|(_, open)| open.bound));
         let users = load_users(&config, &old.users);
         let visits = match visit_key::read(&config.spool.path) {
             Ok(key) => Arc::new(key),
@@ -509,8 +528,7 @@ impl Daemon {
                 Arc::clone(&old.visits)
             }
         };
-        let next = snapshot(&config, directory, users, bound, visits, &self.issuers)?;
-        let wanted = listen_addresses(&config);
+        let next = snapshot(&config, directory, users, bound, visits, &self.issuers, Some(&old.deliverer))?;
         // The doors first, and each opens for both configurations: a connection in between finds its certificate.
         for (_, open) in self.doors.iter().filter(|(address, _)| wanted.contains(address)) {
             let door = Door::after(&open.door.borrow(), &config);
@@ -544,6 +562,36 @@ impl Daemon {
         self.relay.begin_stop();
         for mut door in doors {
             if tokio::time::timeout_at(deadline, &mut door).await.is_err() {
+    /// A listener for each address of `wanted` that has none yet. What the start left out for want of IPv6 is tried again,
+    /// and is no reason to refuse a configuration.
+    fn bind_fresh(&self, wanted: &[SocketAddr], config: &Config) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+        let mut fresh = Vec::new();
+        let mut without_ipv6 = None;
+        for &address in wanted.iter().filter(|address| !self.doors.contains_key(address)) {
+            let was_left_out = listen_addresses(&self.config).contains(&address);
+            match bind(address).map_err(|error| as_user(error, config)) {
+                Ok(listener) => {
+                    let listener =
+                        TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
+                    fresh.push((address, listener));
+                }
+                Err(error) if was_left_out || error.is_missing_ipv6() => {
+                    if !was_left_out || !error.is_missing_ipv6() {
+                        warn!("{error}");
+                    }
+                    without_ipv6 = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match without_ipv6 {
+            Some(error) if fresh.is_empty() && !wanted.iter().any(|address| self.doors.contains_key(address)) => {
+                Err(error)
+            }
+            _ => Ok(fresh),
+        }
+    }
+
                 // Gone before the spool closes: a message that a session is putting is taken back.
                 self.abandon.send_replace(true);
                 let _ = door.await;
@@ -678,4 +726,28 @@ fn files(config: &Config) -> Vec<PathBuf> {
     files.sort_unstable();
     files.dedup();
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a machine without IPv6 says, and what a slip in an address would.
+    #[test]
+    fn missing_ipv6_is_told_from_a_slip() {
+        for (address, errno, expected) in [
+            ("[::]:25", Errno::EAFNOSUPPORT, true),
+            ("[::]:25", Errno::EADDRNOTAVAIL, true),
+            ("[::1]:8025", Errno::EADDRNOTAVAIL, true),
+            ("[::]:25", Errno::EADDRINUSE, false),
+            ("[::]:25", Errno::EACCES, false),
+            ("[2001:db8::1]:25", Errno::EADDRNOTAVAIL, false),
+            ("[2001:db8::1]:25", Errno::EAFNOSUPPORT, false),
+            ("0.0.0.0:25", Errno::EADDRNOTAVAIL, false),
+            ("192.0.2.1:25", Errno::EADDRNOTAVAIL, false),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!(is_missing_ipv6(address.parse().unwrap(), &error), expected, "{address} {errno}");
+        }
+    }
 }

@@ -24,6 +24,7 @@ mod faults;
 mod hops;
 mod hybrid;
 mod init;
+mod listen;
 mod manager;
 mod operations;
 mod packaging;
