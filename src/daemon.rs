@@ -1,7 +1,8 @@
 //! Puts the parts together: signals, reload, its user, a graceful end.
 //!
-//! Order at start: read the configuration, bind the ports (as root, perhaps), become the user, read the files again
-//! as that user, open the spool, open the doors. Deferred mail is indexed while the doors are open already.
+//! Order at start: hold signals back, read the configuration, bind the ports (as root, perhaps), become the user, read the
+//! files again as that user, install the signal handlers, open the spool, open the doors. Deferred mail is indexed while the
+//! doors are open already.
 //!
 //! A reload replaces configuration, directory and certificates whole, or not at all. What was read stays in use
 //! until what is new is known to be good.
@@ -17,7 +18,6 @@ use jiff::Timestamp;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use nix::errno::Errno;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
@@ -40,12 +40,14 @@ mod log;
 mod manager;
 mod otlp;
 mod privileges;
+mod signals;
 mod visit_key;
 mod watch_files;
 
 use admin::{AdminDoor, Prepared};
 use certificates::Certificates;
 pub use log::start as start_log;
+use signals::Signals;
 use watch_files::Watcher;
 
 /// How many connections wait in the kernel to be accepted.
@@ -122,6 +124,8 @@ fn is_missing_ipv6(address: SocketAddr, error: &io::Error) -> bool {
 /// # Errors
 /// Why it could not start.
 pub fn run(path: &Path) -> Result<(), Error> {
+    // First of all, while there is one thread: the others inherit it.
+    let held = signals::hold().map_err(|error| Error::System("signals", error))?;
     let text = config::read(path).map_err(Error::Configuration)?;
     let (config, warnings) = config::parse_with_warnings(&text, path).map_err(Error::Configuration)?;
     log::start(&config.log);
@@ -149,30 +153,13 @@ pub fn run(path: &Path) -> Result<(), Error> {
         .build()
         .map_err(|error| Error::System("the runtime", error))?;
     let ended = runtime.block_on(async {
-        // Before the doors open: a signal that nobody waits for would end the process where it stands.
-        let signals = Signals::catch().map_err(|error| Error::System("signals", error))?;
+        let signals = Signals::catch(held).map_err(|error| Error::System("signals", error))?;
         let daemon = Daemon::start(config, text, listeners).await?;
         daemon.obey(signals).await
     });
     // What still waits for a disk that does not answer is not waited for.
     runtime.shutdown_background();
     ended
-}
-
-struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
-}
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-        })
-    }
 }
 
 /// A running relay with its listeners.

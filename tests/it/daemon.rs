@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway, out,
-    relay,
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway,
+    history, out, relay,
 };
 use crate::common::{run, said, wait_until};
 
@@ -91,6 +91,76 @@ fn sigterm_drains_and_ends_with_nothing_lost() {
     });
     subjects.sort_unstable();
     assert_eq!(subjects, (0..=100).collect::<Vec<_>>(), "each once");
+}
+
+/// The ports at which a process listens, however little of it has started: as the kernel knows them.
+fn listening(pid: u32) -> Vec<SocketAddr> {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let sockets: Vec<String> = descriptors
+        .flatten()
+        .filter_map(|one| std::fs::read_link(one.path()).ok()?.to_str().map(str::to_owned))
+        .filter_map(|target| Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    let listener = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+        (*state == "0A" && sockets.iter().any(|socket| socket == inode)).then(|| ([127, 0, 0, 1], port).into())
+    };
+    table.lines().skip(1).filter_map(listener).collect()
+}
+
+/// Is SIGHUP held back or caught by this process? `/proc/PID/status` has a bit for each signal.
+pub(super) fn holds_signals(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = |word: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(word)).unwrap_or("0");
+        u64::from_str_radix(line.trim(), 16).unwrap_or_default()
+    };
+    (mask("SigBlk:") | mask("SigCgt:")) & 1 != 0
+}
+
+/// A signal that comes while the daemon starts is obeyed as soon as it is up, and never ends the process where it stands:
+/// neither before the port listens, nor when the kernel has accepted the first connection and nobody has greeted it.
+#[test]
+fn a_signal_at_any_moment_of_a_start_is_obeyed() {
+    use nix::sys::signal::Signal;
+    let starts = history::number("CAUSEWAY_STARTS").unwrap_or(40) as usize;
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let text = config(sink.address, IN_THE_CLEAR);
+    for number in 0..starts {
+        let mut daemon = Daemon::launch(scratch.path(), &text, &[]);
+        let pid = daemon.pid();
+        let signal = [Signal::SIGHUP, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT][number % 5];
+        let is_early = number % 4 == 3;
+        if is_early {
+            wait_until("it holds signals", PATIENCE, || holds_signals(pid));
+            daemon.signal(signal);
+        }
+        let mut client = None;
+        if signal == Signal::SIGHUP || !is_early {
+            wait_until("it listens", PATIENCE, || !listening(pid).is_empty());
+            assert!(holds_signals(pid), "start {number}: it listens, and a signal would end it");
+            client = Some(TcpStream::connect(listening(pid)[0]).unwrap());
+        }
+        if !is_early {
+            daemon.signal(signal);
+        }
+        let what = format!("start {number}: {signal}, early: {is_early}");
+        if signal == Signal::SIGHUP {
+            daemon.wait_for_log("the new configuration is in force");
+            assert!(daemon.is_running(), "{what}: {}", daemon.log_text());
+            let mut greeting = [0; 4];
+            let mut client = client.unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            std::io::Read::read_exact(&mut client, &mut greeting).unwrap();
+            assert_eq!(&greeting, b"220 ", "{what}");
+            drop(client);
+            daemon.signal(Signal::SIGTERM);
+        }
+        assert_eq!(daemon.wait(PATIENCE).code(), Some(0), "{what}: {}", daemon.log_text());
+    }
 }
 
 #[test]
