@@ -397,6 +397,7 @@ impl Daemon {
                 _ = int.recv() => break,
                 _ = hup.recv() => {
                     info!("SIGHUP: reading the configuration again");
+                    self.relay.reopen_tracking();
                     manager::reloading();
                     let reloaded = self.reload();
                     manager::ready();

@@ -242,6 +242,11 @@ impl Relay {
         last
     }
 
+    /// The tracking file may have been moved away: a new one is begun at once if so.
+    pub fn reopen_tracking(&self) {
+        self.0.tracker.reopen();
+    }
+
     /// How many messages wait for delivery.
     pub fn waiting(&self) -> usize {
         self.0.spool.waiting()

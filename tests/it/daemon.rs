@@ -273,6 +273,57 @@ fn a_new_recipient_is_known_without_a_signal() {
     assert!(is_known("newcomer@contoso.com"), "the last good one stays");
 }
 
+/// The tracking file is renamed, as logrotate does it, removed, or its folder is: a new one is there with the next events, and
+/// at SIGHUP at once; each is told once.
+#[test]
+fn a_tracking_file_that_is_gone_is_begun_anew() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let mut daemon = Daemon::spawn(scratch.path(), &config(sink.address, IN_THE_CLEAR));
+    let folder = scratch.file("tracking");
+    let files = || -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).collect()
+    };
+    let mut number = 0;
+    let mut send = || {
+        number += 1;
+        let content = format!("Message-ID: <m{number}@fabrikam.com>\r\nSubject: x\r\n\r\nx\r\n");
+        let reply = Client::hello(daemon.address())
+            .deliver("erin@fabrikam.com", &["julie@contoso.com"], content.as_bytes())
+            .unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+        format!("<m{number}@fabrikam.com>")
+    };
+    let has = |id: &str| files().iter().any(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(id)));
+    let rename = || files().iter().for_each(|file| std::fs::rename(file, file.with_extension("jsonl.1")).unwrap());
+    let remove = || files().iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    let remove_folder = || std::fs::remove_dir_all(&folder).unwrap();
+    let losses: [(&str, &dyn Fn()); 3] = [("renamed", &rename), ("removed", &remove), ("folder", &remove_folder)];
+    let mut told = 0;
+    for (what, lose) in losses {
+        let id = send();
+        wait_until("its events are in the file", PATIENCE, || has(&id));
+        lose();
+        let mut last = String::new();
+        wait_until(&format!("{what}: a new file has new events"), PATIENCE, || {
+            last = send();
+            !files().is_empty()
+        });
+        wait_until(&format!("{what}: the last event"), PATIENCE, || has(&last));
+        told += 1;
+        assert_eq!(daemon.times_logged("was renamed, replaced or removed"), told, "{what}: {}", daemon.log_text());
+
+        lose();
+        daemon.hang_up();
+        wait_until(&format!("{what}: a new file at SIGHUP, without an event"), PATIENCE, || !files().is_empty());
+        told += 1;
+        assert_eq!(daemon.times_logged("was renamed, replaced or removed"), told, "{what}: {}", daemon.log_text());
+    }
+    let last = send();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert!(has(&last));
+}
+
 /// The key of visits is copied from another relay: its marks count from then on, and one that is no key changes nothing.
 #[test]
 fn a_key_of_visits_that_is_replaced_counts_without_a_signal() {
