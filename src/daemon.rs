@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use nix::errno::Errno;
+use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -105,8 +105,6 @@ pub enum Error {
     System(&'static str, io::Error),
 }
 
-/// Reads the configuration at `path` and runs until SIGTERM or SIGINT.
-///
 impl Error {
     /// The machine lacks IPv6 for this listener, as opposed to a slip in its address.
     fn is_missing_ipv6(&self) -> bool {
@@ -121,6 +119,8 @@ fn is_missing_ipv6(address: SocketAddr, error: &io::Error) -> bool {
     missing && (ip.is_unspecified() || ip.is_loopback())
 }
 
+/// Reads the configuration at `path` and runs until SIGTERM or SIGINT.
+///
 /// # Errors
 /// Why it could not start.
 pub fn run(path: &Path) -> Result<(), Error> {
@@ -190,7 +190,6 @@ pub struct Daemon {
 #[derive(Debug)]
 struct OpenDoor {
     bound: SocketAddr,
-    let mut without_ipv6 = None;
     door: watch::Sender<Arc<Door>>,
     close: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -204,6 +203,7 @@ struct OpenDoor {
 pub fn bind_all(config: &Config) -> Result<HashMap<SocketAddr, StdListener>, Error> {
     let mut passed = manager::sockets().map_err(|error| Error::System("a socket of the service manager", error))?;
     let mut listeners = HashMap::new();
+    let mut without_ipv6 = None;
     for address in listen_addresses(config) {
         let bound = match passed.remove(&address) {
             Some(listener) => Ok(listener),
@@ -246,7 +246,6 @@ fn listen_addresses(config: &Config) -> Vec<SocketAddr> {
 
 fn bind(address: SocketAddr) -> Result<StdListener, Error> {
     let bound = || -> io::Result<StdListener> {
-            _ if is_missing_ipv6(address, &error) => "; this machine has no IPv6",
         let socket = Socket::new(SocketDomain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             // 0.0.0.0:25 and [::]:25 are two listeners.
@@ -260,6 +259,7 @@ fn bind(address: SocketAddr) -> Result<StdListener, Error> {
     };
     bound().map_err(|error| {
         let hint = match error.kind() {
+            _ if is_missing_ipv6(address, &error) => "; this machine has no IPv6",
             io::ErrorKind::PermissionDenied => "; ports below 1024 need root (then set `user`) or CAP_NET_BIND_SERVICE",
             io::ErrorKind::AddrInUse => "; another program listens there",
             io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
@@ -310,7 +310,7 @@ impl Daemon {
         let issuers = Arc::new(Issuers::load(config.spool.path.join("issuers")));
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
         let users = load_users(&config, &UserFiles::default());
-        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
+        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers, None)?;
         let admin = Prepared::new(config.admin.as_ref(), None, admin_listener)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let timekeeper = tokio::spawn({
@@ -407,8 +407,11 @@ impl Daemon {
                     }
                 }
                 changed = watcher.changed() => {
-                    info!(files = %changed, "files changed: reading them again");
-                    if self.adopt(self.text.clone(), Faulty::LeaveAlone(&changed)) {
+                    let names = changed.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+                    info!(files = %names, "files changed: reading them again");
+                    if self.reread_lists(&changed) {
+                        info!("{names}: looked at again");
+                    } else if self.adopt(self.text.clone(), Faulty::LeaveAlone(&names)) {
                         self.certificates.look(&self.config, Timestamp::now()).await;
                     }
                 }
@@ -444,6 +447,27 @@ impl Daemon {
     /// certificate, key or file of roots that is worse than what is in use is left alone until it changes again.
     pub fn reread(&mut self) -> bool {
         self.adopt(self.text.clone(), Faulty::LeaveAlone("all files"))
+    }
+
+    /// Reads directories and users files again, if there are no others among `changed`: the configuration, the deliverer and
+    /// the doors stay as they are. False: there are others.
+    fn reread_lists(&self, changed: &[PathBuf]) -> bool {
+        let config = &self.config;
+        let users: Vec<&PathBuf> =
+            config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_ref()).collect();
+        let is_directory = |file: &PathBuf| config.directories.iter().any(|source| source.path == *file);
+        // A file may be named twice.
+        if !changed.iter().all(|file| is_directory(file) || users.contains(&file)) {
+            return false;
+        }
+        let old = self.relay.snapshot();
+        if changed.iter().any(is_directory) {
+            self.relay.replace_directory(load_directory(config, Some(&old.directory)));
+        }
+        if changed.iter().any(|file| users.contains(&file)) {
+            self.relay.replace_users(load_users(config, &old.users));
+        }
+        true
     }
 
     fn adopt(&mut self, text: String, faulty: Faulty<'_>) -> bool {
@@ -522,8 +546,9 @@ impl Daemon {
             let door = Door::after(&open.door.borrow(), &config);
             open.door.send_replace(Arc::new(door));
         }
+        let deliverer = Arc::clone(&next.deliverer);
         let replaced = self.relay.replace(next);
-        tokio::spawn(async move { replaced.deliverer.close_idle().await });
+        replaced.deliverer.retire(&deliverer);
         self.closed.retain(|task| !task.is_finished());
         for (address, open) in self.doors.extract_if(|address, _| !wanted.contains(address)) {
             info!(%address, "listening no more");
@@ -537,19 +562,6 @@ impl Daemon {
         Ok(())
     }
 
-    /// Stops accepting, finishes what is under way within `grace`, and makes everything durable.
-    pub async fn stop(&mut self, grace: Duration) {
-        let deadline = tokio::time::Instant::now() + grace;
-        let mut doors = std::mem::take(&mut self.closed);
-        for (_, open) in self.doors.drain() {
-            open.close.send_replace(true);
-            doors.push(open.task);
-        }
-        // A slow client may use the whole grace. No attempt begins meanwhile: at its end none would be cut off between
-        // the next hop's 250 and its record.
-        self.relay.begin_stop();
-        for mut door in doors {
-            if tokio::time::timeout_at(deadline, &mut door).await.is_err() {
     /// A listener for each address of `wanted` that has none yet. What the start left out for want of IPv6 is tried again,
     /// and is no reason to refuse a configuration.
     fn bind_fresh(&self, wanted: &[SocketAddr], config: &Config) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
@@ -580,6 +592,19 @@ impl Daemon {
         }
     }
 
+    /// Stops accepting, finishes what is under way within `grace`, and makes everything durable.
+    pub async fn stop(&mut self, grace: Duration) {
+        let deadline = tokio::time::Instant::now() + grace;
+        let mut doors = std::mem::take(&mut self.closed);
+        for (_, open) in self.doors.drain() {
+            open.close.send_replace(true);
+            doors.push(open.task);
+        }
+        // A slow client may use the whole grace. No attempt begins meanwhile: at its end none would be cut off between
+        // the next hop's 250 and its record.
+        self.relay.begin_stop();
+        for mut door in doors {
+            if tokio::time::timeout_at(deadline, &mut door).await.is_err() {
                 // Gone before the spool closes: a message that a session is putting is taken back.
                 self.abandon.send_replace(true);
                 let _ = door.await;
@@ -660,13 +685,22 @@ fn snapshot(
     bound: Vec<SocketAddr>,
     visits: Arc<visit::Key>,
     issuers: &Arc<Issuers>,
+    last: Option<&Deliverer>,
 ) -> Result<Snapshot, Error> {
-    let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
+    let servers = &config.dns.servers;
+    let resolver = match last {
+        Some(last) => last.resolver().succeeded_by(servers),
+        None => Resolver::new(servers),
+    };
+    let resolver = resolver.map_err(Error::Dns)?;
     let mut deliverer = Deliverer::new(Arc::clone(config), resolver, bound).remembering(Arc::clone(issuers));
     if config.hybrid.is_some() {
         deliverer = deliverer.marking(Arc::clone(&visits));
     }
-    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer, visits })
+    if let Some(last) = last {
+        deliverer = deliverer.succeeding(last);
+    }
+    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer: Arc::new(deliverer), visits })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.

@@ -8,10 +8,13 @@
 //! closed before a new one would exceed the limit.
 //!
 //! A place that failed rests: other addresses of the hop go first, and one attempt at a time asks whether it is back.
+//!
+//! The pool outlives configurations. A send connector is in it under an [`Owner`], which a reload keeps as long as nothing
+//! changes about the connector's connections, and retires otherwise.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::connect::now;
 use super::drive::Connection;
-use crate::config::{ConnectorName, Rate};
+use crate::config::Rate;
 use crate::message::Domain;
 
 /// How long a connection is kept without work: servers are asked to wait five minutes, and many wait ten seconds.
@@ -48,7 +51,27 @@ pub struct Purpose {
     pub domain: Option<Domain>,
 }
 
-/// The connections of one configuration. Cheap to clone.
+/// One send connector, as long as nothing changes about its connections.
+#[derive(Debug)]
+pub struct Owner {
+    number: u64,
+    /// Its connections are closed rather than kept.
+    retired: AtomicBool,
+}
+
+impl Owner {
+    /// Another than all before.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { number: NEXT.fetch_add(1, Ordering::Relaxed), retired: AtomicBool::new(false) }
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+}
+
+/// All connections of the relay. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -63,7 +86,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    places: HashMap<(ConnectorName, SocketAddr), Arc<Place>>,
+    places: HashMap<(u64, SocketAddr), Arc<Place>>,
     idle: usize,
     sweeping: bool,
     closed: bool,
@@ -72,6 +95,7 @@ struct State {
 /// One address as one connector uses it.
 #[derive(Debug)]
 pub struct Place {
+    owner: Arc<Owner>,
     permits: Arc<Semaphore>,
     limit: usize,
     idle: Mutex<Vec<Idle>>,
@@ -98,8 +122,8 @@ pub struct Lease {
 }
 
 impl Pool {
-    /// Waits until `connector` may use another connection to `address`.
-    pub async fn lease(&self, connector: &ConnectorName, address: SocketAddr, limit: usize, purpose: Purpose) -> Lease {
+    /// Waits until `owner` may use another connection to `address`.
+    pub async fn lease(&self, owner: &Arc<Owner>, address: SocketAddr, limit: usize, purpose: Purpose) -> Lease {
         let place = {
             let mut state = self.state();
             if state.places.len() >= PLACES {
@@ -108,8 +132,9 @@ impl Pool {
                     Arc::strong_count(place) > 1 || is_resting || !lock(&place.idle).is_empty()
                 });
             }
-            let place = state.places.entry((connector.clone(), address)).or_insert_with(|| {
+            let place = state.places.entry((owner.number, address)).or_insert_with(|| {
                 Arc::new(Place {
+                    owner: Arc::clone(owner),
                     permits: Arc::new(Semaphore::new(limit.max(1))),
                     limit: limit.max(1),
                     idle: Mutex::default(),
@@ -125,8 +150,8 @@ impl Pool {
 
     /// Did this address fail a moment ago? Who asks when its rest is over tries it, and the others wait for what comes of
     /// that: one connection probes it. F-036.
-    pub fn is_resting(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> bool {
-        let place = self.state().places.get(&(connector.clone(), address)).map(Arc::clone);
+    pub fn is_resting(&self, owner: &Owner, address: SocketAddr, now: Instant) -> bool {
+        let place = self.state().places.get(&(owner.number, address)).map(Arc::clone);
         let Some(place) = place else { return false };
         let mut resting = lock(&place.resting);
         match *resting {
@@ -153,6 +178,29 @@ impl Pool {
         }
         let mut leaving = std::mem::take(&mut *lock(&self.shared.leaving));
         while leaving.join_next().await.is_some() {}
+    }
+
+    /// Says goodbye on the idle connections of `owner`, and keeps none of its connections from now on. Attempts that are
+    /// under way, or still begin by the former configuration, end as they would have.
+    pub fn retire(&self, owner: &Owner) {
+        let mut idle = Vec::new();
+        {
+            let mut state = self.state();
+            // Under the lock: whoever gives a connection back either comes before, or sees it.
+            owner.retired.store(true, Ordering::Relaxed);
+            state.places.retain(|_, place| {
+                if !place.owner.is_retired() {
+                    return true;
+                }
+                idle.append(&mut lock(&place.idle));
+                // One in use still counts for its limit.
+                Arc::strong_count(place) > 1
+            });
+            state.idle = state.idle.saturating_sub(idle.len());
+        }
+        for idle in idle {
+            self.leave(idle.connection);
+        }
     }
 
     /// Says goodbye without letting anybody wait for it.
@@ -229,7 +277,7 @@ impl Lease {
     pub fn keep(self, connection: Connection) {
         let kept = {
             let mut state = self.pool.state();
-            if state.closed || state.idle >= IDLE_CONNECTIONS {
+            if state.closed || self.place.owner.is_retired() || state.idle >= IDLE_CONNECTIONS {
                 Err(connection)
             } else {
                 state.idle += 1;
@@ -304,6 +352,11 @@ impl Turns {
         Self { interval: rate.per / rate.count.max(1), next: Mutex::new(None) }
     }
 
+    /// Do the turns of both come at the same rate?
+    pub fn is_as_fast_as(&self, other: &Self) -> bool {
+        self.interval == other.interval
+    }
+
     /// When the message that asks at `now` may go.
     pub fn take(&self, now: Instant) -> Instant {
         let mut next = lock(&self.next);
@@ -323,12 +376,12 @@ mod tests {
     #[tokio::test]
     async fn f036_an_address_that_failed_is_probed_by_one_at_a_time() {
         let pool = Pool::default();
-        let connector = ConnectorName("out".into());
+        let owner = Arc::new(Owner::unique());
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let start = Instant::now();
-        let rests = |seconds| pool.is_resting(&connector, address, start + Duration::from_secs(seconds));
+        let rests = |seconds| pool.is_resting(&owner, address, start + Duration::from_secs(seconds));
         assert!(!rests(0), "nothing is known of it");
-        let lease = pool.lease(&connector, address, 1, Purpose { host: None, domain: None }).await;
+        let lease = pool.lease(&owner, address, 1, Purpose { host: None, domain: None }).await;
         lease.rest(start);
         assert_eq!([rests(0), rests(59), rests(60), rests(60), rests(119)], [true, true, false, true, true]);
         assert_eq!([rests(120), rests(121)], [false, true], "the probe said nothing; so the next one asks");

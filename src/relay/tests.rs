@@ -73,7 +73,7 @@ pub(super) fn snapshot_of(text: &str, path: &Path) -> Snapshot {
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
     let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
     let deliverer = deliverer.marking(Arc::clone(&visits));
-    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
+    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer: Arc::new(deliverer), visits }
 }
 
 impl Fixture {
@@ -1339,6 +1339,54 @@ async fn a_stop_waits_for_what_is_still_being_settled() {
     assert!(!fixture.relay.stop(soon()).await);
     drop(at_work);
     assert!(fixture.relay.stop(soon()).await);
+}
+
+/// A new directory, or a list of users, leaves the deliverer and the configuration as they are.
+#[tokio::test]
+async fn a_new_directory_touches_nothing_else() {
+    let fixture = Fixture::still();
+    let first = fixture.relay.snapshot();
+    fixture.relay.replace_directory(Arc::new(Directory::load(&[]).0));
+    fixture.relay.replace_users(Arc::default());
+    let second = fixture.relay.snapshot();
+    assert!(!Arc::ptr_eq(&first.directory, &second.directory) && !Arc::ptr_eq(&first.users, &second.users));
+    assert!(Arc::ptr_eq(&first.deliverer, &second.deliverer) && Arc::ptr_eq(&first.config, &second.config));
+}
+
+/// Who waits for its turn keeps it while directories and configurations are replaced again and again: each would otherwise
+/// cost a turn, and a slow rate would let nothing through.
+#[tokio::test]
+async fn a_turn_outlives_what_is_replaced_meanwhile() {
+    let slow = snapshot(&|text| text.replacen("smart_hosts", "rate = \"1/min\"\nsmart_hosts", 1));
+    let fixture = Fixture::over(Model::new(1), slow, PUT_LIMIT);
+    let relay = &fixture.relay;
+    let via = config::ConnectorName("to-contoso".into());
+    let lane = relay.queue().lane(&via, &crate::route::Hop::SmartHosts, 1);
+    relay.0.stopping.store(false, Ordering::Release);
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let turns = async {
+        for _ in 0..3 {
+            relay.await_turn(lane).await.unwrap();
+        }
+    };
+    let changes = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            relay.replace_directory(Arc::new(Directory::load(&[]).0));
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let last = relay.snapshot();
+            let resolver = last.deliverer.resolver().clone();
+            let deliverer = Deliverer::new(Arc::clone(&last.config), resolver, Vec::new()).succeeding(&last.deliverer);
+            relay.replace(Snapshot { deliverer: Arc::new(deliverer), ..Snapshot::clone(&last) });
+        }
+    };
+    tokio::select! {
+        () = turns => {}
+        () = changes => {}
+    }
+    let waited = began.elapsed().as_secs();
+    assert!((120..=121).contains(&waited), "the third turn of one a minute came after {waited} s");
 }
 
 /// What a member of a group is told to be is what it is for mail from where the message came.

@@ -17,7 +17,7 @@ use super::settle::settlement;
 use super::{Relay, Snapshot, visits};
 use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
-use crate::deliver::{Attempt, Delivered};
+use crate::deliver::{Attempt, Delivered, Turns};
 use crate::message::{MessageId, Recipient};
 use crate::outcome::spans::{self, Begun, Trace};
 use crate::outcome::{Setback, is_expired};
@@ -320,13 +320,20 @@ impl Relay {
 
     /// Waits until the connector's rate lets another message go, and gives the rules by which it goes then: they may have
     /// changed meanwhile. `None`: the relay stops.
-    async fn await_turn(&self, lane: LaneId) -> Option<Arc<Snapshot>> {
+    pub(super) async fn await_turn(&self, lane: LaneId) -> Option<Arc<Snapshot>> {
         let via = self.queue().failures(lane).1.map(|(via, _)| via.clone());
+        let mut taken: Option<(Arc<Turns>, Instant)> = None;
         loop {
             let snapshot = self.snapshot();
-            let due = via.as_ref().and_then(|via| snapshot.deliverer.turn(via));
+            let Some(turns) = via.as_ref().and_then(|via| snapshot.deliverer.turns(via)) else { return Some(snapshot) };
+            // A reload that leaves the rate alone leaves the turn that was taken, too.
+            let due = match taken.take().filter(|(known, _)| Arc::ptr_eq(known, turns)) {
+                Some((_, due)) => due,
+                None => turns.take(clock::now()),
+            };
+            taken = Some((Arc::clone(turns), due));
             loop {
-                let left = due.map_or(Duration::ZERO, |due| due.saturating_duration_since(clock::now()));
+                let left = due.saturating_duration_since(clock::now());
                 if left.is_zero() {
                     return Some(snapshot);
                 }

@@ -273,6 +273,65 @@ fn a_new_recipient_is_known_without_a_signal() {
     assert!(is_known("newcomer@contoso.com"), "the last good one stays");
 }
 
+/// A change of recipients or of users costs no connection to the hops, and a reload none of a connector that stays as it was.
+#[test]
+fn kept_connections_outlive_changed_files_and_reloads() {
+    /// Well below the eight seconds after which a relay closes a connection that has no work.
+    const SOON: Duration = Duration::from_secs(4);
+    let (scratch, sink, cloud) = (Scratch::new(), Sink::start(), Sink::start());
+    scratch.issue(&scratch.authority(), "relay", &["mail.contoso.com"]);
+    scratch.write("users", "# nobody\n");
+    std::fs::set_permissions(scratch.file("users"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let csv = "address,type,target\njulie@contoso.com,on-premises,\ndavid@contoso.com,cloud,david@contoso.mail.onmicrosoft.com\n";
+    scratch.write("recipients.csv", csv);
+    let text = hybrid(sink.address)
+        .replace("127.0.0.1:9", &cloud.address.to_string())
+        .replace("key = \"relay.key\"", "key = \"relay.key\"\nusers_file = \"users\"");
+    let daemon = Daemon::spawn(scratch.path(), &text);
+    let send = || {
+        let before = (sink.count(), cloud.count());
+        let to = ["julie@contoso.com", "david@contoso.com"];
+        let reply = Client::hello(daemon.address()).deliver("erin@fabrikam.com", &to, MESSAGE).unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+        sink.wait_for(before.0 + 1);
+        cloud.wait_for(before.1 + 1);
+    };
+    let connections = || (sink.crowd().came_after.len(), cloud.crowd().came_after.len());
+    let changed = text.replace("name = \"cloud\"", "name = \"cloud\"\nhelo = \"other.contoso.com\"");
+    assert_ne!(changed, text);
+    let mut rounds = 0;
+    let mut after = |what: &str, log: &str, expected: (usize, usize), change: &dyn Fn(usize)| {
+        // On a machine that is very busy a connection may be closed for want of work; then it is tried again.
+        for _ in 0..10 {
+            rounds += 1;
+            send();
+            let (began, before, told) = (Instant::now(), connections(), daemon.times_logged(log));
+            change(rounds);
+            wait_until(what, PATIENCE, || daemon.times_logged(log) > told);
+            send();
+            let now = connections();
+            if began.elapsed() < SOON {
+                assert_eq!((now.0 - before.0, now.1 - before.1), expected, "{what}: {}", daemon.log_text());
+                return;
+            }
+        }
+        eprintln!("{what}: this machine is too slow to tell");
+    };
+    let again = "looked at again";
+    after("recipients changed", again, (0, 0), &|round| {
+        _ = scratch.write("recipients.csv", format!("{csv}r{round}@contoso.com,on-premises,\n"));
+    });
+    after("users changed", again, (0, 0), &|round| {
+        _ = scratch.write("users", format!("# nobody, {round}\n"));
+    });
+    after("a reload without a change", "in force", (0, 0), &|_| daemon.hang_up());
+    after("a reload with a change of one connector", "in force", (0, 1), &|round| {
+        let helo = format!("r{round}.contoso.com");
+        scratch.write("causeway.toml", changed.replace("other.contoso.com", &helo));
+        daemon.hang_up();
+    });
+}
+
 /// The tracking file is renamed, as logrotate does it, removed, or its folder is: a new one is there with the next events, and
 /// at SIGHUP at once; each is told once.
 #[test]
