@@ -1,22 +1,23 @@
 //! Puts the parts together: signals, reload, its user, a graceful end.
 //!
-//! Order at start: read the configuration, bind the ports (as root, perhaps), become the user, read the files again
-//! as that user, open the spool, open the doors. Deferred mail is indexed while the doors are open already.
+//! Order at start: hold signals back, read the configuration, bind the ports (as root, perhaps), become the user, read the
+//! files again as that user, install the signal handlers, open the spool, open the doors. Deferred mail is indexed while the
+//! doors are open already.
 //!
 //! A reload replaces configuration, directory and certificates whole, or not at all. What was read stays in use
 //! until what is new is known to be good.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use nix::errno::Errno;
 use socket2::{Domain as SocketDomain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{error, info, warn};
@@ -39,12 +40,14 @@ mod log;
 mod manager;
 mod otlp;
 mod privileges;
+mod signals;
 mod visit_key;
 mod watch_files;
 
 use admin::{AdminDoor, Prepared};
 use certificates::Certificates;
 pub use log::start as start_log;
+use signals::Signals;
 use watch_files::Watcher;
 
 /// How many connections wait in the kernel to be accepted.
@@ -102,11 +105,27 @@ pub enum Error {
     System(&'static str, io::Error),
 }
 
+impl Error {
+    /// The machine lacks IPv6 for this listener, as opposed to a slip in its address.
+    fn is_missing_ipv6(&self) -> bool {
+        matches!(self, Self::Listen { address, error, .. } if is_missing_ipv6(*address, error))
+    }
+}
+
+/// `[::]` and `[::1]` exist on every machine that has IPv6. Any other address that is missing may be a slip.
+fn is_missing_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let IpAddr::V6(ip) = address.ip() else { return false };
+    let missing = matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL));
+    missing && (ip.is_unspecified() || ip.is_loopback())
+}
+
 /// Reads the configuration at `path` and runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Why it could not start.
 pub fn run(path: &Path) -> Result<(), Error> {
+    // First of all, while there is one thread: the others inherit it.
+    let held = signals::hold().map_err(|error| Error::System("signals", error))?;
     let text = config::read(path).map_err(Error::Configuration)?;
     let (config, warnings) = config::parse_with_warnings(&text, path).map_err(Error::Configuration)?;
     log::start(&config.log);
@@ -134,30 +153,13 @@ pub fn run(path: &Path) -> Result<(), Error> {
         .build()
         .map_err(|error| Error::System("the runtime", error))?;
     let ended = runtime.block_on(async {
-        // Before the doors open: a signal that nobody waits for would end the process where it stands.
-        let signals = Signals::catch().map_err(|error| Error::System("signals", error))?;
+        let signals = Signals::catch(held).map_err(|error| Error::System("signals", error))?;
         let daemon = Daemon::start(config, text, listeners).await?;
         daemon.obey(signals).await
     });
     // What still waits for a disk that does not answer is not waited for.
     runtime.shutdown_background();
     ended
-}
-
-struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
-}
-
-impl Signals {
-    fn catch() -> io::Result<Self> {
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-        })
-    }
 }
 
 /// A running relay with its listeners.
@@ -193,19 +195,33 @@ struct OpenDoor {
     task: JoinHandle<()>,
 }
 
-/// A listener for every listen address of `config`: what the service manager passes in, the rest is bound.
+/// A listener for every listen address of `config`: what the service manager passes in, the rest is bound. On a machine
+/// without IPv6 `[::]` and `[::1]` are left out with a warning, if anything else is left to listen on.
 ///
 /// # Errors
 /// The first that cannot be bound, and why.
 pub fn bind_all(config: &Config) -> Result<HashMap<SocketAddr, StdListener>, Error> {
     let mut passed = manager::sockets().map_err(|error| Error::System("a socket of the service manager", error))?;
     let mut listeners = HashMap::new();
+    let mut without_ipv6 = None;
     for address in listen_addresses(config) {
-        let listener = match passed.remove(&address) {
-            Some(listener) => listener,
-            None => bind(address)?,
+        let bound = match passed.remove(&address) {
+            Some(listener) => Ok(listener),
+            None => bind(address),
         };
-        listeners.insert(address, listener);
+        match bound {
+            Ok(listener) => _ = listeners.insert(address, listener),
+            Err(error) if error.is_missing_ipv6() => {
+                warn!("{error}");
+                without_ipv6 = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = without_ipv6
+        && listeners.is_empty()
+    {
+        return Err(error);
     }
     if let Some(address) = passed.into_keys().min() {
         // Whoever connects there would wait for ever.
@@ -243,6 +259,7 @@ fn bind(address: SocketAddr) -> Result<StdListener, Error> {
     };
     bound().map_err(|error| {
         let hint = match error.kind() {
+            _ if is_missing_ipv6(address, &error) => "; this machine has no IPv6",
             io::ErrorKind::PermissionDenied => "; ports below 1024 need root (then set `user`) or CAP_NET_BIND_SERVICE",
             io::ErrorKind::AddrInUse => "; another program listens there",
             io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
@@ -293,7 +310,7 @@ impl Daemon {
         let issuers = Arc::new(Issuers::load(config.spool.path.join("issuers")));
         let visits = visit_key::open(&config.spool.path).map_err(|error| Error::System("the key of visits", error))?;
         let users = load_users(&config, &UserFiles::default());
-        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers)?;
+        let snapshot = snapshot(&config, directory, users, bound, Arc::new(visits), &issuers, None)?;
         let admin = Prepared::new(config.admin.as_ref(), None, admin_listener)?;
         let relay = Relay::new(snapshot, spool.clone(), tracker);
         let timekeeper = tokio::spawn({
@@ -381,6 +398,7 @@ impl Daemon {
                 _ = int.recv() => break,
                 _ = hup.recv() => {
                     info!("SIGHUP: reading the configuration again");
+                    self.relay.reopen_tracking();
                     manager::reloading();
                     let reloaded = self.reload();
                     manager::ready();
@@ -390,8 +408,11 @@ impl Daemon {
                     }
                 }
                 changed = watcher.changed() => {
-                    info!(files = %changed, "files changed: reading them again");
-                    if self.adopt(self.text.clone(), Faulty::LeaveAlone(&changed)) {
+                    let names = changed.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+                    info!(files = %names, "files changed: reading them again");
+                    if self.reread_lists(&changed) {
+                        info!("{names}: looked at again");
+                    } else if self.adopt(self.text.clone(), Faulty::LeaveAlone(&names)) {
                         self.certificates.look(&self.config, Timestamp::now()).await;
                     }
                 }
@@ -427,6 +448,27 @@ impl Daemon {
     /// certificate, key or file of roots that is worse than what is in use is left alone until it changes again.
     pub fn reread(&mut self) -> bool {
         self.adopt(self.text.clone(), Faulty::LeaveAlone("all files"))
+    }
+
+    /// Reads directories and users files again, if there are no others among `changed`: the configuration, the deliverer and
+    /// the doors stay as they are. False: there are others.
+    fn reread_lists(&self, changed: &[PathBuf]) -> bool {
+        let config = &self.config;
+        let users: Vec<&PathBuf> =
+            config.receive_connectors.iter().filter_map(|connector| connector.users_file.as_ref()).collect();
+        let is_directory = |file: &PathBuf| config.directories.iter().any(|source| source.path == *file);
+        // A file may be named twice.
+        if !changed.iter().all(|file| is_directory(file) || users.contains(&file)) {
+            return false;
+        }
+        let old = self.relay.snapshot();
+        if changed.iter().any(is_directory) {
+            self.relay.replace_directory(load_directory(config, Some(&old.directory)));
+        }
+        if changed.iter().any(|file| users.contains(&file)) {
+            self.relay.replace_users(load_users(config, &old.users));
+        }
+        true
     }
 
     fn adopt(&mut self, text: String, faulty: Faulty<'_>) -> bool {
@@ -483,24 +525,13 @@ impl Daemon {
             return Err(Error::System("user", io::Error::other("cannot change while the daemon runs; restart it")));
         }
         // Everything that can fail comes first; then nothing stands between the old and the new.
-        let mut fresh = Vec::new();
-        for address in listen_addresses(&config) {
-            if !self.doors.contains_key(&address) {
-                let listener = bind(address).map_err(|error| as_user(error, &config))?;
-                let listener = TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
-                fresh.push((address, listener));
-            }
-        }
+        let wanted = listen_addresses(&config);
+        let fresh = self.bind_fresh(&wanted, &config)?;
         let admin = Prepared::new(config.admin.as_ref(), self.admin.as_ref(), None)?;
         let old = self.relay.snapshot();
         let directory = load_directory(&config, Some(&old.directory));
         let mut bound: Vec<SocketAddr> = fresh.iter().filter_map(|(_, listener)| listener.local_addr().ok()).collect();
-        bound.extend(
-            self.doors
-                .iter()
-                .filter(|(listen, _)| listen_addresses(&config).contains(listen))
-                .map(|(_, open)| open.bound),
-        );
+        bound.extend(self.doors.iter().filter(|(listen, _)| wanted.contains(listen)).map(|(_, open)| open.bound));
         let users = load_users(&config, &old.users);
         let visits = match visit_key::read(&config.spool.path) {
             Ok(key) => Arc::new(key),
@@ -510,15 +541,15 @@ impl Daemon {
                 Arc::clone(&old.visits)
             }
         };
-        let next = snapshot(&config, directory, users, bound, visits, &self.issuers)?;
-        let wanted = listen_addresses(&config);
+        let next = snapshot(&config, directory, users, bound, visits, &self.issuers, Some(&old.deliverer))?;
         // The doors first, and each opens for both configurations: a connection in between finds its certificate.
         for (_, open) in self.doors.iter().filter(|(address, _)| wanted.contains(address)) {
             let door = Door::after(&open.door.borrow(), &config);
             open.door.send_replace(Arc::new(door));
         }
+        let deliverer = Arc::clone(&next.deliverer);
         let replaced = self.relay.replace(next);
-        tokio::spawn(async move { replaced.deliverer.close_idle().await });
+        replaced.deliverer.retire(&deliverer);
         self.closed.retain(|task| !task.is_finished());
         for (address, open) in self.doors.extract_if(|address, _| !wanted.contains(address)) {
             info!(%address, "listening no more");
@@ -530,6 +561,36 @@ impl Daemon {
         }
         self.admin = admin.adopt(self.admin.take(), &self.relay, &self.limits);
         Ok(())
+    }
+
+    /// A listener for each address of `wanted` that has none yet. What the start left out for want of IPv6 is tried again,
+    /// and is no reason to refuse a configuration.
+    fn bind_fresh(&self, wanted: &[SocketAddr], config: &Config) -> Result<Vec<(SocketAddr, TcpListener)>, Error> {
+        let mut fresh = Vec::new();
+        let mut without_ipv6 = None;
+        for &address in wanted.iter().filter(|address| !self.doors.contains_key(address)) {
+            let was_left_out = listen_addresses(&self.config).contains(&address);
+            match bind(address).map_err(|error| as_user(error, config)) {
+                Ok(listener) => {
+                    let listener =
+                        TcpListener::from_std(listener).map_err(|error| Error::System("a listener", error))?;
+                    fresh.push((address, listener));
+                }
+                Err(error) if was_left_out || error.is_missing_ipv6() => {
+                    if !was_left_out || !error.is_missing_ipv6() {
+                        warn!("{error}");
+                    }
+                    without_ipv6 = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match without_ipv6 {
+            Some(error) if fresh.is_empty() && !wanted.iter().any(|address| self.doors.contains_key(address)) => {
+                Err(error)
+            }
+            _ => Ok(fresh),
+        }
     }
 
     /// Stops accepting, finishes what is under way within `grace`, and makes everything durable.
@@ -625,13 +686,22 @@ fn snapshot(
     bound: Vec<SocketAddr>,
     visits: Arc<visit::Key>,
     issuers: &Arc<Issuers>,
+    last: Option<&Deliverer>,
 ) -> Result<Snapshot, Error> {
-    let resolver = Resolver::new(&config.dns.servers).map_err(Error::Dns)?;
+    let servers = &config.dns.servers;
+    let resolver = match last {
+        Some(last) => last.resolver().succeeded_by(servers),
+        None => Resolver::new(servers),
+    };
+    let resolver = resolver.map_err(Error::Dns)?;
     let mut deliverer = Deliverer::new(Arc::clone(config), resolver, bound).remembering(Arc::clone(issuers));
     if config.hybrid.is_some() {
         deliverer = deliverer.marking(Arc::clone(&visits));
     }
-    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer, visits })
+    if let Some(last) = last {
+        deliverer = deliverer.succeeding(last);
+    }
+    Ok(Snapshot { config: Arc::clone(config), directory, users, deliverer: Arc::new(deliverer), visits })
 }
 
 /// Reads what changed. A source that cannot be read does not stop the relay: what it would know is 451, never 550.
@@ -679,4 +749,28 @@ fn files(config: &Config) -> Vec<PathBuf> {
     files.sort_unstable();
     files.dedup();
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a machine without IPv6 says, and what a slip in an address would.
+    #[test]
+    fn missing_ipv6_is_told_from_a_slip() {
+        for (address, errno, expected) in [
+            ("[::]:25", Errno::EAFNOSUPPORT, true),
+            ("[::]:25", Errno::EADDRNOTAVAIL, true),
+            ("[::1]:8025", Errno::EADDRNOTAVAIL, true),
+            ("[::]:25", Errno::EADDRINUSE, false),
+            ("[::]:25", Errno::EACCES, false),
+            ("[2001:db8::1]:25", Errno::EADDRNOTAVAIL, false),
+            ("[2001:db8::1]:25", Errno::EAFNOSUPPORT, false),
+            ("0.0.0.0:25", Errno::EADDRNOTAVAIL, false),
+            ("192.0.2.1:25", Errno::EADDRNOTAVAIL, false),
+        ] {
+            let error = io::Error::from(errno);
+            assert_eq!(is_missing_ipv6(address.parse().unwrap(), &error), expected, "{address} {errno}");
+        }
+    }
 }

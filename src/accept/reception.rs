@@ -446,7 +446,13 @@ tls = "off"
         let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
         let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
         let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
-        Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
+        Snapshot {
+            config,
+            directory: Arc::new(directory),
+            users: Arc::default(),
+            deliverer: Arc::new(deliverer),
+            visits,
+        }
     }
 
     /// A connection of 192.0.2.1, which is of the connector "own".

@@ -127,6 +127,9 @@ pub struct Certificate {
     pub file: String,
     /// Its end.
     pub expires: Timestamp,
+    /// Names that a certificate before it carried since the start, and that it does not.
+    #[serde(default)]
+    pub lost_names: Vec<String>,
 }
 
 /// A next hop.
@@ -168,7 +171,7 @@ fn of(admin: &Admin) -> Status {
     for identity in config.identities() {
         let file = identity.files().first().map(|file| file.display().to_string()).unwrap_or_default();
         if !certificates.iter().any(|known| known.file == file) {
-            certificates.push(Certificate { file, expires: identity.expiry() });
+            certificates.push(Certificate { file, expires: identity.expiry(), lost_names: identity.lost() });
         }
     }
     certificates.sort_by_key(|certificate| certificate.expires);

@@ -353,6 +353,10 @@ fn tail(status: &Status, now: Timestamp) -> String {
             }
             _ => writeln!(text, "  {} ends in {}", certificate.file, span(now, certificate.expires)),
         };
+        if !certificate.lost_names.is_empty() {
+            let lost = certificate.lost_names.join(", ");
+            let _ = writeln!(text, "    {YELLOW}no longer carries {lost}, as the one before it did{YELLOW:#}");
+        }
     }
     let with_mail = || status.hops.iter().filter(|hop| hop.ready + hop.active + hop.deferred > 0);
     if with_mail().next().is_some() {
@@ -450,6 +454,18 @@ mod tests {
         assert!(text.contains("queue        1 message, the oldest 31m old, 1 copy held\n"), "{text}");
         let minute = "last minute  1 message accepted, 1 recipient delivered; 1 connection open\n";
         assert!(text.contains(minute), "{text}");
+    }
+
+    #[test]
+    fn names_that_a_renewal_lost_are_told() {
+        let mut status = status(1);
+        let renewed = serde_json::json!({
+            "file": "mail.crt", "expires": "2027-11-20T14:30:00Z", "lost_names": ["mail.contoso.com"],
+        });
+        status.certificates.push(serde_json::from_value(renewed).unwrap());
+        let text = page(&status, "2026-11-20T14:31:00Z".parse().unwrap());
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert!(text.contains("    no longer carries mail.contoso.com, as the one before it did\n"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::problem::Problems;
 use super::read::{Read, Reported, Table};
 use super::together::Entry;
 use super::{Config, ReceiveConnector, SendConnector};
+use crate::message::Domain;
 use crate::tls::{Finding, Identity, Roots};
 
 /// No password is longer, and /dev/zero ends somewhere.
@@ -152,7 +153,28 @@ impl Files {
                 self.kept.push(why);
                 Ok(old.clone())
             }
-            None => read,
+            None => read.map(|new| new.succeeding(old)),
+        }
+    }
+
+    /// Says it where receive connectors have certificates, and none of them carries `hostname`. One of several connectors may
+    /// well have another name.
+    pub(super) fn judge_names(
+        hostname: &Domain,
+        receives: &Read<Vec<Entry<'_, ReceiveConnector>>>,
+        problems: &mut Problems,
+    ) {
+        let read = receives.iter().flatten().filter_map(|entry| Some((&entry.table, entry.read.as_ref().ok()?)));
+        let identities: Vec<_> = read.filter_map(|(table, one)| Some((table, one.identity.as_ref()?))).collect();
+        let Some((table, first)) = identities.first() else { return };
+        if !identities.iter().any(|(_, identity)| identity.carries(hostname.as_str())) {
+            let names = first.names().join(", ");
+            let names = if names.is_empty() { "no name at all" } else { &names };
+            let text = format!(
+                "the certificate is for {names}, and no receive_connector has one for the hostname {hostname}: who looks for \
+                 that name finds another"
+            );
+            table.warn("certificate", text, problems);
         }
     }
 

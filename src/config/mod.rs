@@ -609,6 +609,9 @@ fn config(mut table: Table<'_>, path: &Path, files: &mut Files, problems: &mut P
         connector::send_connector(table, files, problems)
     });
     files.judge(&receives, &sends, problems);
+    if let Ok(hostname) = &hostname {
+        Files::judge_names(hostname, &receives, problems);
+    }
     let tracking = table.section("tracking", problems).and_then(|table| tracking(table, problems));
     let log = table.section("log", problems).and_then(|table| log(table, problems));
     let admin = table.section("admin", problems);

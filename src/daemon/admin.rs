@@ -56,6 +56,10 @@ impl Prepared {
                 warn!(%error, "there is no admin interface; [admin] says where it is to listen, listen = \"\" that it is not wanted");
                 Ok(Self::Closed)
             }
+            Err(error) if error.is_missing_ipv6() => {
+                warn!("{error}; there is no admin interface until [admin] listen names an IPv4 address");
+                Ok(Self::Closed)
+            }
             prepared => prepared,
         }
     }
@@ -71,6 +75,7 @@ impl Prepared {
         };
         let listener = bound.map_err(|error| {
             let hint = match error.kind() {
+                _ if super::is_missing_ipv6(wanted.listen, &error) => "; this machine has no IPv6",
                 std::io::ErrorKind::AddrInUse => "; another program listens there: choose another [admin] listen",
                 _ => "; this is [admin] listen",
             };

@@ -1,5 +1,5 @@
 //! What the log says about our own certificates and roots: that they end soon, that a chain is not whole, that a new
-//! pair was left alone.
+//! pair was left alone, that a renewed one lacks names that the one before it carried.
 //!
 //! Each thing is said once, when it comes to pass: 30, 14 and 7 days before the end, then daily. `now` is an argument;
 //! the daemon has the timer.
@@ -20,6 +20,8 @@ pub(super) struct Certificates {
     marks: HashMap<Which, Mark>,
     /// What is wrong with chains as they are sent.
     gaps: Vec<String>,
+    /// Which names were lost by renewals.
+    lost: Vec<String>,
     /// What is not taken because it is worse than what is in use.
     kept: Vec<String>,
 }
@@ -60,6 +62,9 @@ impl Certificates {
     /// be read for it, which blocks.
     pub(super) async fn look(&mut self, config: &Arc<Config>, now: Timestamp) {
         self.look_at_dates(config, now);
+        for lost in self.newly_lost(config) {
+            warn!("{lost}");
+        }
         let config = Arc::clone(config);
         let gaps = tokio::task::spawn_blocking(move || gaps(&config, now)).await.unwrap_or_default();
         for gap in gaps.iter().filter(|gap| !self.gaps.contains(gap)) {
@@ -104,6 +109,14 @@ impl Certificates {
         passed
     }
 
+    /// What is to be said of names that renewals have lost, and was not yet.
+    fn newly_lost(&mut self, config: &Config) -> Vec<String> {
+        let lost = lost(config);
+        let new = lost.iter().filter(|lost| !self.lost.contains(lost)).cloned().collect();
+        self.lost = lost;
+        new
+    }
+
     /// These files were left alone, and why; those of before that are not among them were taken.
     pub(super) fn kept(&mut self, kept: Vec<String>) {
         for why in kept.iter().filter(|why| !self.kept.contains(why)) {
@@ -119,6 +132,26 @@ impl Certificates {
 fn expiries(config: &Config) -> Vec<Expiry> {
     let roots = config.roots().flat_map(Roots::expiries);
     config.identities().flat_map(|identity| identity.expiries()).chain(roots).collect()
+}
+
+fn lost(config: &Config) -> Vec<String> {
+    let mut all = Vec::new();
+    for identity in config.identities() {
+        let lost = identity.lost();
+        if lost.is_empty() {
+            continue;
+        }
+        let (file, lost, names) = (identity.certificate.display(), lost.join(", "), identity.names().join(", "));
+        let text = format!(
+            "{file}: the certificate no longer carries {lost}, as the one before it did; it is for {names}. Others that \
+             look for the former name take us for somebody else: put one with all names in its place, or agree on the new \
+             name"
+        );
+        if !all.contains(&text) {
+            all.push(text);
+        }
+    }
+    all
 }
 
 fn gaps(config: &Config, now: Timestamp) -> Vec<String> {
@@ -138,6 +171,39 @@ fn gaps(config: &Config, now: Timestamp) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::{Authority, Identity};
+
+    /// One renewal a row: what the certificate is for, and which of the former names are lost then.
+    #[test]
+    fn a_renewal_that_loses_names_is_told() {
+        crate::tls::install_provider();
+        let authority = Authority::new("CA");
+        let mut serving: Option<Identity> = None;
+        for (names, lost) in [
+            (&["mail.contoso.com", "smtp.contoso.com"][..], &[][..]),
+            (&["mail.contoso.com", "smtp.contoso.com"], &[]),
+            (&["SMTP.contoso.com", "mail.contoso.com", "more.contoso.com"], &[]),
+            (&["mail.contoso.com"], &["SMTP.contoso.com", "more.contoso.com"]),
+            (&["mail.fabrikam.com"], &["mail.contoso.com", "SMTP.contoso.com", "more.contoso.com"]),
+            (&["*.contoso.com"], &["mail.fabrikam.com"]),
+            (&["*.contoso.com", "mail.fabrikam.com"], &[]),
+            (&["mail.contoso.com", "mail.fabrikam.com"], &["*.contoso.com"]),
+            (&["*.contoso.com", "*.fabrikam.com"], &[]),
+        ] {
+            let new = authority.identity(names);
+            let new = match &serving {
+                Some(serving) => new.succeeding(serving),
+                None => new,
+            };
+            let mut found = new.lost();
+            found.sort_by_key(|name| lost.iter().position(|lost| lost == name));
+            assert_eq!(found, lost, "{names:?}");
+            // Read again, it is the same certificate, and what was lost with it stays lost.
+            let again = new.clone().succeeding(&new);
+            assert_eq!(again.lost().len(), lost.len());
+            serving = Some(new);
+        }
+    }
 
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
 

@@ -5,7 +5,6 @@
 //! a link or a file on the way stands. A slow poll stands behind the watch, for file systems that report nothing.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -79,9 +78,9 @@ impl Watcher {
         self.folders = folders;
     }
 
-    /// Waits until files changed and nothing more happened to them for a moment. Gives their names. Nothing is lost if
+    /// Waits until files changed and nothing more happened to them for a moment. Gives them. Nothing is lost if
     /// the wait is given up.
-    pub(super) async fn changed(&mut self) -> String {
+    pub(super) async fn changed(&mut self) -> Vec<PathBuf> {
         loop {
             if self.look_at.is_none() {
                 let poll = Instant::now() + POLL;
@@ -96,12 +95,12 @@ impl Watcher {
                 while self.events.try_recv().is_ok() {}
                 self.look_at = None;
             }
-            let mut changed = String::new();
+            let mut changed = Vec::new();
             for (file, before) in &mut self.prints {
                 let now = print(file);
                 if *before != now {
                     *before = now;
-                    let _ = write!(changed, "{}{}", if changed.is_empty() { "" } else { ", " }, file.display());
+                    changed.push(file.clone());
                 }
             }
             if !changed.is_empty() {
@@ -178,7 +177,7 @@ mod tests {
         SystemTime::now() + Duration::from_secs(3600)
     }
 
-    async fn changed(watcher: &mut Watcher) -> String {
+    async fn changed(watcher: &mut Watcher) -> Vec<PathBuf> {
         tokio::time::timeout(PATIENCE, watcher.changed()).await.expect("nothing was noticed")
     }
 
@@ -204,7 +203,7 @@ mod tests {
             step();
             // A wait that is given up loses nothing.
             assert!(tokio::time::timeout(Duration::ZERO, watcher.changed()).await.is_err());
-            assert_eq!(changed(&mut watcher).await, path(name).display().to_string());
+            assert_eq!(changed(&mut watcher).await, [path(name)]);
         }
     }
 
@@ -239,7 +238,7 @@ mod tests {
         ];
         for (number, (file, step)) in steps.into_iter().enumerate() {
             step();
-            assert_eq!(changed(&mut watcher).await, file.display().to_string(), "step {number}");
+            assert_eq!(changed(&mut watcher).await, [file], "step {number}");
         }
     }
 

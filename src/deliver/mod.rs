@@ -6,14 +6,13 @@
 //! Not here: which copy is tried when (`relay::schedule`), and what follows (`outcome`, `relay::settle`).
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use ipnet::IpNet;
 
 use crate::clock;
-use crate::config::{Config, ConnectorName, EightBit, Hops, Level, SendConnector};
+use crate::config::{Config, ConnectorName, EightBit, Hops, Level, Login, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Address, Domain, Recipient, visit};
 use crate::outcome::Setback;
@@ -21,7 +20,7 @@ use crate::route::{Hop, HopCopy, plan};
 use crate::smtp::Reply;
 use crate::smtp::client::{END_OF_DATA, Fault, Mail, Remedy};
 use crate::spool::Message;
-use crate::tls::{self, Proof};
+use crate::tls::{self, Identity, Proof};
 
 pub mod connect;
 pub mod drive;
@@ -33,12 +32,14 @@ use connect::{Failure, Way};
 use drive::{Connection, Content, Transmission};
 use hosts::{Hosts, Ourselves, Target};
 pub use issuers::Issuers;
-use pool::{Lease, Pool, Purpose, Turns};
+pub use pool::Turns;
+use pool::{Lease, Owner, Pool, Purpose};
 
 /// How often a connection that was kept may turn out to be closed before a new one is opened instead.
 const STALE: usize = 1;
 
-/// Delivers copies by the send connectors of one configuration.
+/// Delivers copies by the send connectors of one configuration. What it learns of their hosts outlives it:
+/// [`Deliverer::succeeding`].
 #[derive(Debug)]
 pub struct Deliverer<R = Resolver> {
     resolver: R,
@@ -53,12 +54,79 @@ pub struct Deliverer<R = Resolver> {
     marks: Option<Arc<visit::Key>>,
 }
 
-/// What lives as long as a send connector.
+/// What belongs to a send connector.
 #[derive(Debug)]
 struct Lane {
-    helo: String,
+    memory: Arc<HopMemory>,
+    /// Lives as long as the rate stays the same.
+    turns: Option<Arc<Turns>>,
+}
+
+/// What was learnt of a send connector's hosts, as long as its connections are opened alike: TLS sessions here; idle
+/// connections, resting addresses and what a host cannot do in the pool, under the owner. A new configuration takes over this
+/// very object, so an attempt that began by the former one adds to the same memory.
+#[derive(Debug)]
+struct HopMemory {
+    terms: ConnectionTerms,
     tls: Option<tls::Connector>,
-    turns: Option<Turns>,
+    owner: Arc<Owner>,
+}
+
+/// All that decides how a connection of a send connector is opened and kept.
+#[derive(Debug, PartialEq)]
+struct ConnectionTerms {
+    helo: String,
+    level: Level,
+    identity: Option<Identity>,
+    source_v4: Option<IpAddr>,
+    source_v6: Option<IpAddr>,
+    login: Option<Login>,
+    max_connections: usize,
+}
+
+impl ConnectionTerms {
+    fn of(connector: &SendConnector, hostname: &Domain) -> Self {
+        // Without `..`: a new key has to decide.
+        let SendConnector {
+            name: _,
+            serves: _,
+            hops: _,
+            port: _,
+            tls,
+            identity,
+            helo,
+            source_v4,
+            source_v6,
+            login,
+            max_connections,
+            max_messages_per_connection: _,
+            max_recipients: _,
+            max_message_size: _,
+            rate: _,
+            connect_timeout: _,
+            chunking: _,
+            eight_bit: _,
+            tags: _,
+            internal: _,
+            enabled: _,
+        } = connector;
+        Self {
+            helo: helo.as_ref().unwrap_or(hostname).to_string(),
+            level: tls.clone(),
+            identity: identity.clone(),
+            source_v4: *source_v4,
+            source_v6: *source_v6,
+            login: login.clone(),
+            max_connections: *max_connections,
+        }
+    }
+}
+
+impl HopMemory {
+    fn new(terms: ConnectionTerms) -> Self {
+        let tls = (!matches!(terms.level, Level::Off)).then(|| tls::Connector::new(terms.identity.as_ref()));
+        Self { terms, tls, owner: Arc::new(Owner::unique()) }
+    }
 }
 
 /// What became of one attempt: one result for each recipient that was open.
@@ -102,8 +170,7 @@ impl Pending {
 }
 
 impl<R: Resolve> Deliverer<R> {
-    /// Delivers by `config`; its send connectors' connections, TLS sessions and rates live as long as this does.
-    /// Where we listen, mail is not delivered to by MX.
+    /// Delivers by `config`. Where we listen, mail is not delivered to by MX.
     pub fn new(config: Arc<Config>, resolver: R, listening: Vec<SocketAddr>) -> Self {
         let ourselves = Ourselves::new(config.hostname.clone(), listening);
         let organization = config.organization().cloned();
@@ -114,9 +181,8 @@ impl<R: Resolve> Deliverer<R> {
     fn with(ourselves: Ourselves, private_targets: Vec<IpNet>, connectors: &[Arc<SendConnector>], resolver: R) -> Self {
         let lanes = connectors.iter().map(|connector| {
             let lane = Lane {
-                helo: connector.helo.as_ref().unwrap_or(&ourselves.hostname).to_string(),
-                tls: (!matches!(connector.tls, Level::Off)).then(|| tls::Connector::new(connector.identity.as_ref())),
-                turns: connector.rate.map(Turns::new),
+                memory: Arc::new(HopMemory::new(ConnectionTerms::of(connector, &ourselves.hostname))),
+                turns: connector.rate.map(|rate| Arc::new(Turns::new(rate))),
             };
             (connector.name.clone(), lane)
         });
@@ -138,15 +204,49 @@ impl<R: Resolve> Deliverer<R> {
         Self { issuers, ..self }
     }
 
+    /// The same, taking over what `last` has learnt: the memory of each send connector whose connections are opened alike,
+    /// and the turns of each whose rate is the same. Once this one is in force, [`Deliverer::retire`] closes the rest.
+    #[must_use]
+    pub fn succeeding(mut self, last: &Self) -> Self {
+        self.pool = last.pool.clone();
+        for (name, lane) in &mut self.lanes {
+            let Some(known) = last.lanes.get(name) else { continue };
+            if lane.memory.terms == known.memory.terms {
+                lane.memory = Arc::clone(&known.memory);
+            }
+            if let (Some(turns), Some(known)) = (&mut lane.turns, &known.turns)
+                && turns.is_as_fast_as(known)
+            {
+                *turns = Arc::clone(known);
+            }
+        }
+        self
+    }
+
+    /// `next` is in force in the place of this: what it did not take over is closed, now or when it is given back.
+    pub fn retire(&self, next: &Self) {
+        for (name, lane) in &self.lanes {
+            let is_kept = next.lanes.get(name).is_some_and(|kept| Arc::ptr_eq(&kept.memory, &lane.memory));
+            if !is_kept {
+                self.pool.retire(&lane.memory.owner);
+            }
+        }
+    }
+
+    /// What it asks about hosts.
+    pub fn resolver(&self) -> &R {
+        &self.resolver
+    }
+
     /// The same, with every copy marked, so that it is known if it comes back.
     #[must_use]
     pub fn marking(self, key: Arc<visit::Key>) -> Self {
         Self { marks: Some(key), ..self }
     }
 
-    /// Takes the next turn of a connector with a rate: when its message may go.
-    pub fn turn(&self, connector: &ConnectorName) -> Option<Instant> {
-        Some(self.lanes.get(connector)?.turns.as_ref()?.take(connect::now()))
+    /// The turns of a connector with a rate. A reload that leaves the rate alone gives the same object.
+    pub fn turns(&self, connector: &ConnectorName) -> Option<&Arc<Turns>> {
+        self.lanes.get(connector)?.turns.as_ref()
     }
 
     /// Tries to bring a copy to its next hop, for the recipients that are still open. Whoever has a rate to keep has taken
@@ -199,7 +299,7 @@ impl<R: Resolve> Deliverer<R> {
         Attempt { results }
     }
 
-    /// Says goodbye on idle connections and keeps none from now on: at the end, and when the configuration changes.
+    /// Says goodbye on all idle connections and keeps none from now on: at the end.
     pub async fn close_idle(&self) {
         self.pool.close().await;
     }
@@ -221,6 +321,7 @@ impl<R: Resolve> Deliverer<R> {
         let (Some(lane), Some(copy)) = (self.lanes.get(&connector.name), message.copies.get(copy)) else {
             return (missing("missing"), met);
         };
+        let memory = &lane.memory;
         if let Err(setback) = may_carry(connector, message) {
             return (setback, met);
         }
@@ -242,7 +343,7 @@ impl<R: Resolve> Deliverer<R> {
         };
         let mut contents = Contents::default();
         let patience = OnceLock::new();
-        while let Some(target) = hosts.next(&self.pool.known(&connector.name)).await {
+        while let Some(target) = hosts.next(&self.pool.known(&memory.owner)).await {
             let tried: Vec<u16> = pending
                 .iter()
                 .filter(|pending| pending.only.is_none_or(|preference| preference == target.preference))
@@ -256,9 +357,9 @@ impl<R: Resolve> Deliverer<R> {
             }
             let way = Way {
                 connector,
-                helo: &lane.helo,
+                helo: &memory.terms.helo,
                 own_name: &self.ourselves.hostname,
-                tls: lane.tls.as_ref(),
+                tls: memory.tls.as_ref(),
                 domain,
                 patience: &patience,
             };
@@ -268,6 +369,7 @@ impl<R: Resolve> Deliverer<R> {
             };
             let call = Call {
                 pool: &self.pool,
+                owner: &memory.owner,
                 issuers: &self.issuers,
                 target: &target,
                 way,
@@ -401,6 +503,7 @@ fn may_carry(connector: &SendConnector, message: &Message) -> Result<(), Setback
 /// One host, for some recipients.
 struct Call<'a> {
     pool: &'a Pool,
+    owner: &'a Arc<Owner>,
     issuers: &'a Arc<Issuers>,
     target: &'a Target,
     way: Way<'a>,
@@ -429,7 +532,7 @@ impl Call<'_> {
         let mut met = Vec::new();
         loop {
             let lease =
-                self.pool.lease(&connector.name, self.target.address, connector.max_connections, purpose.clone()).await;
+                self.pool.lease(self.owner, self.target.address, connector.max_connections, purpose.clone()).await;
             let kept = if stale < STALE { lease.take() } else { None };
             let was_kept = kept.is_some();
             let mut connection = match kept {
@@ -467,7 +570,7 @@ impl Call<'_> {
                     }
                 },
             };
-            let may_chunk = lease.may_chunk() && self.pool.may_chunk(&connector.name, &self.copy.hop);
+            let may_chunk = lease.may_chunk() && self.pool.may_chunk(self.owner, &self.copy.hop);
             let mut mail = self.mail(&tried, content, may_chunk);
             mail.eight_bit &= !(needs_seven_bit && connector.eight_bit == EightBit::AsIs);
             let Transmission { settled, unheard, lost_chunk, unread } =
@@ -480,7 +583,7 @@ impl Call<'_> {
                     host = connection.host,
                     "it offers CHUNKING, and the session ended at BDAT: hosts of this hop get DATA from now on"
                 );
-                self.pool.never_chunk(&connector.name, &self.copy.hop);
+                self.pool.never_chunk(self.owner, &self.copy.hop);
             }
             if was_kept && unheard && settled.iter().all(|(_, result)| result.as_ref().is_err_and(is_an_end)) {
                 // It had been closed for want of work. Nothing was heard of this message on it: a new one is tried,

@@ -9,10 +9,13 @@
 //!
 //! A place that failed rests: other addresses of the hop go first, and one attempt at a time asks whether it is back. That
 //! it failed is remembered until it answers, so that a later attempt goes on with those that were not tried.
+//!
+//! The pool outlives configurations. A send connector is in it under an [`Owner`], which a reload keeps as long as nothing
+//! changes about the connector's connections, and retires otherwise.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,7 +25,7 @@ use tokio::task::JoinSet;
 use super::connect::now;
 use super::drive::Connection;
 use super::hosts::{Known, Standing};
-use crate::config::{ConnectorName, Rate};
+use crate::config::Rate;
 use crate::message::Domain;
 use crate::route::Hop;
 
@@ -54,7 +57,27 @@ pub struct Purpose {
     pub domain: Option<Domain>,
 }
 
-/// The connections of one configuration. Cheap to clone.
+/// One send connector, as long as nothing changes about its connections.
+#[derive(Debug)]
+pub struct Owner {
+    number: u64,
+    /// Its connections are closed rather than kept.
+    retired: AtomicBool,
+}
+
+impl Owner {
+    /// Another than all before.
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { number: NEXT.fetch_add(1, Ordering::Relaxed), retired: AtomicBool::new(false) }
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+}
+
+/// All connections of the relay. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -69,11 +92,11 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    places: HashMap<(ConnectorName, SocketAddr), Arc<Place>>,
+    places: HashMap<(u64, SocketAddr), Arc<Place>>,
     /// At so many places those that say nothing are looked for.
     sweep_at: usize,
     /// Sessions with a host of these ended at BDAT.
-    unchunked: HashSet<(ConnectorName, Hop)>,
+    unchunked: HashSet<(u64, Hop)>,
     idle: usize,
     sweeping: bool,
     closed: bool,
@@ -82,6 +105,7 @@ struct State {
 /// One address as one connector uses it.
 #[derive(Debug)]
 pub struct Place {
+    owner: Arc<Owner>,
     permits: Arc<Semaphore>,
     limit: usize,
     idle: Mutex<Vec<Idle>>,
@@ -115,8 +139,8 @@ pub struct Lease {
 }
 
 impl Pool {
-    /// Waits until `connector` may use another connection to `address`.
-    pub async fn lease(&self, connector: &ConnectorName, address: SocketAddr, limit: usize, purpose: Purpose) -> Lease {
+    /// Waits until `owner` may use another connection to `address`.
+    pub async fn lease(&self, owner: &Arc<Owner>, address: SocketAddr, limit: usize, purpose: Purpose) -> Lease {
         let place = {
             let mut state = self.state();
             if state.places.len() >= PLACES.max(state.sweep_at) {
@@ -130,8 +154,9 @@ impl Pool {
                 // Not for each lease, where most of them stay.
                 state.sweep_at = state.places.len() + PLACES / 2;
             }
-            let place = state.places.entry((connector.clone(), address)).or_insert_with(|| {
+            let place = state.places.entry((owner.number, address)).or_insert_with(|| {
                 Arc::new(Place {
+                    owner: Arc::clone(owner),
                     permits: Arc::new(Semaphore::new(limit.max(1))),
                     limit: limit.max(1),
                     idle: Mutex::default(),
@@ -146,16 +171,16 @@ impl Pool {
     }
 
     /// What is known of the addresses of a connector's hosts.
-    pub fn known<'a>(&'a self, connector: &'a ConnectorName) -> Addresses<'a> {
-        Addresses { pool: self, connector }
+    pub fn known<'a>(&'a self, owner: &'a Owner) -> Addresses<'a> {
+        Addresses { pool: self, owner }
     }
 
-    fn place(&self, connector: &ConnectorName, address: SocketAddr) -> Option<Arc<Place>> {
-        self.state().places.get(&(connector.clone(), address)).map(Arc::clone)
+    fn place(&self, owner: &Owner, address: SocketAddr) -> Option<Arc<Place>> {
+        self.state().places.get(&(owner.number, address)).map(Arc::clone)
     }
 
-    fn standing(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> Standing {
-        let Some(place) = self.place(connector, address) else { return Standing::Good };
+    fn standing(&self, owner: &Owner, address: SocketAddr, now: Instant) -> Standing {
+        let Some(place) = self.place(owner, address) else { return Standing::Good };
         let failed = *lock(&place.failed);
         match failed {
             None => Standing::Good,
@@ -166,8 +191,8 @@ impl Pool {
 
     /// An address that failed is about to be tried again; the others wait for what comes of that: one connection probes it.
     /// F-036.
-    fn probe(&self, connector: &ConnectorName, address: SocketAddr, now: Instant) -> bool {
-        let Some(place) = self.place(connector, address) else { return true };
+    fn probe(&self, owner: &Owner, address: SocketAddr, now: Instant) -> bool {
+        let Some(place) = self.place(owner, address) else { return true };
         let mut failed = lock(&place.failed);
         let Some(failed) = &mut *failed else { return true };
         let may = failed.rests_until <= now;
@@ -178,18 +203,18 @@ impl Pool {
     }
 
     /// May BDAT be used with hosts of this hop?
-    pub fn may_chunk(&self, connector: &ConnectorName, hop: &Hop) -> bool {
+    pub fn may_chunk(&self, owner: &Owner, hop: &Hop) -> bool {
         let state = self.state();
-        state.unchunked.is_empty() || !state.unchunked.contains(&(connector.clone(), hop.clone()))
+        state.unchunked.is_empty() || !state.unchunked.contains(&(owner.number, hop.clone()))
     }
 
     /// A session with a host of this hop ended at BDAT. The firewall that does so may stand before all of them.
-    pub fn never_chunk(&self, connector: &ConnectorName, hop: &Hop) {
+    pub fn never_chunk(&self, owner: &Owner, hop: &Hop) {
         let mut state = self.state();
         if state.unchunked.len() >= UNCHUNKED {
             state.unchunked.clear();
         }
-        state.unchunked.insert((connector.clone(), hop.clone()));
+        state.unchunked.insert((owner.number, hop.clone()));
     }
 
     /// Says goodbye on all idle connections, keeps none from now on, and waits until all are closed.
@@ -207,6 +232,29 @@ impl Pool {
         }
         let mut leaving = std::mem::take(&mut *lock(&self.shared.leaving));
         while leaving.join_next().await.is_some() {}
+    }
+
+    /// Says goodbye on the idle connections of `owner`, and keeps none of its connections from now on. Attempts that are
+    /// under way, or still begin by the former configuration, end as they would have.
+    pub fn retire(&self, owner: &Owner) {
+        let mut idle = Vec::new();
+        {
+            let mut state = self.state();
+            // Under the lock: whoever gives a connection back either comes before, or sees it.
+            owner.retired.store(true, Ordering::Relaxed);
+            state.places.retain(|_, place| {
+                if !place.owner.is_retired() {
+                    return true;
+                }
+                idle.append(&mut lock(&place.idle));
+                // One in use still counts for its limit.
+                Arc::strong_count(place) > 1
+            });
+            state.idle = state.idle.saturating_sub(idle.len());
+        }
+        for idle in idle {
+            self.leave(idle.connection);
+        }
     }
 
     /// Says goodbye without letting anybody wait for it.
@@ -247,16 +295,16 @@ impl Pool {
 #[derive(Debug)]
 pub struct Addresses<'a> {
     pool: &'a Pool,
-    connector: &'a ConnectorName,
+    owner: &'a Owner,
 }
 
 impl Known for Addresses<'_> {
     fn standing(&self, address: SocketAddr) -> Standing {
-        self.pool.standing(self.connector, address, now())
+        self.pool.standing(self.owner, address, now())
     }
 
     fn probe(&self, address: SocketAddr) -> bool {
-        self.pool.probe(self.connector, address, now())
+        self.pool.probe(self.owner, address, now())
     }
 }
 
@@ -300,7 +348,7 @@ impl Lease {
     pub fn keep(self, connection: Connection) {
         let kept = {
             let mut state = self.pool.state();
-            if state.closed || state.idle >= IDLE_CONNECTIONS {
+            if state.closed || self.place.owner.is_retired() || state.idle >= IDLE_CONNECTIONS {
                 Err(connection)
             } else {
                 state.idle += 1;
@@ -380,6 +428,11 @@ impl Turns {
         Self { interval: rate.per / rate.count.max(1), next: Mutex::new(None) }
     }
 
+    /// Do the turns of both come at the same rate?
+    pub fn is_as_fast_as(&self, other: &Self) -> bool {
+        self.interval == other.interval
+    }
+
     /// When the message that asks at `now` may go.
     pub fn take(&self, now: Instant) -> Instant {
         let mut next = lock(&self.next);
@@ -399,27 +452,27 @@ mod tests {
     #[tokio::test]
     async fn f036_an_address_that_failed_is_probed_by_one_at_a_time() {
         let pool = Pool::default();
-        let connector = ConnectorName("out".into());
+        let owner = Arc::new(Owner::unique());
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let rests = |seconds| match pool.standing(&connector, address, at(seconds)) {
+        let rests = |seconds| match pool.standing(&owner, address, at(seconds)) {
             Standing::Good => false,
             Standing::Failed(since) | Standing::Resting(since) if since != start => panic!("{since:?}"),
-            Standing::Failed(_) => !pool.probe(&connector, address, at(seconds)),
+            Standing::Failed(_) => !pool.probe(&owner, address, at(seconds)),
             Standing::Resting(_) => true,
         };
-        assert_eq!(pool.standing(&connector, address, start), Standing::Good, "nothing is known of it");
-        let lease = pool.lease(&connector, address, 1, Purpose { host: None, domain: None }).await;
+        assert_eq!(pool.standing(&owner, address, start), Standing::Good, "nothing is known of it");
+        let lease = pool.lease(&owner, address, 1, Purpose { host: None, domain: None }).await;
         lease.rest(start);
         assert_eq!([rests(0), rests(59), rests(60), rests(60), rests(119)], [true, true, false, true, true]);
         assert_eq!([rests(120), rests(121)], [false, true], "the probe said nothing; so the next one asks");
-        assert!(!pool.probe(&connector, address, at(121)), "two that saw it rested: one of them asks");
-        assert_eq!(pool.standing(&connector, address, at(100_000)), Standing::Failed(start), "till it answers");
+        assert!(!pool.probe(&owner, address, at(121)), "two that saw it rested: one of them asks");
+        assert_eq!(pool.standing(&owner, address, at(100_000)), Standing::Failed(start), "till it answers");
         lease.wake();
-        assert_eq!(pool.standing(&connector, address, at(121)), Standing::Good);
+        assert_eq!(pool.standing(&owner, address, at(121)), Standing::Good);
         lease.note_failure(at(122));
-        assert_eq!(pool.standing(&connector, address, at(122)), Standing::Failed(at(122)), "it need not rest");
+        assert_eq!(pool.standing(&owner, address, at(122)), Standing::Failed(at(122)), "it need not rest");
     }
 
     #[test]

@@ -814,6 +814,137 @@ async fn idle_connections_are_closed_with_a_goodbye() {
     assert_eq!(peer.seen().connections, 2);
 }
 
+impl World {
+    /// The same under another configuration of this connector, with what `last` has learnt.
+    fn after(last: &Self, connector: SendConnector) -> Self {
+        let world = Self::new(connector);
+        let deliverer = Arc::into_inner(world.deliverer).unwrap().succeeding(&last.deliverer);
+        last.deliverer.retire(&deliverer);
+        Self { deliverer: Arc::new(deliverer), ..world }
+    }
+}
+
+/// A new configuration goes on with what was learnt of a connector's hosts, if it connects to them as before.
+#[tokio::test]
+async fn what_was_learnt_of_hosts_outlives_a_reload() {
+    let down = Peer::start(Manner { greeting: Some("554 5.7.1 go away"), ..Manner::default() }).await;
+    let good = Peer::start(Manner { offers: FAST, no_bdat: true, ..Manner::default() }).await;
+    let plain = || connector(&[down.address, good.address]);
+    let first = World::new(plain());
+    for _ in 0..2 {
+        assert_eq!(first.words(&message(TO)).await, "250 Plain");
+    }
+    let learnt = |down: &Peer, good: &Peer| {
+        let bdat = good.verbs().iter().filter(|verb| *verb == "BDAT").count();
+        (down.seen().connections, good.seen().connections, bdat)
+    };
+    assert_eq!(learnt(&down, &good), (1, 2, 1), "one host rests, the other gets DATA on a kept connection");
+    // Nothing of this is about its connections.
+    let second = World::after(
+        &first,
+        SendConnector {
+            enabled: true,
+            connect_timeout: Duration::from_secs(60),
+            max_message_size: Some(1000),
+            max_recipients: 7,
+            ..plain()
+        },
+    );
+    assert_eq!(second.words(&message(TO)).await, "250 Plain");
+    // An attempt of the former configuration shares it, also after the reload.
+    assert_eq!(first.words(&message(TO)).await, "250 Plain");
+    assert_eq!(learnt(&down, &good), (1, 2, 1));
+
+    // Each of these is. The connection is closed with a goodbye, and what was learnt is asked anew.
+    let mut last = second;
+    let changes: [&dyn Fn(SendConnector) -> SendConnector; 5] = [
+        &|connector| SendConnector { helo: Some(Domain::parse("other.contoso.com").unwrap()), ..connector },
+        &|connector| SendConnector { tls: Level::Opportunistic, ..connector },
+        &|connector| SendConnector { source_v4: Some([127, 0, 0, 1].into()), ..connector },
+        &|connector| SendConnector { max_connections: 1, ..connector },
+        &|connector| SendConnector {
+            tls: Level::Opportunistic,
+            identity: Some(Authority::new("CA").identity(&["mail.contoso.com"])),
+            ..connector
+        },
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let (before, open) = (learnt(&down, &good), good.seen().open);
+        assert_eq!(open, 1, "{number}");
+        let next = World::after(&last, change(plain()));
+        until(|| good.seen().open == 0).await;
+        assert_eq!(good.verbs().last().unwrap(), "QUIT", "{number}");
+        assert_eq!(next.words(&message(TO)).await, "250 Plain", "{number}");
+        assert_eq!(learnt(&down, &good), (before.0 + 1, before.1 + 2, before.2 + 1), "{number}");
+        // Who still goes by the former one is served, and nothing of it is kept.
+        assert_eq!(last.words(&message(TO)).await, "250 Plain", "{number}");
+        until(|| good.seen().open == 1).await;
+        last = next;
+    }
+}
+
+/// Of two connectors to the same host one changes: the other keeps its connection.
+#[tokio::test]
+async fn a_connector_that_changes_takes_nothing_from_another() {
+    let peer = Peer::start(Manner { offers: FAST, ..Manner::default() }).await;
+    let of = |name: &str, helo: &str| {
+        let helo = Some(Domain::parse(helo).unwrap());
+        Arc::new(SendConnector { name: ConnectorName(name.into()), helo, ..connector(&[peer.address]) })
+    };
+    let over = |connectors: &[Arc<SendConnector>]| {
+        let ourselves = Ourselves::new(Domain::parse("mail.contoso.com").unwrap(), Vec::new());
+        Deliverer::with(ourselves, Vec::new(), connectors, Table::default())
+    };
+    let helos = |peer: &Peer| -> Vec<String> {
+        peer.seen().commands.into_iter().map(|(_, line)| line).filter(|line| line.starts_with("EHLO")).collect()
+    };
+    let (one, two) = (of("one", "one.example"), of("two", "two.example"));
+    let last = over(&[Arc::clone(&one), Arc::clone(&two)]);
+    let message = message(TO);
+    for connector in [&one, &two] {
+        assert!(last.attempt(connector, &message, 0, &[0]).await.results[0].1.is_ok());
+    }
+    let changed = of("two", "changed.example");
+    let next = over(&[Arc::clone(&one), Arc::clone(&changed)]).succeeding(&last);
+    last.retire(&next);
+    until(|| peer.seen().open == 1).await;
+    for connector in [&one, &changed] {
+        assert!(next.attempt(connector, &message, 0, &[0]).await.results[0].1.is_ok());
+    }
+    assert_eq!(helos(&peer), ["EHLO one.example", "EHLO two.example", "EHLO changed.example"]);
+    // One that is gone is closed, too.
+    let without = over(&[one]).succeeding(&next);
+    next.retire(&without);
+    until(|| peer.seen().open == 1).await;
+}
+
+/// A rate goes on where it stood, whatever else of the connector changes, and begins anew when it changes itself.
+#[test]
+fn a_rate_goes_on_over_a_reload() {
+    use crate::config::Rate;
+    let hourly = |count| Some(Rate { count, per: Duration::from_hours(1) });
+    let over = |rate, helo: &str| {
+        let helo = Some(Domain::parse(helo).unwrap());
+        let connector = Arc::new(SendConnector { rate, helo, ..connector(&[]) });
+        let ourselves = Ourselves::new(Domain::parse("mail.contoso.com").unwrap(), Vec::new());
+        Deliverer::with(ourselves, Vec::new(), &[connector], Table::default())
+    };
+    let now = connect::now();
+    let name = ConnectorName("out".into());
+    let wait = |deliverer: &Deliverer<Table>| {
+        deliverer.turns(&name).map(|turns| turns.take(now).duration_since(now).as_secs())
+    };
+    let first = over(hourly(1), "a.example");
+    assert_eq!(wait(&first), Some(0));
+    let second = over(hourly(1), "b.example").succeeding(&first);
+    assert_eq!(wait(&second), Some(3600));
+    assert_eq!(wait(&first), Some(7200), "the same turns, whoever asks");
+    let third = over(hourly(2), "b.example").succeeding(&second);
+    assert_eq!(wait(&third), Some(0));
+    let fourth = over(None, "b.example").succeeding(&third);
+    assert_eq!(wait(&fourth), None);
+}
+
 /// A connection for one purpose is not used for another, and makes room for it.
 #[tokio::test]
 async fn connections_are_never_shared_by_address_alone() {

@@ -92,6 +92,10 @@ pub trait Resolve: Send + Sync {
 #[derive(Clone)]
 pub struct Resolver {
     resolver: TokioResolver,
+    /// Who is asked.
+    servers: Arc<[SocketAddr]>,
+    /// They are those of the system's configuration.
+    is_system: bool,
     /// Each question under way holds a socket.
     questions: Arc<Semaphore>,
 }
@@ -105,19 +109,25 @@ impl Resolver {
         Self::with_timeout(servers, TIMEOUT)
     }
 
-    fn with_timeout(servers: &[SocketAddr], timeout: Duration) -> Result<Self, String> {
-        let mut servers = servers.iter().map(name_server).collect::<Vec<_>>();
-        if servers.is_empty() {
-            // Of the system's configuration only the servers: `search` and `ndots` would deliver mail to a domain
-            // that nobody named (RFC 5321 section 5.1).
-            let (system, _) = hickory_resolver::system_conf::read_system_conf()
-                .map_err(|error| format!("the system's DNS configuration: {error}"))?;
-            servers = system.name_servers;
+    /// One that asks `servers` by a new configuration: this one, with all that it remembers, if it asks the same.
+    ///
+    /// # Errors
+    /// As of [`Resolver::new`]; not where the system's configuration was in use and cannot be read now.
+    pub fn succeeded_by(&self, servers: &[SocketAddr]) -> Result<Self, String> {
+        match name_servers(servers) {
+            Ok(now) if *asked(&now) == *self.servers => Ok(Self { is_system: servers.is_empty(), ..self.clone() }),
+            Err(why) if self.is_system => {
+                tracing::warn!("{why}; the name servers in use stay");
+                Ok(self.clone())
+            }
+            Ok(_) => Self::new(servers),
+            Err(why) => Err(why),
         }
-        if servers.is_empty() {
-            return Err("the system's DNS configuration names no server".to_owned());
-        }
-        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+    }
+
+    fn with_timeout(addresses: &[SocketAddr], timeout: Duration) -> Result<Self, String> {
+        let servers = name_servers(addresses)?;
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers.clone());
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         let options = builder.options_mut();
         options.timeout = timeout;
@@ -134,7 +144,8 @@ impl Resolver {
         // The aliases, so that `records` can tell whose record it is.
         options.preserve_intermediates = true;
         let resolver = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { resolver, questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) })
+        let (servers, is_system) = (asked(&servers).into(), addresses.is_empty());
+        Ok(Self { resolver, servers, is_system, questions: Arc::new(Semaphore::new(MAX_QUESTIONS)) })
     }
 
     /// One question. Equal questions at one time are asked once (hickory's pool sees to it).
@@ -248,6 +259,31 @@ impl Resolve for Resolver {
             tokio::join!(self.addresses_of(&name, RecordType::AAAA), self.addresses_of(&name, RecordType::A));
         records::both(v6, v4)
     }
+}
+
+/// `servers`, or, if there are none, those of the system's configuration.
+fn name_servers(servers: &[SocketAddr]) -> Result<Vec<NameServerConfig>, String> {
+    let mut servers = servers.iter().map(name_server).collect::<Vec<_>>();
+    if servers.is_empty() {
+        // Of the system's configuration only the servers: `search` and `ndots` would deliver mail to a domain
+        // that nobody named (RFC 5321 section 5.1).
+        let (system, _) = hickory_resolver::system_conf::read_system_conf()
+            .map_err(|error| format!("the system's DNS configuration: {error}"))?;
+        servers = system.name_servers;
+    }
+    if servers.is_empty() {
+        return Err("the system's DNS configuration names no server".to_owned());
+    }
+    Ok(servers)
+}
+
+/// Where these are asked.
+fn asked(servers: &[NameServerConfig]) -> Vec<SocketAddr> {
+    let addresses = |server: &NameServerConfig| {
+        let ip = server.ip;
+        server.connections.iter().map(move |connection| SocketAddr::new(ip, connection.port)).collect::<Vec<_>>()
+    };
+    servers.iter().flat_map(addresses).collect()
 }
 
 /// UDP, and TCP for what does not fit.

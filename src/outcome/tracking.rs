@@ -13,6 +13,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -264,6 +265,14 @@ impl Tracker {
         self.file.as_ref().is_none_or(|writer| writer.shared.flush(FLUSH_LIMIT))
     }
 
+    /// The file may have been renamed or removed: the writer looks now, and begins a new one if so. Does not wait for it.
+    pub fn reopen(&self) {
+        if let Some(writer) = &self.file {
+            writer.shared.lock().reopen = true;
+            writer.shared.work.notify_one();
+        }
+    }
+
     /// How many events were lost because the disk was slow or full.
     pub fn dropped(&self) -> u64 {
         self.file.as_ref().map_or(0, |writer| writer.shared.lock().dropped)
@@ -331,6 +340,8 @@ struct Buffer {
     asleep: bool,
     /// Somebody waits: do not gather.
     urgent: bool,
+    /// Somebody says that the file may be gone.
+    reopen: bool,
     closing: bool,
 }
 
@@ -404,13 +415,18 @@ impl Shared {
 
     /// The writing thread.
     fn run(&self, files: &mut Files) {
-        // A fault is logged when it begins and when it ends.
-        let mut faulty = false;
+        let mut fault = Fault::default();
         let mut buffer = self.lock();
         loop {
             if files.due().is_some_and(|due| due <= Instant::now()) {
                 drop(buffer);
                 files.finish();
+                buffer = self.lock();
+            }
+            if std::mem::take(&mut buffer.reopen) {
+                drop(buffer);
+                let reopened = files.reopen();
+                fault.note(&files.folder, reopened);
                 buffer = self.lock();
             }
             if buffer.days.is_empty() {
@@ -437,21 +453,9 @@ impl Shared {
             let mut lost = 0;
             let mut spare = Vec::new();
             for (day, mut lines) in days {
-                match files.append(day, &lines) {
-                    Ok(()) if faulty => {
-                        faulty = false;
-                        tracing::info!("tracking: events are written again");
-                    }
-                    Ok(()) => {}
-                    Err(error) => {
-                        lost += memchr::memchr_iter(b'\n', &lines).count() as u64;
-                        if !std::mem::replace(&mut faulty, true) {
-                            let folder = files.folder.display();
-                            tracing::error!(
-                                "tracking: cannot write into {folder}: {error}; events are dropped until it works"
-                            );
-                        }
-                    }
+                let written = files.append(day, &lines);
+                if !fault.note(&files.folder, written) {
+                    lost += memchr::memchr_iter(b'\n', &lines).count() as u64;
                 }
                 lines.clear();
                 spare = lines;
@@ -467,11 +471,31 @@ impl Shared {
             self.written.notify_all();
             // Gather. An event that comes meanwhile does not wake this thread, a flush does.
             let deadline = Instant::now() + GATHER;
-            while !buffer.urgent && !buffer.closing {
+            while !buffer.urgent && !buffer.closing && !buffer.reopen {
                 let Some(left) = deadline.checked_duration_since(Instant::now()) else { break };
                 buffer = self.work.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
+    }
+}
+
+/// Whether the files cannot be written to: logged when it begins and when it ends.
+#[derive(Default)]
+struct Fault(bool);
+
+impl Fault {
+    /// True: it went well.
+    fn note(&mut self, folder: &Path, result: io::Result<()>) -> bool {
+        let was_faulty = std::mem::replace(&mut self.0, result.is_err());
+        match result {
+            Ok(()) if was_faulty => tracing::info!("tracking: events are written again"),
+            Err(error) if !was_faulty => {
+                let folder = folder.display();
+                tracing::error!("tracking: cannot write into {folder}: {error}; events are dropped until it works");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        !self.0
     }
 }
 
@@ -659,7 +683,7 @@ fn is_unsafe(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use proptest::prelude::*;
 
@@ -853,20 +877,72 @@ mod tests {
         assert_eq!(traced.stories.len(), 4, "{traced:?}");
     }
 
-    /// F-059: the folder is gone, then back.
+    /// The file is moved away as logrotate does it, with and without a new one in its place, or removed, or its folder is:
+    /// within a second of it, or at once if somebody says so, events are in a file of that name again.
+    #[test]
+    fn a_file_that_is_gone_is_begun_anew() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("log/tracking");
+        let file = folder.join("tracking-2025-07-01.jsonl");
+        let tracker = Tracker::open_at(&settings(&folder, 30), noon(), GRACE).unwrap();
+        let mut number = 0;
+        let mut write = || {
+            number += 1;
+            tracker.write(&Event::new(noon(), EventKind::Receive, MessageId(number)));
+            assert!(tracker.flush());
+            number
+        };
+        let away = folder.join("rotated");
+        let rename = || std::fs::rename(&file, &away).unwrap();
+        let renew = || {
+            rename();
+            std::fs::write(&file, "").unwrap();
+        };
+        let remove = || std::fs::remove_file(&file).unwrap();
+        let remove_folder = || std::fs::remove_dir_all(&folder).unwrap();
+        let remove_parent = || std::fs::remove_dir_all(folder.parent().unwrap()).unwrap();
+        let losses: [&dyn Fn(); 5] = [&rename, &renew, &remove, &remove_folder, &remove_parent];
+        for (at, lose) in losses.into_iter().enumerate() {
+            for is_told in [true, false] {
+                let before = write();
+                assert!(lines(file.clone()).iter().any(|line| line.id == Some(MessageId(before).to_string())), "{at}");
+                lose();
+                let deadline = Instant::now() + Duration::from_secs(60);
+                if is_told {
+                    tracker.reopen();
+                }
+                let arrived = || std::fs::metadata(&file).is_ok_and(|file| is_told || file.len() > 0);
+                while !arrived() {
+                    assert!(Instant::now() < deadline, "{at}: no new file");
+                    if is_told {
+                        std::thread::yield_now();
+                    } else {
+                        write();
+                    }
+                }
+                let after = write();
+                let last = lines(file.clone()).pop().and_then(|line| line.id);
+                assert_eq!(last, Some(MessageId(after).to_string()), "{at}, told: {is_told}");
+            }
+        }
+        assert_eq!(tracker.dropped(), 0);
+    }
+
+    /// F-059: the folder is gone and cannot be made again, then it can.
     #[test]
     fn f059_a_fault_costs_events_and_nothing_else() {
         let outer = tempfile::tempdir().unwrap();
         let folder = outer.path().join("tracking");
         let tracker = Tracker::open_at(&settings(&folder, 30), noon(), GRACE).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::write(&folder, "").unwrap();
         let tomorrow = at("2025-07-02T12:00:00Z");
         for id in 0..3 {
             tracker.write(&Event::new(tomorrow, EventKind::Receive, MessageId(id)));
         }
         assert!(tracker.flush(), "what cannot be written is done with");
         assert_eq!(tracker.dropped(), 3);
-        std::fs::create_dir(&folder).unwrap();
+        std::fs::remove_file(&folder).unwrap();
         tracker.write(&Event::new(tomorrow, EventKind::Receive, MessageId(3)));
         assert!(tracker.flush());
         assert_eq!(lines(folder.join("tracking-2025-07-02.jsonl")).len(), 1);

@@ -81,8 +81,8 @@ pub const ROUTED_LIMIT: usize = 20_000;
 /// Bytes of fresh messages that stay in memory until their first attempt; what is beyond is read from the spool again.
 const RESIDENT_LIMIT: usize = 16 * 1024 * 1024;
 
-/// What a message is judged by: replaced whole on reload.
-#[derive(Debug)]
+/// What a message is judged by: replaced whole on reload. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     /// The configuration.
     pub config: Arc<Config>,
@@ -91,7 +91,7 @@ pub struct Snapshot {
     /// Who may log in.
     pub users: Arc<UserFiles>,
     /// Delivery under that configuration.
-    pub deliverer: Deliverer,
+    pub deliverer: Arc<Deliverer>,
     /// Knows again what was here before; the deliverer marks with the same.
     pub visits: Arc<visit::Key>,
 }
@@ -240,6 +240,22 @@ impl Relay {
         self.0.wake.notify_one();
         self.0.replaced.notify_one();
         last
+    }
+
+    /// The directory changed, and nothing else. The deliverer stays, with all that it has learnt of the hops.
+    pub fn replace_directory(&self, directory: Arc<Directory>) {
+        self.0.snapshot.rcu(|last| Snapshot { directory: Arc::clone(&directory), ..Snapshot::clone(last) });
+        self.0.replaced.notify_one();
+    }
+
+    /// Who may log in changed, and nothing else.
+    pub fn replace_users(&self, users: Arc<UserFiles>) {
+        self.0.snapshot.rcu(|last| Snapshot { users: Arc::clone(&users), ..Snapshot::clone(last) });
+    }
+
+    /// The tracking file may have been moved away: a new one is begun at once if so.
+    pub fn reopen_tracking(&self) {
+        self.0.tracker.reopen();
     }
 
     /// How many messages wait for delivery.

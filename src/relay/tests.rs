@@ -73,7 +73,7 @@ pub(super) fn snapshot_of(text: &str, path: &Path) -> Snapshot {
     let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
     let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
     let deliverer = deliverer.marking(Arc::clone(&visits));
-    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
+    Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer: Arc::new(deliverer), visits }
 }
 
 impl Fixture {
@@ -1496,6 +1496,18 @@ async fn a_stop_waits_for_what_is_still_being_settled() {
     assert!(!fixture.relay.stop(soon()).await);
     drop(at_work);
     assert!(fixture.relay.stop(soon()).await);
+}
+
+/// A new directory, or a list of users, leaves the deliverer and the configuration as they are.
+#[tokio::test]
+async fn a_new_directory_touches_nothing_else() {
+    let fixture = Fixture::still();
+    let first = fixture.relay.snapshot();
+    fixture.relay.replace_directory(Arc::new(Directory::load(&[]).0));
+    fixture.relay.replace_users(Arc::default());
+    let second = fixture.relay.snapshot();
+    assert!(!Arc::ptr_eq(&first.directory, &second.directory) && !Arc::ptr_eq(&first.users, &second.users));
+    assert!(Arc::ptr_eq(&first.deliverer, &second.deliverer) && Arc::ptr_eq(&first.config, &second.config));
 }
 
 /// What a member of a group is told to be is what it is for mail from where the message came.

@@ -337,7 +337,7 @@ impl Relay {
             return Some(clock::now());
         }
         let (_, name) = queue.failures(lane);
-        self.0.snapshot.load().deliverer.turn(&name?.0)
+        Some(self.0.snapshot.load().deliverer.turns(&name?.0)?.take(clock::now()))
     }
 
     /// `None`: the hop was not tried, so nothing is known of it.

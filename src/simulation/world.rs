@@ -364,16 +364,25 @@ impl World {
         })
     }
 
-    fn snapshot(&self, without: Option<&str>) -> Snapshot {
+    fn snapshot(&self, without: Option<&str>, last: Option<&Snapshot>) -> Snapshot {
         let port = self.port.load(Ordering::Relaxed) as u16;
         let text = self.plan.configuration(self.is_early(), port, without);
         let config = config::parse(&text, Path::new("/causeway.toml"));
         let config = Arc::new(config.unwrap_or_else(|problems| panic!("{problems:?}\n{text}")));
         let (directory, _) = Directory::load(&config.directories);
         let resolver = Resolver::new(&["127.0.0.1:1".parse().unwrap()]).unwrap();
-        let deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
+        let mut deliverer = Deliverer::new(Arc::clone(&config), resolver, Vec::new());
+        if let Some(last) = last {
+            deliverer = deliverer.succeeding(&last.deliverer);
+        }
         let visits = Arc::new(visit::Key::new(&[7; visit::KEY_LEN]));
-        Snapshot { config, directory: Arc::new(directory), users: Arc::default(), deliverer, visits }
+        Snapshot {
+            config,
+            directory: Arc::new(directory),
+            users: Arc::default(),
+            deliverer: Arc::new(deliverer),
+            visits,
+        }
     }
 
     /// The relay starts on this disk. Gives the disk back if it cannot.
@@ -409,7 +418,7 @@ impl World {
                 }
             }
         });
-        let snapshot = self.snapshot(None);
+        let snapshot = self.snapshot(None, None);
         let door = Arc::new(Door::new(LISTEN.parse().unwrap(), &snapshot.config));
         let relay = Relay::with(snapshot, spool.clone(), tracker, plan.put_limit);
         let life = Arc::new(Life {
@@ -596,8 +605,10 @@ impl World {
         }
         let without = ["to-a", "to-b", "to-senders"][fastrand::usize(..3)];
         let without = (chance(30) && !self.healed.load(Ordering::Relaxed)).then_some(without);
-        let last = life.relay.replace(self.snapshot(without));
-        tokio::spawn(async move { last.deliverer.close_idle().await });
+        let next = self.snapshot(without, Some(&life.relay.snapshot()));
+        let deliverer = Arc::clone(&next.deliverer);
+        let last = life.relay.replace(next);
+        last.deliverer.retire(&deliverer);
         let mut oracle = self.oracle();
         oracle.count("the configuration was replaced");
         oracle.note(format_args!("reload, without {without:?}"));

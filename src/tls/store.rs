@@ -17,8 +17,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::sign::CertifiedKey;
 
 use super::handshake::provider;
-use super::names::{Presented, printable};
+use super::names::{Names, Presented, printable};
 use super::verify;
+
+/// So many names that a certificate has lost are remembered.
+const LOST_NAMES: usize = 16;
 
 /// A certificate that ends sooner is worth a warning.
 pub const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -32,6 +35,8 @@ pub struct Identity {
     files: Arc<[PathBuf]>,
     pub(super) certified: Arc<CertifiedKey>,
     leaf: Arc<Facts>,
+    /// Names that a certificate carried in whose place this one came, and that it does not carry.
+    lost: Arc<[String]>,
 }
 
 /// Certificates that a chain may end in.
@@ -150,6 +155,7 @@ impl Identity {
             files: Arc::default(),
             certified: Arc::new(certified),
             leaf: Arc::new(leaf),
+            lost: Arc::default(),
         })
     }
 
@@ -166,6 +172,37 @@ impl Identity {
     /// The names that the certificate carries: the DNS names of its subjectAltName, or else its CN.
     pub fn names(&self) -> Vec<String> {
         self.leaf.names.all().iter().map(|name| printable(name)).collect()
+    }
+
+    /// Whoever asks for this name finds it in the certificate. A wildcard must stand there as it is.
+    pub fn carries(&self, name: &str) -> bool {
+        let wanted = name.strip_suffix('.').unwrap_or(name);
+        if wanted.starts_with("*.") {
+            return self.leaf.names.all().iter().any(|known| known.eq_ignore_ascii_case(wanted));
+        }
+        Names::new(vec![wanted.to_owned()]).is_some_and(|wanted| wanted.found_in(&self.leaf.names).is_some())
+    }
+
+    /// The same, come in the place of `last`: it knows which names were lost with that.
+    #[must_use]
+    pub fn succeeding(mut self, last: &Self) -> Self {
+        if self.is_same_chain(last) {
+            self.lost = Arc::clone(&last.lost);
+            return self;
+        }
+        let mut lost: Vec<String> = Vec::new();
+        for name in last.leaf.names.all().iter().chain(last.lost.iter()) {
+            if !self.carries(name) && !lost.contains(name) && lost.len() < LOST_NAMES {
+                lost.push(name.clone());
+            }
+        }
+        self.lost = lost.into();
+        self
+    }
+
+    /// The names that were lost when this certificate came in the place of others since the start, for people.
+    pub fn lost(&self) -> Vec<String> {
+        self.lost.iter().map(|name| printable(name)).collect()
     }
 
     /// The same chain: then it is the same certificate that is presented.

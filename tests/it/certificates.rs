@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, relay, wait_until};
+use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, SinkPlan, causeway, relay, run, said, wait_until};
 use causeway::config;
 use causeway::daemon::{Daemon as Running, bind_all};
 use causeway::outcome::tracking::Tracker;
@@ -296,6 +296,45 @@ fn s067_the_log_warns_of_certificates() {
     for said in ["ends in 19 days", "ends in 4 days", "is missing from the file"] {
         daemon.logs_times(said, 1);
     }
+}
+
+/// A renewal by which names are lost, or the hostname, is told: once in the log, in `status` as long as it lasts, and what can
+/// be seen without the former certificate in `check`.
+#[test]
+fn a_certificate_for_another_name_is_told() {
+    let scratch = Scratch::new();
+    let authority = scratch.authority();
+    let renew = |names: &[&str]| {
+        let (chain, key) = authority.issue(names);
+        replace(&scratch, "relay.key", key);
+        replace(&scratch, "relay.crt", chain);
+    };
+    let (chain, key) = authority.issue(&[RELAY, "smtp.contoso.com"]);
+    scratch.write("relay.crt", chain);
+    scratch.write("relay.key", key);
+    let text = config("127.0.0.1:9".parse().unwrap());
+    let daemon = Daemon::spawn(scratch.path(), &text);
+    let check = || said(&run(causeway().arg("-c").arg(scratch.file("causeway.toml")).arg("check"), PATIENCE));
+    let other = "no receive_connector has one for the hostname mail.contoso.com";
+    assert!(!check().contains(other), "{}", check());
+
+    renew(&["mail.fabrikam.com"]);
+    let lost = "the certificate no longer carries mail.contoso.com, smtp.contoso.com, as the one before it did";
+    daemon.wait_for_log(lost);
+    assert!(check().contains(other), "{}", check());
+    daemon.hang_up();
+    daemon.wait_for_log("the new configuration is in force");
+    daemon.wait_for_log(other);
+    assert_eq!(daemon.times_logged("no longer carries"), 1, "{}", daemon.log_text());
+
+    renew(&[RELAY, "mail.fabrikam.com"]);
+    daemon.wait_for_log("no longer carries smtp.contoso.com, as");
+    renew(&["*.contoso.com", "mail.fabrikam.com"]);
+    let taken =
+        || daemon.times_logged("relay.crt: looked at again") + daemon.times_logged("relay.key: looked at again");
+    wait_until("it is taken", PATIENCE, || taken() >= 3);
+    assert!(!check().contains(other), "a wildcard is as good: {}", check());
+    assert_eq!(daemon.times_logged("no longer carries"), 2, "{}", daemon.log_text());
 }
 
 fn cloud(authority: &Authority) -> SinkPlan {

@@ -8,9 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use causeway::config::{
-    self, Config, EightBit, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side, Tags,
-};
+use causeway::config::{self, Config, EightBit, FirstHop, Internet, Level, Problems, ReceiveTls, Severity, Side, Tags};
 use causeway::tls::Authority;
 use causeway::tls::authority::Template;
 use jiff::{SignedDuration, Timestamp};

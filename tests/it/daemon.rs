@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway, out,
-    relay,
+    At, Client, Daemon, IN, PATIENCE, Reaction, Scratch, Sink, SinkPlan, awkward_message, behind_trace, causeway,
+    history, out, relay,
 };
 use crate::common::{run, said, wait_until};
 
@@ -91,6 +91,76 @@ fn sigterm_drains_and_ends_with_nothing_lost() {
     });
     subjects.sort_unstable();
     assert_eq!(subjects, (0..=100).collect::<Vec<_>>(), "each once");
+}
+
+/// The ports at which a process listens, however little of it has started: as the kernel knows them.
+fn listening(pid: u32) -> Vec<SocketAddr> {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let sockets: Vec<String> = descriptors
+        .flatten()
+        .filter_map(|one| std::fs::read_link(one.path()).ok()?.to_str().map(str::to_owned))
+        .filter_map(|target| Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    let listener = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+        (*state == "0A" && sockets.iter().any(|socket| socket == inode)).then(|| ([127, 0, 0, 1], port).into())
+    };
+    table.lines().skip(1).filter_map(listener).collect()
+}
+
+/// Is SIGHUP held back or caught by this process? `/proc/PID/status` has a bit for each signal.
+pub(super) fn holds_signals(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = |word: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(word)).unwrap_or("0");
+        u64::from_str_radix(line.trim(), 16).unwrap_or_default()
+    };
+    (mask("SigBlk:") | mask("SigCgt:")) & 1 != 0
+}
+
+/// A signal that comes while the daemon starts is obeyed as soon as it is up, and never ends the process where it stands:
+/// neither before the port listens, nor when the kernel has accepted the first connection and nobody has greeted it.
+#[test]
+fn a_signal_at_any_moment_of_a_start_is_obeyed() {
+    use nix::sys::signal::Signal;
+    let starts = history::number("CAUSEWAY_STARTS").unwrap_or(40) as usize;
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let text = config(sink.address, IN_THE_CLEAR);
+    for number in 0..starts {
+        let mut daemon = Daemon::launch(scratch.path(), &text, &[]);
+        let pid = daemon.pid();
+        let signal = [Signal::SIGHUP, Signal::SIGHUP, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT][number % 5];
+        let is_early = number % 4 == 3;
+        if is_early {
+            wait_until("it holds signals", PATIENCE, || holds_signals(pid));
+            daemon.signal(signal);
+        }
+        let mut client = None;
+        if signal == Signal::SIGHUP || !is_early {
+            wait_until("it listens", PATIENCE, || !listening(pid).is_empty());
+            assert!(holds_signals(pid), "start {number}: it listens, and a signal would end it");
+            client = Some(TcpStream::connect(listening(pid)[0]).unwrap());
+        }
+        if !is_early {
+            daemon.signal(signal);
+        }
+        let what = format!("start {number}: {signal}, early: {is_early}");
+        if signal == Signal::SIGHUP {
+            daemon.wait_for_log("the new configuration is in force");
+            assert!(daemon.is_running(), "{what}: {}", daemon.log_text());
+            let mut greeting = [0; 4];
+            let mut client = client.unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            std::io::Read::read_exact(&mut client, &mut greeting).unwrap();
+            assert_eq!(&greeting, b"220 ", "{what}");
+            drop(client);
+            daemon.signal(Signal::SIGTERM);
+        }
+        assert_eq!(daemon.wait(PATIENCE).code(), Some(0), "{what}: {}", daemon.log_text());
+    }
 }
 
 #[test]
@@ -201,6 +271,116 @@ fn a_new_recipient_is_known_without_a_signal() {
     scratch.write("recipients.csv", "not a directory at all\n");
     daemon.wait_for_log("stays");
     assert!(is_known("newcomer@contoso.com"), "the last good one stays");
+}
+
+/// A change of recipients or of users costs no connection to the hops, and a reload none of a connector that stays as it was.
+#[test]
+fn kept_connections_outlive_changed_files_and_reloads() {
+    /// Well below the eight seconds after which a relay closes a connection that has no work.
+    const SOON: Duration = Duration::from_secs(4);
+    let (scratch, sink, cloud) = (Scratch::new(), Sink::start(), Sink::start());
+    scratch.issue(&scratch.authority(), "relay", &["mail.contoso.com"]);
+    scratch.write("users", "# nobody\n");
+    std::fs::set_permissions(scratch.file("users"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let csv = "address,type,target\njulie@contoso.com,on-premises,\ndavid@contoso.com,cloud,david@contoso.mail.onmicrosoft.com\n";
+    scratch.write("recipients.csv", csv);
+    let text = hybrid(sink.address)
+        .replace("127.0.0.1:9", &cloud.address.to_string())
+        .replace("key = \"relay.key\"", "key = \"relay.key\"\nusers_file = \"users\"");
+    let daemon = Daemon::spawn(scratch.path(), &text);
+    let send = || {
+        let before = (sink.count(), cloud.count());
+        let to = ["julie@contoso.com", "david@contoso.com"];
+        let reply = Client::hello(daemon.address()).deliver("erin@fabrikam.com", &to, MESSAGE).unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+        sink.wait_for(before.0 + 1);
+        cloud.wait_for(before.1 + 1);
+    };
+    let connections = || (sink.crowd().came_after.len(), cloud.crowd().came_after.len());
+    let changed = text.replace("name = \"cloud\"", "name = \"cloud\"\nhelo = \"other.contoso.com\"");
+    assert_ne!(changed, text);
+    let mut rounds = 0;
+    let mut after = |what: &str, log: &str, expected: (usize, usize), change: &dyn Fn(usize)| {
+        // On a machine that is very busy a connection may be closed for want of work; then it is tried again.
+        for _ in 0..10 {
+            rounds += 1;
+            send();
+            let (began, before, told) = (Instant::now(), connections(), daemon.times_logged(log));
+            change(rounds);
+            wait_until(what, PATIENCE, || daemon.times_logged(log) > told);
+            send();
+            let now = connections();
+            if began.elapsed() < SOON {
+                assert_eq!((now.0 - before.0, now.1 - before.1), expected, "{what}: {}", daemon.log_text());
+                return;
+            }
+        }
+        eprintln!("{what}: this machine is too slow to tell");
+    };
+    let again = "looked at again";
+    after("recipients changed", again, (0, 0), &|round| {
+        _ = scratch.write("recipients.csv", format!("{csv}r{round}@contoso.com,on-premises,\n"));
+    });
+    after("users changed", again, (0, 0), &|round| {
+        _ = scratch.write("users", format!("# nobody, {round}\n"));
+    });
+    after("a reload without a change", "in force", (0, 0), &|_| daemon.hang_up());
+    after("a reload with a change of one connector", "in force", (0, 1), &|round| {
+        let helo = format!("r{round}.contoso.com");
+        scratch.write("causeway.toml", changed.replace("other.contoso.com", &helo));
+        daemon.hang_up();
+    });
+}
+
+/// The tracking file is renamed, as logrotate does it, removed, or its folder is: a new one is there with the next events, and
+/// at SIGHUP at once; each is told once.
+#[test]
+fn a_tracking_file_that_is_gone_is_begun_anew() {
+    let (scratch, sink) = (Scratch::new(), Sink::start());
+    let mut daemon = Daemon::spawn(scratch.path(), &config(sink.address, IN_THE_CLEAR));
+    let folder = scratch.file("tracking");
+    let files = || -> Vec<std::path::PathBuf> {
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).collect()
+    };
+    let mut number = 0;
+    let mut send = || {
+        number += 1;
+        let content = format!("Message-ID: <m{number}@fabrikam.com>\r\nSubject: x\r\n\r\nx\r\n");
+        let reply = Client::hello(daemon.address())
+            .deliver("erin@fabrikam.com", &["julie@contoso.com"], content.as_bytes())
+            .unwrap();
+        assert!(reply.starts_with("250"), "{reply}");
+        format!("<m{number}@fabrikam.com>")
+    };
+    let has = |id: &str| files().iter().any(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(id)));
+    let rename = || files().iter().for_each(|file| std::fs::rename(file, file.with_extension("jsonl.1")).unwrap());
+    let remove = || files().iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    let remove_folder = || std::fs::remove_dir_all(&folder).unwrap();
+    let losses: [(&str, &dyn Fn()); 3] = [("renamed", &rename), ("removed", &remove), ("folder", &remove_folder)];
+    let mut told = 0;
+    for (what, lose) in losses {
+        let id = send();
+        wait_until("its events are in the file", PATIENCE, || has(&id));
+        lose();
+        let mut last = String::new();
+        wait_until(&format!("{what}: a new file has new events"), PATIENCE, || {
+            last = send();
+            !files().is_empty()
+        });
+        wait_until(&format!("{what}: the last event"), PATIENCE, || has(&last));
+        told += 1;
+        assert_eq!(daemon.times_logged("was renamed, replaced or removed"), told, "{what}: {}", daemon.log_text());
+
+        lose();
+        daemon.hang_up();
+        wait_until(&format!("{what}: a new file at SIGHUP, without an event"), PATIENCE, || !files().is_empty());
+        told += 1;
+        assert_eq!(daemon.times_logged("was renamed, replaced or removed"), told, "{what}: {}", daemon.log_text());
+    }
+    let last = send();
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert!(has(&last));
 }
 
 /// The key of visits is copied from another relay: its marks count from then on, and one that is no key changes nothing.

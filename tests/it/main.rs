@@ -26,6 +26,7 @@ mod faults;
 mod hops;
 mod hybrid;
 mod init;
+mod listen;
 mod manager;
 mod odd_certificates;
 mod operations;

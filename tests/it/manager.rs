@@ -1,10 +1,12 @@
 //! The daemon under a service manager: sockets that are bound for it, and what it says of itself. Perl plays systemd's
 //! part, because a socket can only be handed down by whoever becomes the daemon.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 
-use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, relay};
+use crate::common::{Client, Daemon, PATIENCE, Scratch, Sink, relay, wait_until};
 
 /// Binds a port, writes it into the configuration, and becomes the daemon with that socket as descriptor 3.
 const SYSTEMD: &str = r#"
@@ -78,6 +80,47 @@ fn a_socket_that_was_bound_for_it_is_used_and_its_state_is_told() {
     assert_eq!(daemon.terminate().code(), Some(0));
     let stopping = told();
     assert!(stopping.lines().any(|line| line == "STOPPING=1"), "{stopping}");
+}
+
+/// The port listens before the daemon exists: a client that connected then is greeted, and a SIGHUP at that time is obeyed.
+#[test]
+fn a_signal_before_it_is_ready_is_obeyed() {
+    for _ in 0..3 {
+        let (scratch, sink) = (Scratch::new(), Sink::start());
+        scratch.issue(&scratch.authority(), "relay", &["mail.contoso.com"]);
+        // The certificate is a pipe: who reads the configuration waits there until it is fed, once.
+        let (whole, pipe) = (scratch.file("whole.crt"), scratch.file("pipe"));
+        std::fs::rename(scratch.file("relay.crt"), &whole).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::fs::hard_link(&pipe, scratch.file("relay.crt")).unwrap();
+        let offer = "tls = \"offer\"\ncertificate = \"relay.crt\"\nkey = \"relay.key\"";
+        let text = config("127.0.0.1:PORT", &sink).replacen("tls = \"off\"", offer, 1);
+        let mut daemon = managed(&scratch, &text, "");
+        let file = scratch.file("causeway.toml");
+        let address = || {
+            let text = std::fs::read_to_string(&file).ok()?;
+            text.lines().find_map(|line| line.strip_prefix("listen = [\"")?.strip_suffix("\"]")?.parse().ok())
+        };
+        wait_until("the port is bound", PATIENCE, || address().is_some());
+        let mut client = std::net::TcpStream::connect::<std::net::SocketAddr>(address().unwrap()).unwrap();
+        wait_until("it holds signals", PATIENCE, || super::daemon::holds_signals(daemon.pid()));
+        daemon.hang_up();
+        let mut feed = None;
+        wait_until("it reads the certificate", PATIENCE, || {
+            // Without a reader this is an error.
+            feed = std::fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).ok();
+            feed.is_some()
+        });
+        let pem = std::fs::read(&whole).unwrap();
+        std::fs::rename(&whole, scratch.file("relay.crt")).unwrap();
+        feed.unwrap().write_all(&pem).unwrap();
+        let mut greeting = [0; 4];
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        std::io::Read::read_exact(&mut client, &mut greeting).unwrap();
+        assert_eq!(&greeting, b"220 ");
+        daemon.wait_for_log("the new configuration is in force");
+        assert_eq!(daemon.terminate().code(), Some(0), "{}", daemon.log_text());
+    }
 }
 
 /// Who connects to a socket that nobody serves waits for ever, and nobody sees why.

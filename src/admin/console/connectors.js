@@ -177,5 +177,5 @@ function tellOwn(place, all) {
   const sign = JSON.stringify(all);
   if (place.dataset.shown === sign) return;
   place.dataset.shown = sign;
-  fill(place, h("table", { class: "list own-list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "figure" }, "Ends"))), h("tbody", {}, all.map((one) => h("tr", {}, h("td", {}, h("span", { class: "address", title: one.file }, one.file)), h("td", { class: "figure" }, expiry(one.expires)))))));
+  fill(place, h("table", { class: "list own-list" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "figure" }, "Ends"))), h("tbody", {}, all.map((one) => h("tr", {}, h("td", {}, h("span", { class: "address", title: one.file }, one.file), one.lost_names?.length ? h("div", { class: "warn" }, `no longer carries ${one.lost_names.join(", ")}`) : null), h("td", { class: "figure" }, expiry(one.expires)))))));
 }

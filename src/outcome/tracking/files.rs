@@ -6,8 +6,9 @@
 //! compressed one was whole before it got its name. Events that come later still (a clock was put back) make a second
 //! part, `tracking-2026-11-20.2.jsonl`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -135,12 +136,57 @@ fn every_name(folder: &Path) -> io::Result<Vec<Name>> {
     Ok(names)
 }
 
+/// How often the writer looks whether the file that it writes to still has its name.
+const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The file that is written to.
+struct Current {
+    day: Date,
+    path: PathBuf,
+    file: File,
+    /// Device and inode.
+    identity: (u64, u64),
+    checked: Instant,
+}
+
+impl Current {
+    fn open(day: Date, path: PathBuf) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).read(true);
+        let mut file = match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Somebody removed the folder.
+                path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                options.open(&path)?
+            }
+            opened => opened?,
+        };
+        if ends_within_a_line(&mut file)? {
+            file.write_all(b"\n")?;
+        }
+        let identity = identity(&file.metadata()?);
+        Ok(Self { day, path, file, identity, checked: Instant::now() })
+    }
+
+    /// Nobody renamed or removed it. Where that cannot be told, it is written to as before.
+    fn has_its_name(&self) -> bool {
+        match std::fs::metadata(&self.path) {
+            Ok(found) => identity(&found) == self.identity,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
 /// The folder and today's file.
 pub(super) struct Files {
     pub folder: PathBuf,
     pub keep: Duration,
     pub grace: Duration,
-    current: Option<(Date, File)>,
+    current: Option<Current>,
     /// The newest day that was written to, and those before are over.
     newest: Option<Date>,
     /// When to finish what is over.
@@ -164,24 +210,48 @@ impl Files {
         written
     }
 
+    /// Looks at once whether the file that was written to last still has its name, and begins it anew if not.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        let Some(day) = self.current.as_ref().map(|current| current.day).or(self.newest) else { return Ok(()) };
+        self.leave_moved(Duration::ZERO);
+        self.of_day(day).map(|_| ())
+    }
+
+    /// Leaves the file if somebody renamed or removed it, and says so; looks only if the last look is `interval` old.
+    fn leave_moved(&mut self, interval: Duration) {
+        let Some(current) = &mut self.current else { return };
+        let now = Instant::now();
+        if now.saturating_duration_since(current.checked) < interval {
+            return;
+        }
+        current.checked = now;
+        if !current.has_its_name() {
+            tracing::warn!(
+                "tracking: {} was renamed, replaced or removed; events go into a new file of that name from now on",
+                current.path.display()
+            );
+            self.current = None;
+        }
+    }
+
     pub fn of_day(&mut self, day: Date) -> io::Result<&mut File> {
-        let current = match self.current.take().filter(|(current, _)| *current == day) {
+        self.leave_moved(PATH_CHECK_INTERVAL);
+        let current = match self.current.take().filter(|current| current.day == day) {
             Some(current) => current,
             None => {
-                let path = self.folder.join(self.part_of(day).to_string());
-                let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
-                if ends_within_a_line(&mut file)? {
-                    file.write_all(b"\n")?;
-                }
+                let current = Current::open(day, self.folder.join(self.part_of(day).to_string()))?;
                 if self.newest.is_none_or(|newest| newest < day) {
                     self.newest = Some(day);
                     self.due = Some(Instant::now() + self.grace);
                     self.remove_old(day);
                 }
-                (day, file)
+                current
             }
         };
-        Ok(&mut self.current.insert(current).1)
+        Ok(&mut self.current.insert(current).file)
     }
 
     /// The first part that is not finished.
@@ -212,7 +282,7 @@ impl Files {
             Err(error) => return tracing::warn!("tracking: cannot list {}: {error}", self.folder.display()),
         };
         // A late event may have opened one of them again.
-        self.current = self.current.take().filter(|(day, _)| *day == newest);
+        self.current = self.current.take().filter(|current| current.day == newest);
         self.closed.retain(|name| name.day >= newest || names.contains(name));
         let over: Vec<Name> = names.into_iter().filter(|name| name.day < newest).collect();
         self.closed.extend(over.iter().filter(|name| name.form == Form::Plain));
