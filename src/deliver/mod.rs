@@ -5,7 +5,7 @@
 //!
 //! Not here: which copy is tried when (`relay::schedule`), and what follows (`outcome`, `relay::settle`).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -17,6 +17,7 @@ use crate::config::{Config, ConnectorName, Hops, Level, SendConnector};
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Domain, Recipient, visit};
 use crate::outcome::Setback;
+use crate::random::HashMap;
 use crate::route::Hop;
 use crate::smtp::Reply;
 use crate::smtp::client::{END_OF_DATA, Fault, Mail, Remedy};

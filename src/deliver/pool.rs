@@ -9,7 +9,6 @@
 //!
 //! A place that failed rests: other addresses of the hop go first, and one attempt at a time asks whether it is back.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,6 +21,7 @@ use super::connect::now;
 use super::drive::Connection;
 use crate::config::{ConnectorName, Rate};
 use crate::message::Domain;
+use crate::random::HashMap;
 
 /// How long a connection is kept without work: servers are asked to wait five minutes, and many wait ten seconds.
 pub const IDLE: Duration = Duration::from_secs(8);

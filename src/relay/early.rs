@@ -8,7 +8,6 @@
 //!
 //! Not here: lanes, limits and rests, which hold for such a copy as for any other (`schedule`).
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +23,7 @@ use super::{RESIDENT_LIMIT, Relay, Snapshot, acknowledge};
 use crate::clock;
 use crate::deliver::{Attempt, Delivered};
 use crate::message::Envelope;
+use crate::random::HashSet;
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
 use crate::spool::{End, Message, NewMessage, Settlement};

@@ -16,6 +16,8 @@ use std::time::Instant;
 use nix::sys::resource::{Resource, getrlimit};
 use tracing::{info, warn};
 
+use crate::clock;
+
 /// How long an answer of the system is good for, in milliseconds.
 const FRESH: u64 = 1000;
 
@@ -81,7 +83,7 @@ impl Pressure {
     }
 
     fn within(bounds: Vec<Bound>) -> Self {
-        Self { bounds, started: Instant::now(), due: AtomicU64::new(0), level: AtomicU8::new(0) }
+        Self { bounds, started: clock::now(), due: AtomicU64::new(0), level: AtomicU8::new(0) }
     }
 
     /// From now on it stands so, where nothing bounds it.

@@ -6,7 +6,7 @@
 //!
 //! Not here: who may ask (`admin`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use crate::clock;
 use crate::message::{Address, BodyType, MessageId, Ret};
 use crate::outcome::Setback;
 use crate::outcome::tracking::{Event, EventKind};
+use crate::random::HashMap;
 use crate::route::Hop;
 use crate::spool::disk::blocking;
 use crate::spool::{CopyStanding, Deferral, End, LoadError, Settlement, Standing, Step};
@@ -792,7 +793,7 @@ impl Relay {
             }
         }
         let unwritten = self.0.spool.flush().await;
-        let mut settled: HashMap<Key, Vec<Settlement>> = HashMap::new();
+        let mut settled: HashMap<Key, Vec<Settlement>> = HashMap::default();
         for one in unwritten {
             settled.entry((one.id, one.copy)).or_default().push(one);
         }

@@ -24,7 +24,7 @@ use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, SHORTEST_WAIT, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
-use crate::spool::disk::crash_point;
+use crate::spool::disk::{blocking, crash_point};
 use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement, Waiting};
 
 /// The name under which reports travel where a receive connector is asked for.
@@ -454,9 +454,7 @@ async fn original(message: &Message, whole: bool) -> Vec<u8> {
     let (id, prefix, content) = (message.id, message.prefix.clone(), message.content.clone());
     match &content {
         Body::Memory(_) => read_original(id, &prefix, &content, whole),
-        Body::File { .. } => {
-            tokio::task::spawn_blocking(move || read_original(id, &prefix, &content, whole)).await.unwrap_or_default()
-        }
+        Body::File { .. } => blocking(move || read_original(id, &prefix, &content, whole)).await.unwrap_or_default(),
     }
 }
 

@@ -3,10 +3,9 @@
 //! Copies and their recipients keep the order in which they were first named. Who is reached under one address
 //! twice, directly and through a group for instance, gets the message once, and both wishes for reports are kept.
 
-use std::collections::HashMap;
-
 use super::{CopyRecipient, HopCopy, Routed};
 use crate::message::{Address, Notify};
+use crate::random::HashMap;
 
 /// Up to so many recipients it is faster to look at all of them than to hash them.
 const FEW: usize = 16;
@@ -44,9 +43,9 @@ fn plan_few(routed: Vec<Routed>) -> Vec<HopCopy> {
 
 fn plan_many(routed: Vec<Routed>) -> Vec<HopCopy> {
     let mut copies: Vec<HopCopy> = Vec::new();
-    let mut hops = HashMap::new();
+    let mut hops = HashMap::default();
     // The number of a recipient in its copy, and whether it is ours, by copy and address without regard to case.
-    let mut numbers: HashMap<(usize, String), Vec<(usize, bool)>> = HashMap::new();
+    let mut numbers: HashMap<(usize, String), Vec<(usize, bool)>> = HashMap::default();
     for one in routed {
         let own = is_ours(&one);
         let at = *hops.entry((one.route.via.clone(), one.route.hop.clone())).or_insert_with(|| {

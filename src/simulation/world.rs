@@ -242,7 +242,8 @@ struct Life {
     disk: Arc<Model>,
     door: Arc<Door>,
     limits: ConnectionLimits,
-    stopping: watch::Sender<bool>,
+    /// It stops, and each session hears of it by a channel of its own: one for all would wake them in a random order.
+    stopping: Mutex<(bool, Vec<watch::Sender<bool>>)>,
     is_over: Arc<AtomicBool>,
     /// When all that had been said was durable.
     calm: Arc<Mutex<Instant>>,
@@ -326,7 +327,7 @@ impl World {
             Arc::clone(&life.door),
             life.relay.clone(),
             life.limits.clone(),
-            life.stopping.subscribe(),
+            life.hears_of_a_stop(),
         );
         let task = tokio::spawn(async move {
             let _ = serving.await;
@@ -418,7 +419,7 @@ impl World {
             disk,
             door,
             limits: ConnectionLimits::default(),
-            stopping: watch::Sender::new(false),
+            stopping: Mutex::default(),
             is_over,
             calm: Arc::new(Mutex::new(Instant::now())),
             broken: Mutex::default(),
@@ -549,7 +550,7 @@ impl World {
         let Some(life) = self.life.lock().unwrap().take() else { return };
         self.oracle().count("the relay was stopped");
         self.oracle().note(format_args!("the relay stops"));
-        life.stopping.send_replace(true);
+        life.tell_sessions_to_stop();
         life.relay.begin_stop();
         let deadline = Instant::now() + Duration::from_secs(30);
         let sessions = std::mem::take(&mut *life.sessions.lock().unwrap());
@@ -815,6 +816,21 @@ impl World {
 }
 
 impl Life {
+    fn hears_of_a_stop(&self) -> watch::Receiver<bool> {
+        let (stopping, heard_by) = &mut *self.stopping.lock().unwrap();
+        let (sender, receiver) = watch::channel(*stopping);
+        heard_by.push(sender);
+        receiver
+    }
+
+    fn tell_sessions_to_stop(&self) {
+        let (stopping, heard_by) = &mut *self.stopping.lock().unwrap();
+        *stopping = true;
+        for session in heard_by {
+            session.send_replace(true);
+        }
+    }
+
     fn is_dead(&self) -> wire::IsDead {
         let (is_over, disk) = (Arc::clone(&self.is_over), Arc::clone(&self.disk));
         Arc::new(move || is_over.load(Ordering::Relaxed) || disk.is_dead())

@@ -16,7 +16,6 @@
 //! Not here: when a 250 may be given (`relay::acknowledge`), when an attempt is due (`relay::schedule`).
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -33,6 +32,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::config::ConnectorName;
 use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
+use crate::random::HashMap;
 use crate::route::{Hop, HopCopy};
 
 mod commit;

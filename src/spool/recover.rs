@@ -7,7 +7,6 @@
 //!
 //! Nothing in the log is changed here, so a start that is itself killed costs nothing.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
@@ -25,6 +24,7 @@ use super::shelf::Folders;
 use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
+use crate::random::{HashMap, HashSet};
 use crate::route::{Hop, HopCopy};
 
 /// How much of a damaged stretch is kept for the operator, in bytes: more than any record is.
