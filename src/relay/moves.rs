@@ -198,7 +198,7 @@ impl Relay {
                 (0u16..).zip(&receipt.message.copies).for_each(|(copy, _)| queue.hold((id, copy)));
             }
         }
-        self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
+        self.schedule_at(&receipt.message, message.accepted, Duration::ZERO, tried.item.warned);
         Ok(moved)
     }
 

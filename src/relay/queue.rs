@@ -880,7 +880,7 @@ impl Relay {
         let reason = by.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
         let setback = Setback::Returned { who: by.who.clone(), reason };
         let failed: Vec<(u16, Setback)> = open.into_iter().map(|index| (index, setback.clone())).collect();
-        if self.settle_failed(&self.snapshot(), &tried, &failed, clock::wall()).await {
+        if self.settle_failed(&self.snapshot(), &tried, &failed, self.wall()).await {
             Ok(true)
         } else {
             Err("the report to the sender could not be written; nothing was changed".to_owned())

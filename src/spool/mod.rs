@@ -523,6 +523,11 @@ impl Spool {
         MessageId(self.shared.next_number())
     }
 
+    /// Was this number given since the spool was opened?
+    pub fn is_of_this_run(&self, id: MessageId) -> bool {
+        id.0 >> 40 == self.shared.generation
+    }
+
     /// An empty draft.
     pub fn draft(&self) -> Draft {
         Draft::new(self.shared.clone())
