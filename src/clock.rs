@@ -18,6 +18,7 @@ pub fn wall() -> Timestamp {
     if let Some(wall) = held::wall() {
         return wall;
     }
+    #[allow(clippy::disallowed_methods, reason = "the one place that asks the system")]
     Timestamp::now()
 }
 
@@ -31,11 +32,13 @@ pub(crate) mod held {
 
     thread_local! {
         static SINCE: Cell<Option<(Instant, Timestamp)>> = const { Cell::new(None) };
+        static AHEAD: Cell<SignedDuration> = const { Cell::new(SignedDuration::ZERO) };
     }
 
     /// From now on it is `wall`, and later only as tokio's clock goes; `None` ends that.
     pub fn hold(wall: Option<Timestamp>) {
         SINCE.set(wall.map(|wall| (super::now(), wall)));
+        AHEAD.set(SignedDuration::ZERO);
     }
 
     /// Does a simulation run on this thread?
@@ -43,9 +46,19 @@ pub(crate) mod held {
         SINCE.get().is_some()
     }
 
+    /// The wall clock jumps by so much, and the monotonic one does not.
+    pub fn jump(by: SignedDuration) {
+        AHEAD.set(AHEAD.get().saturating_add(by));
+    }
+
+    /// How far the wall clock is ahead, by its jumps.
+    pub fn ahead() -> SignedDuration {
+        AHEAD.get()
+    }
+
     pub fn wall() -> Option<Timestamp> {
         let (since, wall) = SINCE.get()?;
         let passed = SignedDuration::try_from(super::now().saturating_duration_since(since)).ok()?;
-        wall.checked_add(passed).ok()
+        wall.checked_add(passed).ok()?.checked_add(AHEAD.get()).ok()
     }
 }

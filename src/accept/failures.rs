@@ -3,7 +3,6 @@
 //! Scanners fail handshakes all day, and a device that fails one tries again every minute. Of one address the log
 //! names a few a minute, of all together some more; the others are counted.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use tracing::info;
 
 use crate::clock;
+use crate::random::HashMap;
 
 /// For so long failures are counted together.
 const WINDOW: Duration = Duration::from_mins(1);

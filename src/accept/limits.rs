@@ -1,7 +1,6 @@
 //! How many connections a receive connector and an address may hold at one time, and all of them together: some
 //! descriptors stay for deliveries and the spool.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use tracing::{info, warn};
 
 use crate::config::{ConnectorName, ReceiveConnector};
+use crate::random::HashMap;
 use crate::smtp::Reply;
 
 /// Counts of open connections. Cheap to clone.

@@ -5,7 +5,6 @@
 //!
 //! Not here: what a session says (`smtp::server`), what becomes of a message (`relay`).
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
@@ -23,6 +22,11 @@ mod attribute;
 mod drive;
 mod failures;
 mod limits;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "passwords are taken in TLS only, which no simulated world has"
+)]
 mod logins;
 pub mod proxy;
 mod reception;
@@ -37,6 +41,7 @@ use reception::RelayReception;
 
 use crate::clock;
 use crate::config::{Config, ConnectorName, ReceiveConnector, ReceiveTls};
+use crate::random::HashMap;
 use crate::relay::{Relay, Snapshot};
 use crate::smtp::Reply;
 use crate::smtp::server::{Session, Terms};
@@ -69,7 +74,7 @@ impl Door {
                 Some((connector.name.clone(), Acceptor::new(identity, ask)))
             })
             .collect();
-        Self { listen, acceptors, before: HashMap::new() }
+        Self { listen, acceptors, before: HashMap::default() }
     }
 
     /// The same as successor of `last`: it also opens for what only that knew, as long as connections may still be
@@ -127,7 +132,7 @@ pub async fn listen(
             Err(error) => {
                 // Ten times a second is no news.
                 if told.is_none_or(|told: Instant| told.elapsed() >= SAY_AGAIN) {
-                    told = Some(Instant::now());
+                    told = Some(clock::now());
                     warn!(%error, "no connection can be accepted");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,6 +1,5 @@
 //! Answers a session's questions: who the peer is here, the rest by asking `relay`.
 
-use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::IpAddr;
@@ -21,6 +20,7 @@ use crate::clock;
 use crate::config::Origin;
 use crate::directory::untagged;
 use crate::message::{Domain, Envelope, Recipient};
+use crate::random::HashSet;
 use crate::relay::{Asked, PUT_LIMIT, Peer, ROUTED_LIMIT, Relay, Snapshot, Submission};
 use crate::route::{Reason, Routed, Verdict, trust};
 use crate::smtp::auth::Credentials;
@@ -104,7 +104,7 @@ impl RelayReception {
             routed: Vec::new(),
             full: None,
             slowed: Duration::ZERO,
-            known: HashSet::new(),
+            known: HashSet::default(),
             unknown: 0,
             draft: None,
             failed: None,

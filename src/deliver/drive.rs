@@ -21,6 +21,7 @@ use crate::message::{Body, BodyType, firewall, header};
 use crate::outcome::Setback;
 use crate::smtp::client::{BLOCK_WAIT, Delivery, Mail, Payload, Session, Settled, Step, Stuffer};
 use crate::spool::Message;
+use crate::spool::disk::blocking;
 use crate::tls::{Proof, Stream};
 
 /// A message in a file of at most so many bytes is read whole before it is sent.
@@ -127,7 +128,7 @@ impl Content {
         };
         let looked = match &message.content {
             Body::Memory(_) => look(),
-            Body::File { .. } => tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| Err(error.into())),
+            Body::File { .. } => blocking(look).await.unwrap_or_else(|error| Err(error.into())),
         };
         looked.map_err(|error| spool(&message.content, &error))
     }
@@ -142,7 +143,7 @@ impl Content {
         let convert = move || content.convert();
         let converted = match &self.body {
             Body::Memory(_) => convert(),
-            Body::File { .. } => tokio::task::spawn_blocking(convert).await.unwrap_or_else(|error| Err(error.into())),
+            Body::File { .. } => blocking(convert).await.unwrap_or_else(|error| Err(error.into())),
         };
         converted.map_err(|error| spool(&self.body, &error))
     }
@@ -532,7 +533,7 @@ fn end(payload: Payload, stuffer: Option<&Stuffer>) -> Option<IoSlice<'static>> 
 
 async fn read_block(body: &Body, offset: u64) -> io::Result<Bytes> {
     let body = body.clone();
-    let block = tokio::task::spawn_blocking(move || body.read(offset, BLOCK)).await??;
+    let block = blocking(move || body.read(offset, BLOCK)).await??;
     // A file that ends before its message does must not make the loop above endless.
     if block.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(block) }
 }

@@ -786,6 +786,7 @@ mod tests {
         let mx = Hop::Mx(Domain::parse("d.example").unwrap());
         // What lives, in how many attempts it is found, and in how many where nothing is remembered from one to the next.
         #[rustfmt::skip]
+        #[expect(clippy::type_complexity, reason = "a table")]
         let cases: [(&str, String, &[String], Hops, Hop, u8, usize, Option<usize>); 6] = [
             ("seven dead MX", eight_mx.join(", "), &eight_hosts, Hops::Mx, mx.clone(), 8, 2, None),
             ("seven dead smart hosts", String::from("none"), &eight_hosts, Hops::SmartHosts(eight_smart), Hop::SmartHosts, 8, 2, None),

@@ -4,7 +4,7 @@
 //! premises' certificate suddenly comes from somebody else can ask why; nothing is refused for it. What was seen is kept
 //! in one small file over restarts: without it nothing is lost but a warning, so no fault of it stops anything.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::{info, warn};
 
 use crate::config::ConnectorName;
+use crate::random::HashSet;
+use crate::spool::disk::blocking;
 use crate::tls::Proof;
 
 /// So many issuers of one connector are remembered, the latest: a cloud service has a handful at a time.
@@ -70,7 +72,7 @@ impl Issuers {
                 BTreeMap::new()
             }
         };
-        Self { file: Some(file), seen: Mutex::new(Seen { known, here: HashSet::new() }), writing: Mutex::default() }
+        Self { file: Some(file), seen: Mutex::new(Seen { known, here: HashSet::default() }), writing: Mutex::default() }
     }
 
     /// A host proved a name to this connector: tells if its certificate's issuer is new.
@@ -91,7 +93,7 @@ impl Issuers {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => {
                 let issuers = Arc::clone(self);
-                runtime.spawn_blocking(move || issuers.save());
+                runtime.spawn(blocking(move || issuers.save()));
             }
             Err(_) => self.save(),
         }

@@ -5,7 +5,6 @@
 //!
 //! Not here: which copy is tried when (`relay::schedule`), and what follows (`outcome`, `relay::settle`).
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
@@ -16,6 +15,7 @@ use crate::config::{Config, ConnectorName, EightBit, Hops, Level, Login, SendCon
 use crate::dns::{Resolve, Resolver};
 use crate::message::{Address, Domain, Recipient, visit};
 use crate::outcome::Setback;
+use crate::random::HashMap;
 use crate::route::{Hop, HopCopy, plan};
 use crate::smtp::Reply;
 use crate::smtp::client::{END_OF_DATA, Fault, Mail, Remedy};
@@ -424,7 +424,7 @@ impl Mailboxes {
     fn of(copy: Option<&HopCopy>, open: &[u16]) -> Self {
         let mut mailboxes = Self::default();
         let Some(copy) = copy.filter(|_| open.len() > 1) else { return mailboxes };
-        let mut firsts: HashMap<&Address, u16> = HashMap::with_capacity(open.len());
+        let mut firsts: HashMap<&Address, u16> = HashMap::default();
         for &index in open {
             let Some(again) = copy.recipients.get(usize::from(index)).map(|one| &one.recipient) else { continue };
             let first = *firsts.entry(&again.address).or_insert(index);

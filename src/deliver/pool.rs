@@ -13,7 +13,6 @@
 //! The pool outlives configurations. A send connector is in it under an [`Owner`], which a reload keeps as long as nothing
 //! changes about the connector's connections, and retires otherwise.
 
-use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -27,6 +26,7 @@ use super::drive::Connection;
 use super::hosts::{Known, Standing};
 use crate::config::Rate;
 use crate::message::Domain;
+use crate::random::{HashMap, HashSet};
 use crate::route::Hop;
 
 /// How long a connection is kept without work: servers are asked to wait five minutes, and many wait ten seconds.

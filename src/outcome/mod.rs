@@ -14,7 +14,19 @@ use crate::message::Envelope;
 
 pub mod report;
 pub mod setback;
+#[cfg_attr(
+    feature = "otlp",
+    allow(
+        clippy::disallowed_methods,
+        reason = "spans have their times from the system, and nothing asks for them back"
+    )
+)]
 pub mod spans;
+#[allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "real files and a real thread; a simulated world only watches the events"
+)]
 pub mod tracking;
 
 pub use setback::Setback;

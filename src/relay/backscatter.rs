@@ -8,10 +8,10 @@
 //!
 //! Reports to our own people and applications are not counted: they did write (`visits::is_unlimited`).
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::message::Address;
+use crate::random::HashMap;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

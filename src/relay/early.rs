@@ -8,7 +8,6 @@
 //!
 //! Not here: lanes, limits and rests, which hold for such a copy as for any other (`schedule`).
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,9 +20,9 @@ use super::schedule::LaneId;
 use super::settle::settlement;
 use super::work::{Item, Resident, Tried};
 use super::{RESIDENT_LIMIT, Relay, Snapshot, acknowledge};
-use crate::clock;
 use crate::deliver::{Attempt, Delivered};
 use crate::message::Envelope;
+use crate::random::HashSet;
 use crate::smtp::Reply;
 use crate::spool::disk::crash_point;
 use crate::spool::{End, Message, NewMessage, Settlement};
@@ -250,7 +249,7 @@ impl Relay {
                             }
                             for Brought { item, lane, attempt, hand } in late {
                                 let tried = Tried { message: &receipt.message, item, lane };
-                                relay.settle(&snapshot, tried, attempt, clock::wall()).await;
+                                relay.settle(&snapshot, tried, attempt, relay.wall()).await;
                                 drop(hand);
                             }
                         });
@@ -312,7 +311,7 @@ impl Relay {
     /// What follows from an attempt of which those that were taken are recorded already, or need no record.
     async fn settle_early(&self, snapshot: &Snapshot, message: &Message, brought: Brought) {
         let Brought { item, lane, attempt, hand: _hand } = brought;
-        let now = clock::wall();
+        let now = self.wall();
         let (mut done, mut left): (Vec<(u16, Delivered)>, _) = (Vec::new(), Vec::new());
         for (index, result) in attempt.results {
             match result {

@@ -1,6 +1,5 @@
 //! The tracking events of a message's way through the relay.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -17,6 +16,7 @@ use crate::message::{Address, Envelope, MessageId, Recipient};
 use crate::outcome::Setback;
 use crate::outcome::spans::Facts;
 use crate::outcome::tracking::{Event, EventKind, Try};
+use crate::random::HashSet;
 use crate::route::trust::Words;
 use crate::route::{HopCopy, Reason, Refusal, Routed, Verdict, plan};
 use crate::smtp::{Reply, Status};
@@ -386,7 +386,7 @@ fn recipients(copy: &HopCopy) -> Vec<&Address> {
 /// Each address once: who was named under several names stands in a copy several times.
 fn distinct(mut to: Vec<&Address>) -> Vec<&Address> {
     if to.len() > 1 {
-        let mut seen = HashSet::with_capacity(to.len());
+        let mut seen = HashSet::default();
         to.retain(|address| seen.insert(*address));
     }
     to

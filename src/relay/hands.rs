@@ -6,7 +6,6 @@
 //! changes under the queue's one lock, in which a worker also takes its next item: a copy is in the schedule, in one pair
 //! of hands, or laid aside, and never in two of them.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use super::work::{Item, Tried, max_connections};
 use crate::clock;
 use crate::config::ConnectorName;
 use crate::message::MessageId;
+use crate::random::{HashMap, HashSet};
 use crate::route::Hop;
 use crate::spool::{CopyStanding, Known, Message, Standing};
 
@@ -166,7 +166,7 @@ impl DerefMut for Queue {
 
 impl Queue {
     pub(super) fn new(schedule: Schedule<Item>) -> Self {
-        Self { schedule, trying: HashMap::new(), orders: HashMap::new(), done: HashMap::new() }
+        Self { schedule, trying: HashMap::default(), orders: HashMap::default(), done: HashMap::default() }
     }
 
     /// A worker's next item, which it has in hand from then on. `None`: the worker ends.

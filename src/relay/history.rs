@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::Relay;
 use super::meter::BOUNDS;
 
+use crate::clock;
+
 /// How often a sample is taken: the finest step.
 pub const SAMPLE: Duration = Duration::from_secs(STEPS[0].0.unsigned_abs());
 
@@ -253,12 +255,12 @@ impl Relay {
         }
         sample.counters[4] =
             meter.refused_for_now.load(Ordering::Relaxed) + meter.refused_for_good.load(Ordering::Relaxed);
-        self.history().add(Timestamp::now(), &sample);
+        self.history().add(clock::wall(), &sample);
     }
 
     /// What the samples of that time come to.
     pub fn load_over(&self, range: Range) -> Load {
-        self.history().load(range, Timestamp::now())
+        self.history().load(range, clock::wall())
     }
 
     fn history(&self) -> std::sync::MutexGuard<'_, History> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::clock;
 use crate::config::ConnectorName;
 use crate::deliver::Delivered;
 use crate::outcome::Setback;
@@ -98,7 +99,7 @@ pub struct Minute {
 impl Default for Meter {
     fn default() -> Self {
         Self {
-            started: Instant::now(),
+            started: clock::now(),
             accepted: AtomicU64::default(),
             accepted_bytes: AtomicU64::default(),
             refused_for_now: AtomicU64::default(),
@@ -174,7 +175,7 @@ impl Meter {
             if matches!(why, Setback::Returned { .. }) {
                 return;
             }
-            via.last().fault = Some((Timestamp::now(), why.to_string()));
+            via.last().fault = Some((clock::wall(), why.to_string()));
         });
     }
 

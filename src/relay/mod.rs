@@ -24,7 +24,7 @@ use crate::deliver::Deliverer;
 use crate::directory::Directory;
 use crate::directory::users::UserFiles;
 use crate::message::received::Received;
-use crate::message::{BodyType, Envelope, OrganizationHeaders, Recipient, header, visit};
+use crate::message::{BodyType, Envelope, MessageId, OrganizationHeaders, Recipient, header, visit};
 use crate::outcome::spans::{self, Begun, Facts, Trace};
 use crate::outcome::tracking::Tracker;
 use crate::route::resolve::{Asking, Resolution, Rules};
@@ -53,6 +53,7 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 mod visits;
+mod wall_clock;
 mod work;
 
 use backscatter::Backscatter;
@@ -65,6 +66,7 @@ use pressure::{HashMemory, Level, Pressure};
 use recent::Recent;
 use schedule::{LaneId, Schedule};
 use visits::{Circling, Returning};
+use wall_clock::{GRACE, WallClock, wait_at_start};
 use work::Item;
 
 /// A message with so many `Received:` fields is going round in circles.
@@ -114,6 +116,7 @@ struct Inner {
     /// The last worker ended.
     idle: Notify,
     resident: AtomicUsize,
+    wall_clock: Mutex<WallClock>,
     meter: Meter,
     recent: Recent,
     history: Mutex<History>,
@@ -202,6 +205,7 @@ impl Relay {
             workers: AtomicUsize::new(0),
             idle: Notify::new(),
             resident: AtomicUsize::new(0),
+            wall_clock: Mutex::new(WallClock::new(clock::now(), clock::wall())),
             meter: Meter::default(),
             recent: Recent::default(),
             history: Mutex::default(),
@@ -266,7 +270,14 @@ impl Relay {
     /// Takes up what the last run left in the spool: reads it, and schedules it as it comes. Blocking, as long as the
     /// disk takes.
     pub fn resume(&self, recovery: Recovery) -> Recovered {
-        let recovered = recovery.run_with(|waiting| self.take_up(&waiting));
+        let mut distrusted = 0;
+        let recovered = recovery.run_with(|waiting, last_seen| distrusted += self.take_up_found(&waiting, last_seen));
+        if distrusted > 0 {
+            warn!(
+                copies = distrusted,
+                "next attempts lie further ahead than any wait: the clock is wrong now, or was when they were noted; they are made soon"
+            );
+        }
         for corrupt in &recovered.corrupt {
             warn!("{corrupt}");
         }
@@ -276,10 +287,27 @@ impl Relay {
         recovered
     }
 
-    /// Copies that wait in the spool are tried at their time. Few enough that new mail can wait for the queue meanwhile.
-    fn take_up(&self, some: &[Waiting]) {
+    /// Copies that a start finds are tried at the time they carry, if that can be. Gives how many carry one that cannot.
+    fn take_up_found(&self, some: &[Waiting], last_seen: Option<Timestamp>) -> usize {
+        let wall = self.wall();
+        if last_seen.is_some_and(|last| self.note_last_seen(last)) {
+            warn!(last = %format_args!("{:.0}", last_seen.unwrap_or_default()), now = %format_args!("{wall:.0}"), "the clock is far beyond the last time in the spool; what waits there does not expire in the next {:?}", GRACE);
+        }
+        let retry = &self.snapshot().config.spool.retry;
+        let mut distrusted = 0;
+        self.take_up(some, |waiting| {
+            let Some(until) = waiting.until else { return Duration::ZERO };
+            let (wait, is_distrusted) = wait_at_start(until, wall, waiting.attempts, retry);
+            distrusted += usize::from(is_distrusted);
+            wait
+        });
+        distrusted
+    }
+
+    /// Copies that wait in the spool are tried after so long. Few enough that new mail can wait for the queue meanwhile.
+    fn take_up(&self, some: &[Waiting], mut wait: impl FnMut(&Waiting) -> Duration) {
         let snapshot = self.snapshot();
-        let (now, wall) = (clock::now(), clock::wall());
+        let now = clock::now();
         let mut queue = self.queue();
         for waiting in some {
             if waiting.held {
@@ -288,8 +316,7 @@ impl Relay {
             }
             let max = work::max_connections(&snapshot.config, &waiting.via);
             let lane = queue.lane(&waiting.via, &waiting.hop, max);
-            let at = now + waiting.until.map_or(Duration::ZERO, |until| until_wall(until, wall));
-            queue.later(at, lane, Item::recovered(waiting));
+            queue.later(now + wait(waiting), lane, Item::recovered(waiting));
         }
         drop(queue);
         self.0.wake.notify_one();
@@ -433,7 +460,7 @@ impl Relay {
             self.track_refused_message(&envelope, &connector, &peer, &verdict, reply.status_or_class(), &refusal);
             return reply;
         }
-        let accepted = clock::wall();
+        let accepted = self.wall();
         if let Some(hybrid) = config.hybrid.as_ref().filter(|_| !facts.visits.is_empty()) {
             let (key, marks, by) = (&*snapshot.visits, &*facts.visits, &*connector.name.0);
             let returning = Returning { key, marks, config, hybrid, by, message_id: facts.message_id.as_deref() };
@@ -579,14 +606,42 @@ impl Relay {
         ready.saturating_mul(bytes) <= left.saturating_mul(2)
     }
 
+    /// The wall clock, for what messages carry: whether it has jumped is seen here.
+    fn wall(&self) -> Timestamp {
+        let (now, wall) = (clock::now(), clock::wall());
+        #[cfg(test)]
+        let wall = wall + self.wall_clock().pass(Duration::ZERO);
+        if let Some(jump) = self.wall_clock().note(now, wall) {
+            warn!(seconds = jump.as_secs(), "the wall clock jumped; ages and next attempts go by the monotonic clock");
+        }
+        wall
+    }
+
+    /// See [`WallClock::last_seen`]. It is said once; what a start finds comes in parts.
+    fn note_last_seen(&self, last: Timestamp) -> bool {
+        let mut wall_clock = self.wall_clock();
+        !wall_clock.is_doubtful() && wall_clock.last_seen(last)
+    }
+
+    /// The age of a message that counts towards the end of its life.
+    fn age_in_life(&self, id: MessageId, accepted: Timestamp, lifetime: Duration) -> Duration {
+        let earlier = !self.0.spool.is_of_this_run(id);
+        self.wall_clock().age_in_life(clock::now(), accepted, earlier, lifetime)
+    }
+
+    fn wall_clock(&self) -> MutexGuard<'_, WallClock> {
+        // Nothing in it can be half done.
+        self.0.wall_clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much time passes for the messages and on both clocks, without anybody waiting for it.
+    #[cfg(test)]
+    fn grow_older(&self, by: Duration) {
+        self.wall_clock().pass(by);
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // A panic while the queue was held ended one worker; the queue itself is whole between its calls.
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// From now until a wall-clock time, zero if it is past. A wait longer than a day means the clock jumped: the message
-/// is looked at again after a day at the latest.
-fn until_wall(until: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(until.duration_since(now)).unwrap_or(Duration::ZERO).min(Duration::from_secs(24 * 3600))
 }

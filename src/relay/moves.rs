@@ -27,6 +27,7 @@ use crate::outcome::Setback;
 use crate::outcome::tracking::EventKind;
 use crate::route::resolve::{Asking, Resolution, Rules};
 use crate::route::{CopyRecipient, HopCopy, Reason, Routed, plan};
+use crate::spool::disk::blocking;
 use crate::spool::{CopyStanding, Draft, End, NewMessage, Settlement, Standing};
 
 /// So many copies are remembered. One that finds no room is looked at when it is tried again.
@@ -58,7 +59,7 @@ impl Relay {
                 return false;
             }
             let spool = self.0.spool.clone();
-            let Ok(standing) = tokio::task::spawn_blocking(move || spool.standing(key.0)).await else { return false };
+            let Ok(standing) = blocking(move || spool.standing(key.0)).await else { return false };
             let copy = standing.as_ref().and_then(|message| message.copies.iter().find(|copy| copy.number == key.1));
             let (Some(message), Some(copy)) = (&standing, copy) else {
                 self.disputed(|disputed| disputed.remove(&key));
@@ -197,7 +198,7 @@ impl Relay {
                 (0u16..).zip(&receipt.message.copies).for_each(|(copy, _)| queue.hold((id, copy)));
             }
         }
-        self.schedule_at(&receipt.message, message.accepted, tried.item.warned);
+        self.schedule_at(&receipt.message, message.accepted, Duration::ZERO, tried.item.warned);
         Ok(moved)
     }
 
@@ -210,7 +211,7 @@ impl Relay {
                 Body::Memory(_) => content.read(offset, usize::MAX)?,
                 Body::File { .. } => {
                     let content = content.clone();
-                    let read = tokio::task::spawn_blocking(move || content.read(offset, body::BLOCK)).await;
+                    let read = blocking(move || content.read(offset, body::BLOCK)).await;
                     read.map_err(io::Error::other)??
                 }
             };

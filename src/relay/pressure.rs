@@ -22,6 +22,8 @@ use nix::sys::resource::{Resource, getrlimit};
 use tikv_jemalloc_ctl::{epoch, stats};
 use tracing::{info, warn};
 
+use crate::clock;
+
 /// How long an answer of the system is good for, in milliseconds.
 const FRESH: u64 = 1000;
 
@@ -89,7 +91,7 @@ impl Pressure {
 
     fn within(bounds: Vec<Bound>) -> Self {
         let hashes = Arc::new(HashMemory::within(bounds.iter().map(Bound::limit).min()));
-        Self { bounds, started: Instant::now(), due: AtomicU64::new(0), level: AtomicU8::new(0), hashes }
+        Self { bounds, started: clock::now(), due: AtomicU64::new(0), level: AtomicU8::new(0), hashes }
     }
 
     /// What password hashes may take.

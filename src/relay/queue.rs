@@ -6,7 +6,7 @@
 //!
 //! Not here: who may ask (`admin`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use crate::clock;
 use crate::message::{Address, BodyType, MessageId, Ret};
 use crate::outcome::Setback;
 use crate::outcome::tracking::{Event, EventKind};
+use crate::random::HashMap;
 use crate::route::Hop;
 use crate::spool::disk::blocking;
 use crate::spool::{CopyStanding, Deferral, End, LoadError, Settlement, Standing, Step};
@@ -795,7 +796,7 @@ impl Relay {
             }
         }
         let unwritten = self.0.spool.flush().await;
-        let mut settled: HashMap<Key, Vec<Settlement>> = HashMap::new();
+        let mut settled: HashMap<Key, Vec<Settlement>> = HashMap::default();
         for one in unwritten {
             settled.entry((one.id, one.copy)).or_default().push(one);
         }
@@ -882,7 +883,7 @@ impl Relay {
         let reason = by.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
         let setback = Setback::Returned { who: by.who.clone(), reason };
         let failed: Vec<(u16, Setback)> = open.into_iter().map(|index| (index, setback.clone())).collect();
-        if self.settle_failed(&self.snapshot(), &tried, &failed, clock::wall()).await {
+        if self.settle_failed(&self.snapshot(), &tried, &failed, self.wall()).await {
             Ok(true)
         } else {
             Err("the report to the sender could not be written; nothing was changed".to_owned())

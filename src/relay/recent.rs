@@ -9,7 +9,7 @@
 //!
 //! Not here: what happened in words (`events`), what waits (`queue`), anything of an earlier run.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 use super::Relay;
 use super::events::Noted;
 use super::work::Tried;
+use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
 use crate::message::{Address, MessageId};
+use crate::random::{HashMap, HashSet};
 use crate::route::explain::next_hop;
 use crate::route::{Hop, HopCopy, Reason, Refusal, RefusalKind};
 use crate::spool::Message;
@@ -346,7 +348,7 @@ impl Recent {
     /// From now on somebody can ask.
     fn begin(&self) {
         if !self.on.swap(true, Ordering::Relaxed) {
-            *self.lock() = Kept { began: Timestamp::now(), ..Kept::default() };
+            *self.lock() = Kept { began: clock::wall(), ..Kept::default() };
         }
     }
 
@@ -453,7 +455,7 @@ impl Relay {
         if !self.0.recent.is_on() {
             return;
         }
-        let now = Timestamp::now().as_microsecond();
+        let now = clock::wall().as_microsecond();
         let passage = Passage {
             id: Some(message.id),
             from: message.envelope.sender.clone(),
@@ -476,7 +478,7 @@ impl Relay {
         if !self.0.recent.is_on() {
             return;
         }
-        let now = Timestamp::now().as_microsecond();
+        let now = clock::wall().as_microsecond();
         let nowhere = HopCopy { via: ConnectorName(Arc::from("")), hop: Hop::SmartHosts, recipients: Vec::new() };
         let way = |to: &Address| {
             let way = Way::new(&nowhere, (0, 0), to, said, now);
@@ -493,7 +495,7 @@ impl Relay {
         if !self.0.recent.is_on() {
             return;
         }
-        let now = Timestamp::now().as_microsecond();
+        let now = clock::wall().as_microsecond();
         if self.flow_settled((tried.message.id, tried.item.copy), indexes.clone(), state, now) {
             return;
         }
@@ -553,14 +555,14 @@ impl Relay {
     /// An operator took recipients away.
     pub(super) fn flow_removed(&self, id: MessageId, copy: u16, indexes: &[u16]) {
         if self.0.recent.is_on() {
-            let now = Timestamp::now().as_microsecond();
+            let now = clock::wall().as_microsecond();
             self.flow_settled((id, copy), indexes.iter().copied(), State::Failed, now);
         }
     }
 
     /// How much went each way in the last `minutes`.
     pub fn flow(&self, minutes: u32) -> Flow {
-        let now = Timestamp::now();
+        let now = clock::wall();
         let (since, complete, passages) = self.0.recent.since(minutes, now);
         let paths = summed(paths(&passages, since, &self.snapshot().config));
         Flow { since, until: now, complete, paths }
@@ -568,7 +570,7 @@ impl Relay {
 
     /// Recipients that went such a way in the last `minutes`.
     pub fn flow_messages(&self, minutes: u32, wanted: &Wanted, limit: usize) -> Listed {
-        let (since, _, passages) = self.0.recent.since(minutes, Timestamp::now());
+        let (since, _, passages) = self.0.recent.since(minutes, clock::wall());
         let config = &self.snapshot().config;
         // Those that have a band of their own are none of the others.
         let mut paths = if wanted.hop == OTHERS { paths(&passages, since, config) } else { Vec::new() };
@@ -627,7 +629,7 @@ struct Hops<'a> {
 
 impl<'a> Hops<'a> {
     fn new(config: &'a Config) -> Self {
-        Self { config, names: HashMap::new() }
+        Self { config, names: HashMap::default() }
     }
 
     /// The smart hosts, or the domain whose MX it is; empty where the way ends here.
@@ -658,7 +660,7 @@ type Key<'a> = (&'a str, &'a str, Said, &'a str, &'a Hop);
 
 /// All of them, the fullest first.
 fn paths(passages: &[Arc<Passage>], since: Timestamp, config: &Config) -> Vec<Path> {
-    let mut sums: HashMap<Key<'_>, (Path, &Way)> = HashMap::new();
+    let mut sums: HashMap<Key<'_>, (Path, &Way)> = HashMap::default();
     for passage in passages {
         for way in passage.ways.iter().filter(|way| way.at() >= since.as_microsecond()) {
             let key = (passage.origin(), &*passage.by.0, way.said, &*way.via.0, &way.hop);

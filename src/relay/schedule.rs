@@ -24,11 +24,12 @@
 //! Not here: how long one copy waits after an attempt (`outcome::judge`).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::config::ConnectorName;
 use crate::outcome::{Setback, jittered, ladder};
+use crate::random::HashMap;
 use crate::route::Hop;
 
 /// Where a window starts, unless the connector allows less: Postfix's `default_destination_concurrency_limit`.
@@ -223,7 +224,7 @@ impl<T> Schedule<T> {
     pub fn new(retry: Vec<Duration>) -> Self {
         Self {
             lanes: Vec::new(),
-            names: HashMap::new(),
+            names: HashMap::default(),
             free: Vec::new(),
             sweep_at: IDLE_LANES,
             later: BinaryHeap::new(),

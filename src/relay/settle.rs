@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::backscatter::{Backscatter, Turn};
 use super::events::Noted;
-use super::work::{Item, Tried, age, max_connections};
+use super::work::{Item, Tried, max_connections};
 use super::{Relay, Snapshot, visits};
 use crate::clock;
 use crate::config::{Config, ConnectorName, Origin};
@@ -24,7 +24,7 @@ use crate::outcome::tracking::EventKind;
 use crate::outcome::{History, Outcome, SHORTEST_WAIT, Setback, is_delay_due, judge, lifetime};
 use crate::route::plan;
 use crate::route::resolve::{Asking, Rules};
-use crate::spool::disk::crash_point;
+use crate::spool::disk::{blocking, crash_point};
 use crate::spool::{Deferral, Draft, End, Message, NewMessage, PutError, Settlement, Waiting};
 
 /// The name under which reports travel where a receive connector is asked for.
@@ -53,7 +53,8 @@ struct Sorted {
 impl Relay {
     /// Carries out what follows from an attempt that ended `now`.
     pub(super) async fn settle(&self, snapshot: &Snapshot, mut tried: Tried<'_>, attempt: Attempt, now: Timestamp) {
-        let age = age(tried.message.accepted, now);
+        let life = lifetime(&snapshot.config.spool, tried.message.envelope.sender.is_none());
+        let age = self.age_in_life(tried.item.id, tried.message.accepted, life);
         let mut sorted = self.sort(&mut tried, attempt, snapshot, age);
         self.settle_done(snapshot, &tried, &sorted.done, now).await;
         if self.follow_move(&tried, [&mut sorted.again, &mut sorted.failed]).await {
@@ -111,9 +112,10 @@ impl Relay {
         if !is_delay_due(settings, &tried.message.envelope, age, tried.item.warned) {
             return false;
         }
-        let life = SignedDuration::try_from(lifetime(settings, false)).unwrap_or(SignedDuration::MAX);
+        let left = lifetime(settings, false).saturating_sub(age);
         // A lifetime beyond the end of the calendar is as good as none.
-        let retry_until = tried.message.accepted.saturating_add(life).unwrap_or(Timestamp::MAX);
+        let left = SignedDuration::try_from(left).unwrap_or(SignedDuration::MAX);
+        let retry_until = now.saturating_add(left).unwrap_or(Timestamp::MAX);
         self.report(snapshot, tried, Kind::Delay { retry_until }, setbacks(late), Vec::new(), now).await.is_ok()
     }
 
@@ -292,7 +294,8 @@ impl Relay {
             false => Turn::Now,
         };
         // Only at the end of its life a failure goes unreported: it must not be in the queue for ever.
-        let left = lifetime(&snapshot.config.spool, false).saturating_sub(age(message.accepted, now));
+        let life = lifetime(&snapshot.config.spool, false);
+        let left = life.saturating_sub(self.age_in_life(message.id, message.accepted, life));
         let wait = match turn {
             Turn::Now => None,
             Turn::Later(wait) if may_wait => Some(wait),
@@ -343,7 +346,7 @@ impl Relay {
                 self.track_plan(&receipt.message, &noted);
                 match wait {
                     None => self.schedule(snapshot, receipt.message),
-                    Some(_) => self.put_off(&receipt.message, from),
+                    Some(wait) => self.put_off(&receipt.message, from, wait),
                 }
                 Ok(())
             }
@@ -370,13 +373,13 @@ impl Relay {
     }
 
     /// A report that is safe waits for its turn, also over a restart.
-    fn put_off(&self, message: &Message, until: Timestamp) {
+    fn put_off(&self, message: &Message, until: Timestamp, wait: Duration) {
         info!(id = %message.id, until = %format_args!("{until:.0}"), "a report waits for its turn: there were many of late");
-        self.schedule_at(message, until, false);
+        self.schedule_at(message, until, wait, false);
     }
 
-    /// Every copy of a message that is safe waits until then, also over a restart.
-    pub(super) fn schedule_at(&self, message: &Message, until: Timestamp, warned: bool) {
+    /// Every copy of a message that is safe waits so long, which is until then, also over a restart.
+    pub(super) fn schedule_at(&self, message: &Message, until: Timestamp, wait: Duration, warned: bool) {
         let (id, accepted, attempts, held, panics) = (message.id, message.accepted, 0, false, 0);
         let waiting = (0u16..).zip(&message.copies).map(|(copy, plan)| {
             self.defer(Deferral { id, copy, until, attempts, warned, held, panics });
@@ -384,7 +387,7 @@ impl Relay {
             Waiting { id, copy, accepted, via, hop, until: Some(until), attempts, warned, held, panics }
         });
         let waiting: Vec<Waiting> = waiting.collect();
-        self.take_up(&waiting);
+        self.take_up(&waiting, |_| wait);
     }
 }
 
@@ -454,9 +457,7 @@ async fn original(message: &Message, whole: bool) -> Vec<u8> {
     let (id, prefix, content) = (message.id, message.prefix.clone(), message.content.clone());
     match &content {
         Body::Memory(_) => read_original(id, &prefix, &content, whole),
-        Body::File { .. } => {
-            tokio::task::spawn_blocking(move || read_original(id, &prefix, &content, whole)).await.unwrap_or_default()
-        }
+        Body::File { .. } => blocking(move || read_original(id, &prefix, &content, whole)).await.unwrap_or_default(),
     }
 }
 

@@ -3,8 +3,7 @@
 //! Read-only. Each question holds the queue for a moment: a line for each lane at most, of which there are as many as next
 //! hops, never one for each message; what is asked of each message is asked of a few at a time.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
@@ -13,7 +12,9 @@ use super::meter::Meter;
 use super::pressure::Level;
 use super::schedule::{LaneId, Place};
 use super::work::age;
+use crate::clock;
 use crate::config::ConnectorName;
+use crate::random::HashMap;
 use crate::route::Hop;
 use crate::spool::Step;
 
@@ -109,7 +110,7 @@ impl Relay {
 
     /// The lanes in which something waits or that rest, the fullest first; `at_most` of them.
     pub fn lanes(&self, at_most: usize) -> Vec<LaneState> {
-        let now = Instant::now();
+        let now = clock::now();
         let queue = self.queue();
         let mut found: Vec<_> = queue
             .depths()
@@ -136,12 +137,12 @@ impl Relay {
 
     /// How old what waits is. Blocking: a second or so for ten million copies, and the queue is free in between.
     pub fn ages(&self) -> Ages {
-        let now = Timestamp::now();
+        let now = clock::wall();
         let mut ages = Ages::default();
-        let mut oldest: HashMap<(ConnectorName, Hop), Timestamp> = HashMap::new();
+        let mut oldest: HashMap<(ConnectorName, Hop), Timestamp> = HashMap::default();
         let mut place = Some(Place::default());
         while let Some(from) = place {
-            let mut here: HashMap<LaneId, Timestamp> = HashMap::new();
+            let mut here: HashMap<LaneId, Timestamp> = HashMap::default();
             let queue = self.queue();
             place = queue.glance(from, GLANCE, |lane, item| {
                 // An old place of a copy that has another, or is gone, says nothing.

@@ -20,7 +20,7 @@ use crate::config::{Config, ConnectorName, Origin};
 use crate::deliver::{Attempt, Delivered};
 use crate::message::{MessageId, Recipient};
 use crate::outcome::spans::{self, Begun, Trace};
-use crate::outcome::{Setback, is_expired};
+use crate::outcome::{Setback, is_expired, lifetime};
 use crate::route::resolve::{Asking, Failed, Rules};
 use crate::route::{Hop, HopCopy, Reached, Route, Routed};
 use crate::smtp::Status;
@@ -261,7 +261,8 @@ impl Relay {
     async fn mind_ages(&self) {
         loop {
             tokio::time::sleep(LOOK_THROUGH).await;
-            self.look_through(clock::wall()).await;
+            let wall = self.wall();
+            self.look_through(wall).await;
         }
     }
 
@@ -388,7 +389,7 @@ impl Relay {
             let Some(brought) = early.hand_in(Brought { item, lane, attempt, hand }) else { return feedback };
             (item, attempt, hand) = (brought.item, brought.attempt, brought.hand);
         }
-        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, clock::wall()).await;
+        self.settle(&snapshot, Tried { message: &message, item, lane }, attempt, self.wall()).await;
         drop(hand);
         feedback
     }
@@ -440,11 +441,14 @@ impl Relay {
     pub(super) async fn look_through(&self, wall: Timestamp) {
         let snapshot = self.snapshot();
         let settings = &snapshot.config.spool;
+        // Copied, so that nobody waits for it while a long queue is gone through.
+        let (now, wall_clock) = (clock::now(), self.wall_clock().clone());
         let overdue = self.queue().sweep(|item| {
             if item.early.as_ref().is_some_and(|early| !early.is_kept()) {
                 return true;
             }
-            let age = age(item.accepted, wall);
+            let earlier = !self.0.spool.is_of_this_run(item.id);
+            let age = wall_clock.age_in_life(now, item.accepted, earlier, settings.message_lifetime);
             let late = !item.warned && settings.delay_warning.is_some_and(|warning| age >= warning);
             // An attempt that falls on the very end has its chance. Who sent it is not known here; a report's life is
             // shorter, and over when a look at the message says so.
@@ -467,7 +471,8 @@ impl Relay {
 
     async fn look_at(&self, snapshot: &Snapshot, mut tried: Tried<'_>, open: &[u16], wall: Timestamp) {
         let settings = &snapshot.config.spool;
-        let age = age(tried.item.accepted, wall);
+        let is_report = tried.message.envelope.sender.is_none();
+        let age = self.age_in_life(tried.item.id, tried.item.accepted, lifetime(settings, is_report));
         let copy = tried.copy();
         // It was not tried itself. What the others in its lane met says most: F-034.
         let last = self.queue().last_setback(tried.lane).cloned();
@@ -475,7 +480,7 @@ impl Relay {
             let why = "no attempt was possible in this time".to_owned();
             Setback::Unreachable { host: format!("{} ({})", copy.via, copy.hop), why }
         });
-        if is_expired(settings, age, tried.message.envelope.sender.is_none()) {
+        if is_expired(settings, age, is_report) {
             let attempt = Attempt { results: open.iter().map(|index| (*index, Err(setback.clone()))).collect() };
             return self.settle(snapshot, tried, attempt, wall).await;
         }

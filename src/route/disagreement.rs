@@ -6,7 +6,7 @@
 //!
 //! The memory is lost at a restart, and a grace begins anew: the mail waits longer, nothing is lost.
 
-use std::collections::HashMap;
+use crate::random::HashMap;
 use std::time::{Duration, Instant};
 
 /// Disagreements that are remembered at one time. More is no move but a directory that was lost, and one that is new

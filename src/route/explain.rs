@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -174,7 +174,7 @@ impl<'a> Explanation<'a> {
     /// disagree, and nobody can say so here.
     pub fn at_first(&self, refusal: &Refusal) -> Option<(Reply, Duration)> {
         let grace = self.config.hybrid.as_ref()?.disagreement_grace;
-        let softened = refusal.clone().within_grace(&mut Disagreements::default(), Instant::now(), grace);
+        let softened = refusal.clone().within_grace(&mut Disagreements::default(), crate::clock::now(), grace);
         (softened.is_temporary() && !refusal.is_temporary()).then(|| (softened.to_reply(), grace))
     }
 

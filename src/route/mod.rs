@@ -13,6 +13,7 @@ use crate::config::{AddressSpace, ConnectorName, Origin, Side};
 use crate::message::{Address, Domain, Recipient};
 use crate::smtp::{Reply, Status};
 
+#[allow(clippy::disallowed_types, reason = "compares two configurations for a person; no simulated world does")]
 pub mod both;
 pub mod disagreement;
 pub mod explain;

@@ -5,10 +5,9 @@
 //! wishes for reports are kept. Where several of its own names came with such a wish, spellings or aliases, each of them
 //! stays in the copy, with one address: `deliver` says it once, and each name gets its report.
 
-use std::collections::HashMap;
-
 use super::{CopyRecipient, HopCopy, Reached, Routed};
 use crate::message::{Address, Notify};
+use crate::random::HashMap;
 
 /// Up to so many recipients it is faster to look at all of them than to hash them.
 const FEW: usize = 16;
@@ -32,7 +31,7 @@ pub fn unify_spellings(routed: &mut [Routed]) {
         return;
     }
     // The first of each spelling that counts, by address without regard to case.
-    let mut firsts: HashMap<String, Vec<usize>> = HashMap::new();
+    let mut firsts: HashMap<String, Vec<usize>> = HashMap::default();
     for at in 0..routed.len() {
         if !is_ours(&routed[at]) {
             continue;
@@ -92,9 +91,9 @@ fn plan_few(routed: Vec<Routed>) -> Vec<HopCopy> {
 
 fn plan_many(routed: Vec<Routed>) -> Vec<HopCopy> {
     let mut copies: Vec<HopCopy> = Vec::new();
-    let mut hops = HashMap::new();
+    let mut hops = HashMap::default();
     // The numbers of a recipient in its copy, by copy and address.
-    let mut numbers: HashMap<(usize, Address), Vec<usize>> = HashMap::new();
+    let mut numbers: HashMap<(usize, Address), Vec<usize>> = HashMap::default();
     for one in routed {
         let at = *hops.entry((one.route.via.clone(), one.route.hop.clone())).or_insert_with(|| {
             copies.push(HopCopy { via: one.route.via.clone(), hop: one.route.hop.clone(), recipients: Vec::new() });

@@ -27,7 +27,6 @@
 //! Standards: RFC 5321 section 4.5.1 (postmaster), 3461 section 5.2 (NOTIFY and ORCPT when relaying), 6533 (`utf-8`).
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::matrix::{self, Bound, Reached, Side, Way};
@@ -38,6 +37,7 @@ use crate::config::{
 };
 use crate::directory::{self, Entry, Found, Lookup, untagged};
 use crate::message::{Address, Domain, OriginalRecipient, Recipient};
+use crate::random::HashSet;
 use crate::smtp::Reply;
 
 /// Recipients that one may become by groups. Exchange expands without limit and splits; a relay that promises to keep
@@ -115,8 +115,8 @@ impl<'a> Rules<'a> {
             routed: Vec::new(),
             failed: Vec::new(),
             path: Vec::new(),
-            seen: HashSet::new(),
-            looped: HashSet::new(),
+            seen: HashSet::default(),
+            looped: HashSet::default(),
         };
         walk.visit(recipient.address.clone(), asking.may_relay, Trail::default())?;
         let Walk { routed, mut failed, .. } = walk;

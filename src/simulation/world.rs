@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::errno::Errno;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -54,6 +54,7 @@ pub struct Plan {
     partitions: u8,
     shortages: u8,
     operators: u8,
+    clock_jumps: u8,
     weather_changes: u8,
     /// How bad hops may become.
     grim: u8,
@@ -116,6 +117,7 @@ impl Plan {
             partitions: 0,
             shortages: 0,
             operators: 0,
+            clock_jumps: 0,
             grim: 0,
             rude: 0,
             null_senders: 0,
@@ -143,7 +145,8 @@ impl Plan {
             disk_hangs: some(15),
             partitions: some(20),
             shortages: some(10),
-            operators: some(60),
+            operators: some(100),
+            clock_jumps: some(30),
             weather_changes: fastrand::u8(10..60),
             grim: if chance(80) { fastrand::u8(0..100) } else { 0 },
             rude: if chance(60) { fastrand::u8(0..60) } else { 0 },
@@ -242,7 +245,8 @@ struct Life {
     disk: Arc<Model>,
     door: Arc<Door>,
     limits: ConnectionLimits,
-    stopping: watch::Sender<bool>,
+    /// It stops, and each session hears of it by a channel of its own: one for all would wake them in a random order.
+    stopping: Mutex<(bool, Vec<watch::Sender<bool>>)>,
     is_over: Arc<AtomicBool>,
     /// When all that had been said was durable.
     calm: Arc<Mutex<Instant>>,
@@ -326,7 +330,7 @@ impl World {
             Arc::clone(&life.door),
             life.relay.clone(),
             life.limits.clone(),
-            life.stopping.subscribe(),
+            life.hears_of_a_stop(),
         );
         let task = tokio::spawn(async move {
             let _ = serving.await;
@@ -389,6 +393,11 @@ impl World {
     async fn start(self: &Arc<Self>, disk: Arc<Model>) -> Result<(), Arc<Model>> {
         self.port.fetch_add(1, Ordering::Relaxed);
         let plan = &self.plan;
+        {
+            // A start that finds times from another clock than its own cannot know which of them is right.
+            let mut oracle = self.oracle();
+            oracle.ages_unknown |= oracle.was_behind || clock::held::ahead().is_positive();
+        }
         let options = Options {
             segment_size: Some(plan.segment),
             large_at: plan.large_at,
@@ -427,7 +436,7 @@ impl World {
             disk,
             door,
             limits: ConnectionLimits::default(),
-            stopping: watch::Sender::new(false),
+            stopping: Mutex::default(),
             is_over,
             calm: Arc::new(Mutex::new(Instant::now())),
             broken: Mutex::default(),
@@ -558,7 +567,7 @@ impl World {
         let Some(life) = self.life.lock().unwrap().take() else { return };
         self.oracle().count("the relay was stopped");
         self.oracle().note(format_args!("the relay stops"));
-        life.stopping.send_replace(true);
+        life.tell_sessions_to_stop();
         life.relay.begin_stop();
         let deadline = Instant::now() + Duration::from_secs(30);
         let sessions = std::mem::take(&mut *life.sessions.lock().unwrap());
@@ -685,6 +694,22 @@ impl World {
         life.disk.inject(fault);
     }
 
+    /// The wall clock is wrong by hours or days, for some seconds or minutes.
+    fn jump(&self) {
+        let by = SignedDuration::from_secs(fastrand::i64(2..72) * 3600);
+        let by = if chance(50) { by } else { -by };
+        let lasts = Duration::from_secs(if chance(60) { fastrand::u64(1..10) } else { fastrand::u64(10..1800) });
+        let mut oracle = self.oracle();
+        oracle.count("the wall clock jumped");
+        oracle.note(format_args!("the wall clock jumps by {by:?} for {lasts:?}"));
+        clock::held::jump(by);
+        oracle.was_behind |= clock::held::ahead().is_negative();
+        tokio::spawn(async move {
+            sleep(lasts).await;
+            clock::held::jump(-by);
+        });
+    }
+
     /// One thing goes wrong, or right.
     async fn befall(self: &Arc<Self>) {
         let plan = &self.plan;
@@ -699,6 +724,7 @@ impl World {
             plan.weather_changes,
             plan.shortages,
             plan.operators,
+            plan.clock_jumps,
             10,
         ];
         let mut at = fastrand::u16(0..all.iter().map(|weight| u16::from(*weight)).sum());
@@ -745,6 +771,7 @@ impl World {
                 life.relay.press(level);
             }
             9 => self.operate(),
+            10 => self.jump(),
             _ => {
                 if let Some(life) = self.life() {
                     if !life.disk.is_dead() {
@@ -826,6 +853,21 @@ impl World {
 }
 
 impl Life {
+    fn hears_of_a_stop(&self) -> watch::Receiver<bool> {
+        let (stopping, heard_by) = &mut *self.stopping.lock().unwrap();
+        let (sender, receiver) = watch::channel(*stopping);
+        heard_by.push(sender);
+        receiver
+    }
+
+    fn tell_sessions_to_stop(&self) {
+        let (stopping, heard_by) = &mut *self.stopping.lock().unwrap();
+        *stopping = true;
+        for session in heard_by {
+            session.send_replace(true);
+        }
+    }
+
     fn is_dead(&self) -> wire::IsDead {
         let (is_over, disk) = (Arc::clone(&self.is_over), Arc::clone(&self.disk));
         Arc::new(move || is_over.load(Ordering::Relaxed) || disk.is_dead())

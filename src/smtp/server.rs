@@ -10,7 +10,6 @@
 //! Standards: RFC 5321 (SMTP), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS), 3461 (DSN), 4954 (AUTH), 6531
 //! (SMTPUTF8).
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -23,6 +22,7 @@ use super::extension::Offer;
 use super::framing::{COMMAND_LIMIT, ChunkReader, DotReader, LOGIN_LIMIT, Line, LineReader};
 use crate::message::address::Syntax;
 use crate::message::{Address, Domain, Envelope, Recipient};
+use crate::random::HashSet;
 
 /// What a session is held to; the receive connector and the listener say so.
 #[derive(Debug, Clone)]
@@ -778,7 +778,7 @@ impl Session {
                 let envelope = Envelope { sender, recipients: Vec::new(), ret, envid, body, smtputf8, requiretls };
                 let question = Question::Sender { envelope: envelope.clone(), size, xoorg };
                 let transaction =
-                    Transaction { envelope, size, refused: false, repeated: 0, surplus: 0, index: HashSet::new() };
+                    Transaction { envelope, size, refused: false, repeated: 0, surplus: 0, index: HashSet::default() };
                 self.state = State::AskingSender(Box::new(transaction));
                 Move::Give(Step::Ask(question))
             }

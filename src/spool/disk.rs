@@ -151,6 +151,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         });
         return task.await;
     }
+    #[allow(clippy::disallowed_methods, reason = "the one place that does it")]
     tokio::task::spawn_blocking(work).await
 }
 

@@ -98,9 +98,7 @@ pub struct Salt([u8; 7]);
 impl Salt {
     /// Of a new segment.
     pub fn random() -> Self {
-        // The keys of the standard hasher come from the system's random numbers.
-        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
-        let [_, a, b, c, d, e, f, _] = random.to_le_bytes();
+        let [_, a, b, c, d, e, f, _] = crate::random::number().to_le_bytes();
         Self([RECORD_MARK, a, b, c, d, e, f])
     }
 

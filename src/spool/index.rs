@@ -7,7 +7,7 @@
 //! At most 128 bytes for a message with one copy, hash table and allocator included: its entry is one allocation that
 //! never moves, so the table is made of pointers and half of it may be empty at little cost.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use super::remarks::{Number, Remarks};
 use super::{CopyStanding, Deferral, End, Settlement, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
+use crate::random::HashMap;
 use crate::route::{Hop, HopCopy};
 
 /// All that waits, and the segments it stands in.

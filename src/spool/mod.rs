@@ -16,7 +16,6 @@
 //! Not here: when a 250 may be given (`relay::acknowledge`), when an attempt is due (`relay::schedule`).
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -33,6 +32,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::config::ConnectorName;
 use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
+use crate::random::HashMap;
 use crate::route::{Hop, HopCopy};
 
 mod commit;
@@ -525,6 +525,11 @@ impl Spool {
     /// A number for a message: unique for the life of the spool, across restarts and whatever the clock does.
     pub fn next_id(&self) -> MessageId {
         MessageId(self.shared.next_number())
+    }
+
+    /// Was this number given since the spool was opened?
+    pub fn is_of_this_run(&self, id: MessageId) -> bool {
+        id.0 >> 40 == self.shared.generation
     }
 
     /// An empty draft.

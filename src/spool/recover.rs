@@ -7,7 +7,6 @@
 //!
 //! Nothing in the log is changed here, so a start that is itself killed costs nothing.
 
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
@@ -25,6 +24,7 @@ use super::shelf::Folders;
 use super::{Deferral, OpenError, Settlement, Shared, Waiting};
 use crate::config::ConnectorName;
 use crate::message::MessageId;
+use crate::random::{HashMap, HashSet};
 use crate::route::{Hop, HopCopy};
 
 /// How much of a damaged stretch is kept for the operator, in bytes: more than any record is.
@@ -174,13 +174,14 @@ impl Recovery {
     /// Reads it. Blocking, for as long as the disk takes to give all that waits.
     pub fn run(self) -> Recovered {
         let mut waiting = Vec::new();
-        let recovered = self.run_with(|some| waiting.extend(some));
+        let recovered = self.run_with(|some, _| waiting.extend(some));
         Recovered { waiting, ..recovered }
     }
 
     /// The same, but hands on what waits some at a time, in the order in which it came, instead of all in the end: a
     /// million of them need not be in memory a second time, and new mail waits for the index no longer than some take.
-    pub fn run_with(self, mut take: impl FnMut(Vec<Waiting>)) -> Recovered {
+    /// With them comes the latest time that any record carries: until about then the spool was written.
+    pub fn run_with(self, mut take: impl FnMut(Vec<Waiting>, Option<Timestamp>)) -> Recovered {
         let Self { shared, old, own } = self;
         let mut scan = Scan::of(&old, Patience::new(shared.options.pause));
         // Who was killed may have written what was never synced. It has been read, and much follows from it.
@@ -210,7 +211,7 @@ impl Recovery {
         crash_point("recover.set_aside");
 
         let is_damaged = !damaged.is_empty();
-        let Scan { messages, plans, ends, unreadable, .. } = scan;
+        let Scan { messages, plans, ends, unreadable, latest, .. } = scan;
         let mut found: Vec<_> = messages.into_iter().collect();
         // Numbers grow in the order in which messages came.
         found.sort_unstable_by_key(|(id, _)| *id);
@@ -239,7 +240,7 @@ impl Recovery {
             shared.count_waiting(&index);
             drop(index);
             // Whoever takes them may have them tried at once; their entries are there.
-            take(waiting);
+            take(waiting, latest);
         }
         shared.lock_index().scanned = true;
 
@@ -335,6 +336,8 @@ struct Scan {
     unreadable: HashSet<u32>,
     damaged: Vec<(u32, u32, u32, String)>,
     torn: usize,
+    /// The latest time that a record carries.
+    latest: Option<Timestamp>,
     patience: Patience,
 }
 
@@ -454,6 +457,7 @@ impl Scan {
                 let mut decoded = format::decode_message(payload, payload.len() as u64)?;
                 let (settles, deferred) = (std::mem::take(&mut decoded.settles), std::mem::take(&mut decoded.deferred));
                 let (id, accepted) = (decoded.id, decoded.accepted);
+                self.latest = self.latest.max(Some(accepted));
                 match self.messages.get_mut(&id) {
                     // It was copied to the front.
                     Some(seen) => seen.entry.place = place,
@@ -503,6 +507,7 @@ impl Scan {
     }
 
     fn defer(&mut self, deferral: &Deferral) {
+        self.latest = self.latest.max(Some(deferral.until));
         if let Some(seen) = self.messages.get_mut(&deferral.id) {
             seen.entry.defer(deferral);
         }

@@ -4,7 +4,7 @@
 //! for which its entry has room. Hosts that put something different in each answer (a queue number, the recipient) must
 //! not fill the memory: where there is no room for another text, a shorter one does, which many copies have in common.
 
-use std::collections::HashMap;
+use crate::random::HashMap;
 use std::sync::Arc;
 
 /// Texts that are kept: with [`LONGEST`] some three megabytes.

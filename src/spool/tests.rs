@@ -1087,6 +1087,97 @@ fn f010_one_message_that_stays_does_not_keep_the_log() {
     });
 }
 
+/// The committer has no thread: it does something when a test says so.
+fn by_hand() -> Options {
+    Options { committer_thread: false, ..small() }
+}
+
+/// Turns the committer until `work` is done.
+async fn turning<T>(spool: &Spool, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::task::yield_now() => drop(spool.step()),
+        }
+    }
+}
+
+/// The process is killed between a write and its sync, and the power fails after the next start: that start has read from
+/// memory what was never on the disk, and what follows from it (here: that nobody is to be tried) must not come undone.
+#[test]
+fn what_a_start_read_of_an_unsynced_settlement_survives_a_power_cut() {
+    run(async {
+        for seed in 0..100 {
+            let disk = Model::new(seed);
+            let (spool, _) = open(&disk, by_hand());
+            let id = turning(&spool, put(&spool, 1, 100, &[1])).await.unwrap();
+            spool.settle(settled(id, 0, 0));
+            // The write is the first step, its sync the second.
+            disk.die_after(2);
+            turning(&spool, spool.flush()).await;
+            assert!(disk.is_dead());
+            let killed = disk.kill();
+            spool.close().await;
+
+            let (spool, recovered) = open(&killed, by_hand());
+            assert_eq!(recovered.messages, 0, "seed {seed}: the settlement was written");
+            let left = killed.crash();
+            spool.close().await;
+            let (spool, recovered) = open(&left, by_hand());
+            assert_eq!(recovered.messages, 0, "seed {seed}: a message that a start held to be delivered is open again");
+            spool.close().await;
+        }
+    });
+}
+
+/// The same with the copy that compaction makes of a message: the next start removes the segment with the original.
+#[test]
+fn what_a_start_read_of_an_unsynced_copy_survives_a_power_cut() {
+    run(async {
+        let mut removed = 0;
+        for seed in 0..100 {
+            let disk = Model::new(seed);
+            let (spool, _) = open(&disk, by_hand());
+            let stays = turning(&spool, put(&spool, 99, 700, &[1])).await.unwrap();
+            let original = spool.shared.lock_index().get(stays).unwrap().place.segment;
+            // Until compaction has read it, and its copy waits to be written.
+            let mut number = 0;
+            while spool.shared.lock_index().copying == 0 {
+                number += 1;
+                assert!(number < 1000, "seed {seed}: the log is never compacted");
+                let goes = turning(&spool, put(&spool, number, 600, &[1])).await.unwrap();
+                spool.settle(settled(goes, 0, 0));
+                turning(&spool, spool.flush()).await;
+            }
+            // At the sync of the copy, or a few steps before or behind it.
+            disk.die_after(1 + seed % 5);
+            for _ in 0..10 {
+                turning(&spool, spool.flush()).await;
+            }
+            assert!(disk.is_dead(), "seed {seed}");
+            let killed = disk.kill();
+            spool.close().await;
+
+            let (spool, recovered) = open(&killed, by_hand());
+            assert_eq!(recovered.messages, 1, "seed {seed}");
+            turning(&spool, spool.flush()).await;
+            removed += u32::from(!spool.shared.lock_index().segments.contains_key(&original));
+            let left = killed.crash();
+            spool.close().await;
+            let (spool, recovered) = open(&left, by_hand());
+            assert_eq!(
+                recovered.messages, 1,
+                "seed {seed}: an acknowledged message went with the segment it was copied from"
+            );
+            assert_eq!(read(&spool.load(stays).unwrap().message.content), content(99, 700), "seed {seed}");
+            spool.close().await;
+        }
+        assert!(removed > 10, "only {removed} starts removed the original's segment");
+    });
+}
+
 #[test]
 fn f009_a_report_and_what_it_reports_become_durable_together() {
     run(async {
