@@ -809,7 +809,7 @@ mod tests {
         assert!(together.is_crowded() && together.throttles() && !together.concerns_hop() && !together.is_permanent());
         assert_eq!(together.remote_mta(), last.remote_mta());
         assert_eq!(together.in_short(), last.in_short());
-        assert_eq!(last.clone().beside_others(&[last.clone()]), last, "alone");
+        assert_eq!(last.clone().beside_others(std::slice::from_ref(&last)), last, "alone");
 
         let many: Vec<Setback> = (0..100).map(|number| down(number, &"é".repeat(400))).collect();
         let words = down(100, "refused").beside_others(&many).to_string();
