@@ -786,14 +786,13 @@ mod tests {
         let mx = Hop::Mx(Domain::parse("d.example").unwrap());
         // What lives, in how many attempts it is found, and in how many where nothing is remembered from one to the next.
         #[rustfmt::skip]
-        #[expect(clippy::type_complexity, reason = "a table")]
-        let cases: [(&str, String, &[String], Hops, Hop, u8, usize, Option<usize>); 6] = [
-            ("seven dead MX", eight_mx.join(", "), &eight_hosts, Hops::Mx, mx.clone(), 8, 2, None),
-            ("seven dead smart hosts", String::from("none"), &eight_hosts, Hops::SmartHosts(eight_smart), Hop::SmartHosts, 8, 2, None),
-            ("a backup MX", "10 a.example, 20 b.example".into(), &backup, Hops::Mx, mx.clone(), 99, 1, Some(1)),
-            ("a backup smart host", "none".into(), &backup, Hops::SmartHosts(backup_smart), Hop::SmartHosts, 99, 1, Some(1)),
-            ("one of twenty", "10 a.example".into(), &many, Hops::Mx, mx.clone(), 7, 5, Some(60)),
-            ("none of twenty", "10 a.example".into(), &many, Hops::Mx, mx.clone(), 0, 99, None),
+        let cases = [
+            ("seven dead MX", eight_mx.join(", "), &eight_hosts[..], Hops::Mx, mx.clone(), 8, 2, None),
+            ("seven dead smart hosts", String::from("none"), &eight_hosts[..], Hops::SmartHosts(eight_smart), Hop::SmartHosts, 8, 2, None),
+            ("a backup MX", "10 a.example, 20 b.example".into(), &backup[..], Hops::Mx, mx.clone(), 99, 1, Some(1)),
+            ("a backup smart host", "none".into(), &backup[..], Hops::SmartHosts(backup_smart), Hop::SmartHosts, 99, 1, Some(1)),
+            ("one of twenty", "10 a.example".into(), &many[..], Hops::Mx, mx.clone(), 7, 5, Some(60)),
+            ("none of twenty", "10 a.example".into(), &many[..], Hops::Mx, mx.clone(), 0, 99, None),
         ];
         for (id, records, hosts, hops, hop, living, most, forgetful) in cases {
             let table = Table::new(&records, &hosts.iter().map(String::as_str).collect::<Vec<_>>());

@@ -49,9 +49,12 @@ impl Arrival {
 #[derive(Debug)]
 pub enum At<'a> {
     Connected,
+    Ehlo,
     Mail(&'a str),
     Rcpt(&'a str),
     Data,
+    /// BDAT, which it does not know unless the plan does something.
+    Bdat,
     /// The whole message is there.
     End(&'a Arrival),
 }
@@ -367,7 +370,11 @@ impl Session {
             let line = session.line().await?;
             let verb = line.split([' ', ':']).next().unwrap_or("").to_ascii_uppercase();
             match verb.as_str() {
-                "EHLO" => session.hello().await?,
+                "EHLO" => match session.asked()(&At::Ehlo) {
+                    Reaction::Go => session.hello().await?,
+                    Reaction::Say(line) => session.say(&line).await?,
+                    Reaction::HangUp | Reaction::TakeAndHangUp => return Err(Over),
+                },
                 "HELO" => session.say(&format!("250 {name}")).await?,
                 "STARTTLS" if session.plan.identity.is_some() => session = session.start_tls().await?,
                 "AUTH" if session.plan.login.is_some() => session.auth(&line).await?,
@@ -400,6 +407,7 @@ impl Session {
                         session.content().await?;
                     }
                 }
+                "BDAT" => drop(session.react(&At::Bdat, "500 5.5.2 what?").await?),
                 "RSET" => {
                     session.reset();
                     session.say("250 2.0.0 ok").await?;

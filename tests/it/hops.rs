@@ -6,10 +6,15 @@
 //! such hops in made-up time in `relay::hops`; the figures at full speed come from `benches/peers`.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::common::{Client, Daemon, Limit, PATIENCE, Scratch, Sink, SinkPlan, relay, reserved_address, wait_until};
+use crate::common::{
+    At, Client, Daemon, IN, Limit, PATIENCE, Reaction, Scratch, Sink, SinkPlan, out, relay, reserved_address,
+    wait_until,
+};
 
 const MESSAGE: &[u8] = b"From: erin@fabrikam.com\r\nSubject: one\r\n\r\nhello\r\n";
 
@@ -210,4 +215,95 @@ fn f035_a_hop_that_hangs_is_probed_alone_and_ramps_when_it_is_back() {
     for (number, &arrived) in crowd.came_after[MOST + 2..].iter().enumerate() {
         assert!(arrived > number, "connection {} came after {arrived} messages: {crowd:?}", number + 2);
     }
+}
+
+/// What the tracking files say.
+fn tracking(scratch: &Scratch) -> String {
+    let files = std::fs::read_dir(scratch.file("tracking")).unwrap();
+    files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+}
+
+/// Hops that refuse EHLO, or close at BDAT, get the message all the same: by HELO at once, by DATA at the next attempt.
+#[test]
+fn hops_that_know_less_than_they_should_get_their_mail() {
+    type React = fn(&At<'_>) -> Reaction;
+    let rows: [(&str, React, usize); 4] = [
+        ("EHLO is answered 501", |at| at_ehlo(at, "501 5.5.4 EHLO?"), 0),
+        ("EHLO is answered 550", |at| at_ehlo(at, "550 5.7.1 not by EHLO"), 0),
+        ("EHLO is answered 502", |at| at_ehlo(at, "502 what?"), 0),
+        ("BDAT ends the connection", |at| if matches!(at, At::Bdat) { Reaction::HangUp } else { Reaction::Go }, 1),
+    ];
+    for (row, react, deferred) in rows {
+        let mut plan = SinkPlan::new().reacting(react);
+        plan.keywords.extend((deferred > 0).then_some("CHUNKING"));
+        let sink = Sink::with(plan);
+        let scratch = Scratch::new();
+        let spool = "[spool]\npath = \"spool\"\nmin_free_space = \"1MiB\"\nretry = [\"1s\"]\n";
+        let config = relay(&format!("{spool}\n{IN}tls = \"off\"\nrelay = true\n\n{}", out(sink.address)));
+        let mut daemon = Daemon::spawn(scratch.path(), &config);
+        let reply =
+            Client::hello(daemon.address()).deliver("erin@fabrikam.com", &["anna@contoso.com"], MESSAGE).unwrap();
+        assert!(reply.starts_with("250"), "{row}: {reply}");
+        assert_eq!(sink.wait_for(1).len(), 1, "{row}");
+        assert_eq!(daemon.terminate().code(), Some(0));
+        // It has ended, and so has its log.
+        assert_eq!(daemon.times_logged("deferred: "), deferred, "{row}: {}", daemon.log_text());
+    }
+}
+
+fn at_ehlo(at: &At<'_>, line: &str) -> Reaction {
+    if matches!(at, At::Ehlo) { Reaction::Say(line.to_owned()) } else { Reaction::Go }
+}
+
+/// Passes connections on, to wherever it is told later: a NAT.
+fn nat() -> (SocketAddr, Arc<Mutex<Option<SocketAddr>>>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (address, to) = (listener.local_addr().unwrap(), Arc::<Mutex<Option<SocketAddr>>>::default());
+    let target = Arc::clone(&to);
+    // It ends with the process.
+    std::thread::spawn(move || {
+        for inner in listener.incoming().map_while(Result::ok) {
+            let Some(to) = *target.lock().unwrap() else { continue };
+            let Ok(outer) = TcpStream::connect(to) else { continue };
+            for (mut from, mut to) in [
+                (inner.try_clone().unwrap(), outer.try_clone().unwrap()),
+                (outer.try_clone().unwrap(), inner.try_clone().unwrap()),
+            ] {
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(read @ 1..) = from.read(&mut buffer) {
+                        if to.write_all(&buffer[..read]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
+    (address, to)
+}
+
+/// A NAT turns the connection to the next hop round: the relay speaks with itself. The message fails at the first round, and
+/// its sender is told.
+#[test]
+fn a_hop_that_is_this_relay_itself_ends_the_loop_at_once() {
+    let (hop, to) = nat();
+    let sink = Sink::start();
+    let scratch = Scratch::new();
+    let back = out(sink.address).replace("\"out\"", "\"back\"").replace("\"*\"", "\"fabrikam.com\"");
+    let config = relay(&format!("{IN}tls = \"off\"\nrelay = true\n\n{}\n{back}", out(hop)));
+    let mut daemon = Daemon::spawn(scratch.path(), &config);
+    *to.lock().unwrap() = Some(daemon.address());
+    let reply = Client::hello(daemon.address()).deliver("erin@fabrikam.com", &["anna@contoso.com"], MESSAGE).unwrap();
+    assert!(reply.starts_with("250"), "{reply}");
+    let report = sink.wait_for(1).remove(0);
+    assert_eq!((report.from.as_str(), report.to.as_slice()), ("", &["erin@fabrikam.com".to_owned()][..]));
+    assert!(report.text().contains("Status: 5.4.6"), "{}", report.text());
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let events = tracking(&scratch);
+    assert_eq!(events.matches("\"event\":\"RECEIVE\"").count(), 1, "{events}");
+    let fail = events.lines().find(|line| line.contains("\"event\":\"FAIL\"")).unwrap();
+    assert!(fail.contains("mail would loop back to this relay"), "{fail}");
+    assert!(fail.contains("give one of the two another hostname"), "{fail}");
 }
