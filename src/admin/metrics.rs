@@ -87,10 +87,11 @@ fn write(admin: &Admin, now: Timestamp) -> String {
     text.gauge("causeway_queue_held", "Copies that an operator holds.", relay.held() as f64);
     counters(&mut text, relay.meter(), &snapshot.config);
 
-    let spool = relay.spool_bytes();
+    let (spool, free) = relay.spool_bytes();
     text.gauge("causeway_spool_log_bytes", "Bytes of records in the spool's log.", spool.log as f64);
     text.gauge("causeway_spool_live_bytes", "Bytes of records of messages that wait.", spool.live as f64);
-    if let Some(free) = spool.free {
+    text.gauge("causeway_spool_large_bytes", "Bytes of the files of large messages that wait.", spool.large as f64);
+    if let Some(free) = free {
         text.gauge("causeway_spool_free_bytes", "Bytes free on the spool's disk.", free as f64);
     }
     text.gauge(

@@ -52,7 +52,7 @@ pub struct Status {
     pub commit: Latency,
     /// From acceptance to the next hop's 250.
     pub delivery: Latency,
-    /// Bytes in the spool's log.
+    /// Bytes in the spool: its log, and the files of large messages.
     pub spool_bytes: u64,
     /// Bytes free on its disk.
     pub spool_free: Option<u64>,
@@ -165,7 +165,7 @@ fn of(admin: &Admin) -> Status {
     let snapshot = relay.snapshot();
     let config = &snapshot.config;
     let meter = relay.meter();
-    let spool = relay.spool_bytes();
+    let (spool, free) = relay.spool_bytes();
     let (accepted_a_minute, delivered_a_minute) = meter.lately();
     let mut certificates: Vec<Certificate> = Vec::new();
     for identity in config.identities() {
@@ -194,8 +194,8 @@ fn of(admin: &Admin) -> Status {
         refused: [&meter.refused_for_now, &meter.refused_for_good].map(|count| count.load(Ordering::Relaxed)),
         commit: latency(&meter.commit),
         delivery: latency(&meter.delivery),
-        spool_bytes: spool.log,
-        spool_free: spool.free,
+        spool_bytes: spool.log + spool.large,
+        spool_free: free,
         connectors: connectors(admin),
         certificates,
         ages: AGES

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::ConnectorName;
 use crate::random::HashMap;
 use crate::route::Hop;
-use crate::spool::Step;
+use crate::spool::{Step, look};
 
 /// A next hop with what waits for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,22 +207,10 @@ impl Relay {
         self.0.tracker.dropped()
     }
 
-    /// Bytes in the spool's log, those of them that belong to messages that wait, and bytes free on its disk.
-    pub fn spool_bytes(&self) -> SpoolBytes {
-        let (log, live) = self.0.spool.bytes();
-        SpoolBytes { log, live, free: self.0.spool.free() }
+    /// Bytes that the spool takes, and bytes free on its disk; `None` where the disk cannot say.
+    pub fn spool_bytes(&self) -> (look::Bytes, Option<u64>) {
+        (self.0.spool.bytes(), self.0.spool.free())
     }
-}
-
-/// How much the spool takes.
-#[derive(Debug, Clone, Copy)]
-pub struct SpoolBytes {
-    /// In its log.
-    pub log: u64,
-    /// Of these: records of messages that wait.
-    pub live: u64,
-    /// Free on its disk; `None` where the disk cannot say.
-    pub free: Option<u64>,
 }
 
 #[cfg(test)]

@@ -216,11 +216,51 @@ struct Current {
 }
 
 impl Current {
+    /// No segment has this number.
+    fn none() -> Self {
+        let (number, at) = (0, SEGMENT_HEAD);
+        Self { number, file: Arc::new(NoFile), size: SEGMENT_HEAD, salt: Salt::random(), at, identity: None }
+    }
+
     fn start(ready: &Ready) -> Self {
         let Ready { number, file, size, salt } = ready;
         // One that cannot be asked is not in its place either: the first write will say so.
         let identity = file.identity().unwrap_or_default();
         Self { number: *number, file: file.clone(), size: *size, salt: *salt, at: SEGMENT_HEAD, identity }
+    }
+}
+
+/// What is written to before there is a first segment: nothing can be.
+#[derive(Debug)]
+struct NoFile;
+
+impl DiskFile for NoFile {
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn write_at(&self, _: &[IoSlice<'_>], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn allocate(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn file(&self) -> Option<Arc<std::fs::File>> {
+        None
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 }
 
@@ -293,18 +333,26 @@ impl std::fmt::Debug for Committer {
 }
 
 impl Committer {
-    /// Starts with this segment. With a `keeper` that one's work is done here, between batches.
-    pub fn new(shared: Arc<Shared>, first: Ready, keeper: Option<keep::Keeper>) -> Self {
-        let mut committer = Self {
-            shared,
-            current: Current::start(&first),
-            notes: Notes::default(),
-            retry: None,
-            broken: None,
-            keeper,
-        };
-        committer.enter(first);
-        committer
+    /// Starts with this segment, or without one, where the disk has no room for it: then as after a write that failed. With a
+    /// `keeper` that one's work is done here, between batches.
+    pub fn new(shared: Arc<Shared>, first: Result<Ready, io::Error>, keeper: Option<keep::Keeper>) -> Self {
+        let begin =
+            |shared, current, broken| Self { shared, current, notes: Notes::default(), retry: None, broken, keeper };
+        match first {
+            Ok(first) => {
+                let mut committer = begin(shared, Current::start(&first), None);
+                committer.enter(first);
+                committer
+            }
+            Err(error) => {
+                let pause = shared.options.pause;
+                let error = put_error(&shared.folders.log.display().to_string(), &error);
+                tracing::error!(%error, "new mail is refused until the spool can be written");
+                shared.set_broken(Some(error.clone()));
+                let broken = Broken { error, cancel: Vec::new(), again: clock::now() + pause, pause };
+                begin(shared, Current::none(), Some(broken))
+            }
+        }
     }
 
     /// Until the spool is closed.
@@ -684,7 +732,7 @@ impl Committer {
                 self.shared.note_removed(id);
             }
         }
-        let had_own = self.shared.remove_own(gone.iter().filter_map(|entry| entry.own));
+        let had_own = self.shared.remove_own(gone.iter().filter_map(|entry| Some(entry.own.as_ref()?.number)));
         self.copies_over(copied);
         if kick || had_own {
             self.shared.kick_keeper();

@@ -32,6 +32,8 @@ pub struct Index {
     pub segments: BTreeMap<u32, Segment>,
     /// Bytes of records of messages that wait.
     pub live_bytes: u64,
+    /// Bytes of the files of large messages that wait.
+    pub large_bytes: u64,
     /// Old segments were read. Until then it is not known what is alive in them, and none may go.
     pub scanned: bool,
     /// Records on their way from the oldest segment to the newest.
@@ -75,9 +77,18 @@ pub enum Fate {
 pub struct Entry {
     /// Its record.
     pub place: Place,
-    /// The number of its own file, if it is large.
-    pub own: Option<NonZeroU64>,
+    /// Its own file, if it is large. Boxed, for few are.
+    pub own: Option<Box<Own>>,
     copies: Copies,
+}
+
+/// The file of a large message.
+#[derive(Debug)]
+pub struct Own {
+    /// Its number.
+    pub number: NonZeroU64,
+    /// Its length in bytes.
+    pub len: u64,
 }
 
 /// Most messages have one copy, and need no second allocation for it.
@@ -226,7 +237,7 @@ impl Entry {
         };
         let own = match content {
             Content::Inline { .. } => None,
-            Content::Own { number, .. } => NonZeroU64::new(number),
+            Content::Own { number, len, .. } => NonZeroU64::new(number).map(|number| Box::new(Own { number, len })),
         };
         Box::new(Self { place: Place { segment: 0, offset: 0, size: 0 }, own, copies })
     }
@@ -258,6 +269,10 @@ impl Entry {
     /// Is this recipient open?
     pub fn is_open(&self, copy: u16, recipient: u16) -> bool {
         self.copies.get(usize::from(copy)).is_some_and(|copy| copy.open.contains(recipient))
+    }
+
+    fn own_bytes(&self) -> u64 {
+        self.own.as_ref().map_or(0, |own| own.len)
     }
 
     /// Is nobody open?
@@ -402,6 +417,7 @@ impl Index {
             return Some(entry);
         }
         self.count_in(id, place);
+        self.large_bytes += entry.own_bytes();
         self.messages.insert(id, entry);
         None
     }
@@ -439,6 +455,7 @@ impl Index {
             self.remarks.release(std::mem::take(&mut copy.remark));
         }
         self.count_out(entry.place);
+        self.large_bytes -= entry.own_bytes();
         // A million messages came and went: do not keep their table.
         if self.messages.capacity() > 4096 && self.messages.len() < self.messages.capacity() / 8 {
             self.messages.shrink_to(self.messages.len() * 2);

@@ -22,6 +22,17 @@ const AT_ONCE: usize = 512;
 /// The head of most records is shorter.
 const HEAD: usize = 1024;
 
+/// How much a spool takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes {
+    /// In its log.
+    pub log: u64,
+    /// Of these: records of messages that wait.
+    pub live: u64,
+    /// In the files of large messages that wait.
+    pub large: u64,
+}
+
 /// Where a walk goes on.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step {
@@ -93,10 +104,10 @@ struct Found {
 }
 
 impl Spool {
-    /// Bytes in the log, and those of them that are records of messages that wait.
-    pub fn bytes(&self) -> (u64, u64) {
+    /// How much it takes.
+    pub fn bytes(&self) -> Bytes {
         let index = self.shared.index();
-        (index.log_bytes(), index.live_bytes)
+        Bytes { log: index.log_bytes(), live: index.live_bytes, large: index.large_bytes }
     }
 
     /// Free bytes on its disk, if that says so. A system call.

@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! spool/lock          one daemon at a time
-//! spool/generation    counts its starts, from the time of the first one: the upper bits of every message's number
+//! spool/generation    counts its starts, from the time of the first one: the upper bits of every message's number; the
+//!                     lower ones count from a random number on
 //! spool/log/          0000002a.segment, and 00000007.spare to be used again
 //! spool/large/        00000a0000000001.body
 //! spool/corrupt/      what could not be read, and why
@@ -32,7 +33,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::config::ConnectorName;
 use crate::message::{Body, Envelope, MessageId, OrganizationHeaders};
-use crate::random::HashMap;
+use crate::random::{self, HashMap};
 use crate::route::{Hop, HopCopy};
 
 mod commit;
@@ -41,7 +42,7 @@ mod draft;
 pub mod format;
 mod index;
 mod keep;
-mod look;
+pub mod look;
 #[cfg(test)]
 pub(crate) mod model;
 pub mod recover;
@@ -457,20 +458,35 @@ impl Spool {
         disk.sync_folder(&folders.root).map_err(io_error(&folders.root))?;
 
         // A look at every head, before anything is changed.
-        let found = recover::look(&*disk, &folders, options.pause)?;
+        let mut found = recover::look(&*disk, &folders, options.pause)?;
         let generation = next_generation(&*disk, &folders, found.generation)?;
         let own = disk.list(&folders.large).map_err(io_error(&folders.large))?;
 
         let free = disk.free(&folders.root).map_err(io_error(&folders.root))?;
         let segment_size = options.segment_size.unwrap_or_else(|| {
             // Four of them are needed to go round. On a small disk they take no more than a third of it.
-            u32::try_from(free / 12).unwrap_or(u32::MAX).clamp(SEGMENT_LEAST, SEGMENT)
+            let usual = u32::try_from(free / 12).unwrap_or(u32::MAX);
+            // If it is full, a segment that was made ahead will do.
+            let made = found.segments.last().filter(|_| free < SEGMENT_LEAST.into()).map_or(0, |old| old.size);
+            usual.max(made).clamp(SEGMENT_LEAST, SEGMENT)
         });
         options.large_at = options.large_at.min(u64::from(segment_size / 4));
         let size_and_pause = (segment_size, options.pause);
         let shelf = Shelf::new(disk.clone(), folders.clone(), generation, size_and_pause, found.next, found.spare);
-        let first = shelf.fill(1).and_then(|()| shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()));
-        let first = first.map_err(io_error(&folders.log))?;
+        let take = || shelf.fill(1).and_then(|()| shelf.take().ok_or_else(|| io::ErrorKind::NotFound.into()));
+        let mut first = take();
+        // On a full disk the last run's reserve is written over. What was accepted goes on with that.
+        while first.as_ref().is_err_and(disk::is_full)
+            && let Some(reserve) = found.segments.pop_if(|last| last.is_unused())
+        {
+            shelf.add_spare(folders.segment(reserve.number));
+            first = take();
+        }
+        let first = match first {
+            // And without one nothing can be written until there is room, but what was accepted can be delivered.
+            Err(error) if disk::is_full(&error) && !found.segments.is_empty() => Err(error),
+            first => Ok(first.map_err(io_error(&folders.log))?),
+        };
 
         let places = Places::now(&*disk, &folders).map_err(io_error(&folders.root))?;
 
@@ -485,7 +501,7 @@ impl Spool {
             shelf,
             room: Room::new(settings.min_free_space),
             generation,
-            next: AtomicU64::new(1),
+            next: AtomicU64::new(first_number(random::number())),
             waiting: AtomicUsize::new(0),
             drafts: draft::Room::default(),
             queue: Mutex::default(),
@@ -855,7 +871,7 @@ impl Shared {
         let (file, own) = {
             let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
             let own = match index.get(id) {
-                Some(entry) if entry.place == place => entry.own,
+                Some(entry) if entry.place == place => entry.own.as_ref().map(|own| own.number),
                 _ => return false,
             };
             let Some(segment) = index.segments.get_mut(&place.segment) else { return false };
@@ -934,6 +950,13 @@ fn first_generation(now: Timestamp) -> u64 {
     u64::try_from(now.duration_since(FIRST).as_mins()).unwrap_or(0).clamp(1, LAST_FIRST)
 }
 
+/// Where a start begins to count its messages. Spools that were begun in the same minute have the same generations for as
+/// long as they are started equally often; a trace over both premises tells their messages apart by this. The upper half of the 40 bits
+/// that a generation counts with is left for the messages.
+fn first_number(random: u64) -> u64 {
+    (random >> 25).max(1)
+}
+
 /// Counts the start of the daemon, durably, before a number of this generation is given to anybody.
 fn next_generation(disk: &dyn Disk, folders: &Folders, newest: u64) -> Result<u64, OpenError> {
     let path = folders.root.join("generation");
@@ -953,18 +976,30 @@ fn next_generation(disk: &dyn Disk, folders: &Folders, newest: u64) -> Result<u6
         0 => first_generation(clock::wall()),
         known => known + 1,
     };
-    let written = (|| {
+    let text = format!("{generation}\n");
+    let put = |file: &dyn DiskFile| {
+        write_all_at(file, &mut [IoSlice::new(text.as_bytes())], 0)?;
+        file.sync()
+    };
+    let mut written = (|| {
         match disk.remove(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let file = disk.create(&fresh)?;
-        let text = format!("{generation}\n");
-        write_all_at(&*file, &mut [IoSlice::new(text.as_bytes())], 0)?;
-        file.sync()?;
+        put(&*disk.create(&fresh)?)?;
         disk.rename(&fresh, &path)?;
         disk.sync_folder(&folders.root)
     })();
+    if generation > 1 && written.as_ref().is_err_and(disk::is_full) {
+        // Written over where it stands, it needs no room. A crash may leave neither number; the segments have both.
+        let _ = disk.remove(&fresh);
+        written = disk.open(&path).and_then(|file| put(&*file));
+        if let Err(error) = &written {
+            // Every message that is kept in this run stands in a segment that names it.
+            tracing::warn!(%error, path = %path.display(), "the start is not counted: the disk is full");
+            written = if newest.max(stored) > 0 && disk::is_full(error) { Ok(()) } else { written };
+        }
+    }
     written.map_err(|error| OpenError::Io { path, error })?;
     Ok(generation)
 }

@@ -398,6 +398,14 @@ impl Model {
         node.pending.clear();
     }
 
+    /// Takes a file away behind the spool's back, durably.
+    pub fn remove(&self, path: &Path) {
+        let mut state = self.state();
+        state.names.remove(path);
+        state.durable.remove(path);
+        state.renames.clear();
+    }
+
     /// Puts a file there that is durable.
     pub fn plant(&self, path: &Path, content: &[u8]) {
         let mut state = self.state();

@@ -42,7 +42,7 @@ const AT_ONCE: usize = 1000;
 pub(crate) struct Old {
     pub number: u32,
     file: Arc<dyn DiskFile>,
-    size: u32,
+    pub size: u32,
     salt: Salt,
     /// Its head could not be read, for this reason, and without it nothing else can.
     unread: Option<String>,
@@ -60,6 +60,30 @@ impl Old {
         let size = u32::try_from(file.length()?).unwrap_or(u32::MAX);
         // Without a salt nothing in it reads, and nothing was ever acknowledged in it.
         Ok((Self { number, file, size, salt: salt.unwrap_or_else(Salt::random), unread }, head))
+    }
+
+    /// Does it hold nothing but marks, which say how far others were synced? It was made ahead, or nothing came before the stop.
+    pub fn is_unused(&self) -> bool {
+        if self.unread.is_some() {
+            return false;
+        }
+        let mut buffer = Vec::new();
+        let mut window =
+            Window { file: &*self.file, buffer: &mut buffer, start: 0, filled: 0, patience: Patience::default() };
+        let mut offset = SEGMENT_HEAD;
+        while let Ok(bytes) = window.get(offset, RECORD_HEAD)
+            && let Some(head) = RecordHead::decode(bytes, self.salt, self.number, offset)
+        {
+            if head.kind != Kind::Mark || u64::from(offset) + head.size() > u64::from(self.size) {
+                return false;
+            }
+            offset += head.size() as u32;
+        }
+        // A block that cannot be read may hold anything.
+        (offset..self.size)
+            .step_by(BLOCK / 2)
+            .all(|at| window.get(at, (self.size - at).min(BLOCK as u32 / 2) as usize).is_ok())
+            && search(self, &mut window, offset).is_none()
     }
 
     /// As the index keeps it, before it was read.
@@ -216,7 +240,8 @@ impl Recovery {
         // Numbers grow in the order in which messages came.
         found.sort_unstable_by_key(|(id, _)| *id);
         recovered.messages = found.len();
-        let known: HashSet<u64> = found.iter().filter_map(|(_, seen)| Some(seen.entry.own?.get())).collect();
+        let known: HashSet<u64> =
+            found.iter().filter_map(|(_, seen)| Some(seen.entry.own.as_ref()?.number.get())).collect();
         let mut index = shared.lock_index();
         for (number, end) in ends {
             if let Some(segment) = index.segments.get_mut(&number) {

@@ -225,6 +225,12 @@ impl Shelf {
         Ok(())
     }
 
+    /// Another segment's file that may be written over.
+    pub fn add_spare(&self, path: PathBuf) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+        self.try_again();
+    }
+
     /// Forget that making one failed: the disk was just seen to have changed.
     pub fn try_again(&self) {
         self.making.lock().unwrap_or_else(PoisonError::into_inner).failed = None;

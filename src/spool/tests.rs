@@ -567,6 +567,67 @@ fn f011_a_full_disk_refuses_new_mail_lets_the_queue_drain_and_takes_mail_again()
     });
 }
 
+/// A disk without a byte left is no reason not to start. With the last run's reserve what was accepted drains durably; without
+/// it, what was accepted can still be delivered, and is written down when there is room.
+#[test]
+fn a_start_on_a_full_disk_goes_on_with_what_was_accepted() {
+    run(async {
+        for (lose_the_reserve, starts) in [(false, 1), (false, 4), (true, 1), (true, 3)] {
+            let what = format!("{lose_the_reserve} {starts}");
+            let disk = Model::new(1);
+            disk.limit(100 << 10);
+            let (spool, _) = open(&disk, small());
+            let mut ids = Vec::new();
+            while let Ok(id) = put(&spool, ids.len() as u64, 1000, &[1]).await {
+                ids.push(id);
+            }
+            spool.close().await;
+            let used: u64 = disk.files("/spool/log").iter().map(|path| disk.content(path).len() as u64).sum();
+            let mut disk = disk.kill();
+            if lose_the_reserve {
+                let reserve = disk.files("/spool/log").into_iter().max().unwrap();
+                disk.remove(&reserve);
+                disk.limit(used - (8 << 10));
+            } else {
+                disk.limit(used);
+            }
+            let mut numbers = std::collections::BTreeSet::new();
+            let mut spool = None;
+            for _ in 0..starts {
+                if let Some(before) = spool.take() {
+                    Spool::close(before).await;
+                    disk = disk.kill();
+                }
+                let (opened, recovered) = open(&disk, small());
+                assert_eq!(recovered.messages, ids.len(), "{what}");
+                assert!(numbers.insert(opened.next_id()), "{what}");
+                let refused = put(&opened, 1, 1000, &[1]).await;
+                assert!(matches!(refused, Err(PutError::Full(_))), "{what}: {refused:?}");
+                assert!(opened.load(ids[0]).is_ok(), "{what}: it can be delivered");
+                spool = Some(opened);
+            }
+            let spool = spool.unwrap();
+            for id in &ids {
+                spool.settle(settled(*id, 0, 0));
+            }
+            let unwritten = spool.flush().await;
+            assert_eq!(unwritten.is_empty(), !lose_the_reserve, "{what}");
+            if lose_the_reserve {
+                disk.unlimit();
+            }
+            let again = accepts_again(&spool, 1).await;
+            spool.flush().await;
+            let left = disk.crash();
+            spool.close().await;
+            let (spool, recovered) = open(&left, small());
+            let found: Vec<_> = recovered.waiting.iter().map(|waiting| waiting.id).collect();
+            assert_eq!(found, [again], "{what}");
+            assert!(recovered.corrupt.is_empty(), "{what}: {:?}", recovered.corrupt);
+            spool.close().await;
+        }
+    });
+}
+
 #[test]
 fn f011_min_free_space_has_two_thresholds() {
     let disk = Model::new(1);
@@ -883,6 +944,32 @@ fn a_spool_that_is_begun_anew_does_not_repeat_numbers() {
     assert!(spool.next_id().0 >> 40 > 400_000, "{}", spool.next_id());
 }
 
+/// Two spools that are begun in the same minute give different numbers, in each of their starts, and each spool's numbers grow.
+#[test]
+fn spools_that_were_begun_together_number_apart() {
+    for (random, first) in [(0, 1), (1 << 25, 1), (u64::MAX, (1 << 39) - 1)] {
+        assert_eq!(first_number(random), first);
+    }
+    clock::held::hold(Some("2026-11-20T10:00:00Z".parse().unwrap()));
+    // The seed of the numbers; the clock that is held makes them repeat.
+    fastrand::seed(7);
+    let disks = [Model::new(1), Model::new(2)];
+    let mut last = [MessageId(0); 2];
+    for start in 0..3 {
+        let ids = [0, 1].map(|which| {
+            let (spool, _) = open(&disks[which], by_hand());
+            let id = spool.next_id();
+            assert!(id > last[which] && id.0 >> 40 == 465_720 + start, "{id}");
+            last[which] = spool.next_id();
+            assert_eq!(last[which].0, id.0 + 1);
+            run(spool.close());
+            id
+        });
+        assert!(ids[0].0.abs_diff(ids[1].0) > 1_000_000, "{ids:?}");
+    }
+    clock::held::hold(None);
+}
+
 fn read_golden(golden: &[u8], expected: &[String]) {
     let disk = Model::new(1);
     let mut bytes = golden.to_vec();
@@ -912,7 +999,7 @@ fn read_golden(golden: &[u8], expected: &[String]) {
     assert_eq!(found.copies, expected.copies);
     assert_eq!(read(&found.content), read(&expected.content));
     // The generation goes on from the newest segment, though its file is missing.
-    assert_eq!(spool.next_id(), MessageId(6 << 40 | 1));
+    assert_eq!(spool.next_id().0 >> 40, 6);
 }
 
 fn golden_message() -> Message {
@@ -1356,6 +1443,7 @@ mod on_a_real_disk {
                 draft.push(bytes.slice_ref(piece)).await.unwrap();
             }
             assert_eq!(files(), 1);
+            assert_eq!(spool.bytes().large, 0, "it may still be refused");
             assert_eq!(draft.len(), 3 << 20);
             assert!(draft.head().len() >= 1 << 20 && bytes.starts_with(&draft.head()));
             let receipt = spool.put(message(&spool, draft, &[1])).await.unwrap();
@@ -1368,7 +1456,7 @@ mod on_a_real_disk {
             drop(unfinished);
             poll(|| files() == 1).await;
             let small = put(&spool, 2, 900_000, &[1]).await.unwrap();
-            assert_eq!(files(), 1);
+            assert_eq!((files(), spool.bytes().large), (1, 3 << 20));
             spool.close().await;
 
             std::fs::write(path.join("large/00000000000000ff.body"), "orphan").unwrap();
@@ -1376,7 +1464,7 @@ mod on_a_real_disk {
             let (spool, recovery) = open_at(&path).unwrap();
             let recovered = recovery.run();
             assert_eq!((recovered.messages, recovered.orphans), (2, 1));
-            assert_eq!(files(), 2);
+            assert_eq!((files(), spool.bytes().large), (2, 3 << 20));
             let loaded = spool.load(receipt.message.id).unwrap();
             assert!(matches!(loaded.message.content, Body::File { offset: 0, .. }));
             assert_eq!(read(&loaded.message.content), bytes);
@@ -1386,6 +1474,7 @@ mod on_a_real_disk {
             assert_eq!(read(&in_the_log.message.content), content(2, 900_000));
             spool.settle(settled(receipt.message.id, 0, 0));
             spool.flush().await;
+            assert_eq!(spool.bytes().large, 0);
             poll(|| files() == 1).await;
             spool.close().await;
         });

@@ -130,17 +130,18 @@ pub struct HandshakeError {
     why: String,
     /// The client said something.
     pub began: bool,
+    kind: io::ErrorKind,
 }
 
 impl HandshakeError {
     fn new(why: impl Into<String>) -> Self {
-        Self { why: why.into(), began: true }
+        Self { why: why.into(), began: true, kind: io::ErrorKind::Other }
     }
 }
 
 impl From<HandshakeError> for io::Error {
     fn from(error: HandshakeError) -> Self {
-        Self::other(error)
+        Self::new(error.kind, error)
     }
 }
 

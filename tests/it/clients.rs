@@ -30,13 +30,14 @@ fn site() -> (Scratch, Daemon, Sink) {
     (scratch, daemon, sink)
 }
 
-/// All that the client sent has arrived, for those whom it named.
+/// All that the client sent has arrived, in whatever order, for those whom it named.
 fn arrived(sink: &Sink, expected: &[(&str, &[&str])]) {
     let arrivals = sink.wait_for(expected.len());
-    for (arrival, (words, to)) in arrivals.iter().zip(expected) {
+    for (words, to) in expected {
+        let with_words: Vec<_> = arrivals.iter().filter(|arrival| arrival.text().contains(words)).collect();
+        let [arrival] = with_words[..] else { panic!("{words} is in {} messages", with_words.len()) };
         let text = arrival.text();
         assert_eq!(arrival.to, *to, "{text}");
-        assert!(text.contains(words), "{words} is not in {text}");
         let hello = text.split_once("Received: from ").unwrap().1.split_once("\r\n").unwrap().0;
         assert!(hello.is_ascii(), "{hello}");
     }
@@ -68,7 +69,7 @@ fn nodemailer_sends_through_the_relay() {
             ("Subject: no sender\r\n", &["julie@contoso.com"]),
         ],
     );
-    assert!(sink.arrivals()[0].text().contains("\r\n.\r\n..dots\r\n"), "{}", sink.arrivals()[0].text());
+    assert!(sink.arrivals().iter().any(|arrival| arrival.text().contains("\r\n.\r\n..dots\r\n")));
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn javamail_sends_through_the_relay() {
         &sink,
         &[
             ("Subject: plain\r\n", &["julie@contoso.com"]),
-            ("Grüße\r\n", &["julie@contoso.com", "david@contoso.com"]),
+            ("\r\nGrüße\r\n", &["julie@contoso.com", "david@contoso.com"]),
             ("Subject: international\r\n", &["jülie@contoso.com"]),
         ],
     );

@@ -113,6 +113,11 @@ fn listening(pid: u32) -> Vec<SocketAddr> {
 
 /// Is SIGHUP held back or caught by this process? `/proc/PID/status` has a bit for each signal.
 pub(super) fn holds_signals(pid: u32) -> bool {
+    // Until it becomes the daemon's program all signals are held, by whoever starts it, and let go then.
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    if program.file_name().is_none_or(|name| name != "causeway") {
+        return false;
+    }
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = |word: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(word)).unwrap_or("0");

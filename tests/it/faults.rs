@@ -167,9 +167,17 @@ fn f011_a_full_file_system_refuses_with_452_drains_and_takes_mail_again() {
         let (taken, refused) = (world.taken.len(), world.refused.len());
         assert!(taken > 10 && refused > 8, "{taken} taken, {refused} refused");
         assert!(world.replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{:?}", world.replies);
+        // A restart meanwhile is possible without a byte left, and changes nothing.
+        assert_eq!(daemon.terminate().code(), Some(0), "{}", daemon.log_text());
+        let filler = disk.fill();
+        daemon = world.start();
+        world.send(&daemon, 2);
+        assert_eq!(world.taken.len(), taken, "{}", daemon.log_text());
+        assert!(world.replies.iter().all(|reply| reply.starts_with("452 4.3.1")), "{:?}", world.replies);
         // The queue drains, though nothing else can be written.
         world.let_go();
         wait_until("all of it has arrived", PATIENCE, || world.missing().is_empty());
+        std::fs::remove_file(filler).unwrap();
         world.takes_again(&daemon);
         world.end_and_drain(&mut daemon);
         eprintln!("{min_free_space} to stay free: {taken} taken, then 452");
@@ -345,6 +353,17 @@ impl Disk {
         command.args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"]).arg(&disk.folder);
         disk.is_mounted = nix::unistd::geteuid().is_root() && is_success(&mut command);
         disk
+    }
+
+    /// Takes what is left of it, to the last byte; gives the file that has it.
+    fn fill(&self) -> PathBuf {
+        use std::io::Write as _;
+        let path = self.folder.join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        for size in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+        path
     }
 
     /// An ext4 that can be told to give up.
