@@ -182,8 +182,11 @@ async fn serve(
     stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
     // To let a connection in takes more memory than to hold it, so that part has memory of its own and returns it.
-    let admitted = Box::pin(admit(socket, peer, configured, relay, limits)).await?;
-    let Some(Admitted { stream, session, mut reception }) = admitted else { return Ok(()) };
+    let (stream, session, mut reception) = {
+        let admitted = Box::pin(admit(socket, peer, configured, relay, limits)).await?;
+        let Some(Admitted { stream, session, reception }) = admitted else { return Ok(()) };
+        (stream, session, reception)
+    };
     drive(stream, session, &mut reception, stopping).await
 }
 
