@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use tikv_jemallocator::Jemalloc;
 
-/// It returns what is free to the system within ten seconds; the C library's keeps what many connections or messages
+/// It returns what is free to the system within half a minute; the C library's keeps what many connections or messages
 /// took once (benches/README.md has the figures).
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;

@@ -191,8 +191,11 @@ async fn serve(
 ) -> io::Result<()> {
     // To let a connection in takes more memory than to hold it, so that part has memory of its own and returns it.
     let failed_handshakes = limits.failed_handshakes.clone();
-    let admitted = Box::pin(admit(socket, peer, configured, relay, limits)).await?;
-    let Some(Admitted { stream, session, mut reception, client }) = admitted else { return Ok(()) };
+    let (stream, session, mut reception, client) = {
+        let admitted = Box::pin(admit(socket, peer, configured, relay, limits)).await?;
+        let Some(Admitted { stream, session, reception, client }) = admitted else { return Ok(()) };
+        (stream, session, reception, client)
+    };
     let ended = drive(stream, session, &mut reception, stopping).await;
     if let Err(error) = &ended
         && let Some(why) = handshake_failure(error)

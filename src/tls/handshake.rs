@@ -192,7 +192,8 @@ impl Acceptor {
     /// If the handshake fails, or is not over by `deadline`.
     pub async fn accept(&self, stream: TcpStream, deadline: Instant) -> Result<Accepted, HandshakeError> {
         let accepted = timeout_at(deadline, self.shake_hands(stream)).await;
-        accepted.map_err(|_| HandshakeError::new("it was not over in time"))?
+        let late = HandshakeError { kind: io::ErrorKind::TimedOut, ..HandshakeError::new("it was not over in time") };
+        accepted.unwrap_or(Err(late))
     }
 
     async fn shake_hands(&self, mut stream: TcpStream) -> Result<Accepted, HandshakeError> {
@@ -278,10 +279,10 @@ async fn read_more(stream: &mut TcpStream, octets: &mut Vec<u8>, more: usize) ->
         match stream.read(&mut octets[filled..]).await {
             Ok(0) => {
                 let error = io::ErrorKind::UnexpectedEof.into();
-                return Err(HandshakeError { why: describe(&error), began: filled > 0 });
+                return Err(HandshakeError { began: filled > 0, ..HandshakeError::new(describe(&error)) });
             }
             Ok(count) => filled += count,
-            Err(error) => return Err(HandshakeError { why: describe(&error), began: filled > 0 }),
+            Err(error) => return Err(HandshakeError { began: filled > 0, ..HandshakeError::new(describe(&error)) }),
         }
     }
     Ok(())

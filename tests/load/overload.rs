@@ -508,7 +508,7 @@ fn idle_connections_cost_8_kib_each() {
             one.write_all(half_said.as_bytes()).unwrap();
         }
         site.serves(ip(2));
-        let most = before + 8 * count as u64 + 2048;
+        let most = before + 8 * count as u64;
         wait_until(&format!("{count} connections {what} take less than {most} KiB"), PATIENCE, || resident() < most);
         let each = resident().saturating_sub(before) as f64 / count as f64;
         eprintln!("{each:.2} KiB for each of {count} connections {what}");
@@ -607,24 +607,26 @@ fn plain(password: &str) -> String {
 /// F-054: connections fill the memory there may be until new ones are refused. Once they are gone mail is taken again.
 #[test]
 fn after_many_connections_mail_is_taken_again() {
-    let site = Site::with("max_connections = 5000", &[("CAUSEWAY_MEMORY_LIMIT", "16MiB")]);
+    let site = Site::with("max_connections = 5000", &[("CAUSEWAY_MEMORY_LIMIT", "12MiB")]);
     site.serves(ip(2));
-    let mut crowd = Vec::new();
-    let refused = (0..4400).any(|number| {
-        let mut one = from(ip(10 + (number / 50) as u8), site.address());
+    let mut held = Vec::new();
+    // The daemon looks at its memory once a second, so many more may have come by then.
+    wait_until("a new connection is refused", PATIENCE, || {
+        let mut one = from(ip(10 + (held.len() / 50) as u8), site.address());
         let greeting = reply(&mut one);
         if greeting.starts_with("421 4.3.2 ") {
             return true;
         }
         assert!(greeting.starts_with("220 "), "{greeting}");
-        one.write_all(b"EHLO crowd.example\r\n").unwrap();
-        assert!(reply(&mut one).starts_with("250"));
-        crowd.push(one);
+        if held.len() < 4400 {
+            one.write_all(b"EHLO crowd.example\r\n").unwrap();
+            assert!(reply(&mut one).starts_with("250"));
+            held.push(one);
+        }
         false
     });
-    assert!(refused, "{} connections fit into 16 MiB", crowd.len());
-    eprintln!("{} connections fit into 16 MiB", crowd.len());
-    drop(crowd);
+    eprintln!("{} connections took 12 MiB", held.len());
+    drop(held);
     wait_until("connections and mail are taken again", PATIENCE, || {
         let mut one = from(ip(2), site.address());
         if !reply(&mut one).starts_with("220 ") {
@@ -636,7 +638,7 @@ fn after_many_connections_mail_is_taken_again() {
         reply(&mut one).starts_with("250 ")
     });
     site.serves(ip(2));
-    wait_until("the memory is returned", PATIENCE, || status(site.daemon.pid(), "RssAnon:") < 12 * 1024);
+    wait_until("the memory is returned", PATIENCE, || status(site.daemon.pid(), "RssAnon:") < 10 * 1024);
 }
 
 /// F-054: where memory has run out already nobody is let in, and the log says why, once.
