@@ -166,7 +166,6 @@ fn receive_connectors(page: &mut Page, plan: &Plan) {
         receive(page, plan, "internet", "internet");
         page.key("tls", r#""offer""#, "not every server of the world can do TLS");
         identity(page, plan);
-        page.key("strict", "true", "who talks before the greeting is no mail server");
     } else {
         page.say(&format!(
             "No connector takes strangers: the MX names the side {}, and nobody shall walk around what filters there. Who proves none of the names below is refused at MAIL FROM, 550 5.7.1.",
