@@ -379,13 +379,13 @@ fn a_tracking_file_that_is_gone_is_begun_anew() {
         });
         wait_until(&format!("{what}: the last event"), PATIENCE, || has(&last));
         told += 1;
-        assert_eq!(daemon.times_logged("was renamed, replaced or removed"), told, "{what}: {}", daemon.log_text());
+        daemon.logs_times("was renamed, replaced or removed", told);
 
         lose();
         daemon.hang_up();
         wait_until(&format!("{what}: a new file at SIGHUP, without an event"), PATIENCE, || !files().is_empty());
         told += 1;
-        assert_eq!(daemon.times_logged("was renamed, replaced or removed"), told, "{what}: {}", daemon.log_text());
+        daemon.logs_times("was renamed, replaced or removed", told);
     }
     let last = send();
     assert_eq!(daemon.terminate().code(), Some(0));
